@@ -1,0 +1,210 @@
+"""Checkpoints: a folder with `config.json` and safetensors, under the released tensor names.
+
+`load` reads three spellings of the same tensors: the released names (`layers.0.attn.wq_a.weight`), those of a Hugging
+Face model (`model.layers.0.self_attn.q_a_proj.weight`), and the mixture that `save_pretrained` writes. `save` and
+`export_hf` write the released names, which transformers opens as well. Experts are stacked in this package and
+separate in a checkpoint: `experts.w13[n]` is `experts.n.w1` over `experts.n.w3`.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minidsv4.config import Config, LayerKind
+from minidsv4.model.model import Model
+
+_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+_TO_RELEASED = [  # (pattern, replacement), in order; a released name passes through unchanged
+    *((r"^model\.", ""), (r"^embed_tokens\.", "embed."), (r"^lm_head\.", "head.")),
+    *((r"\bhc_head\.hc_(fn|base|scale)$", r"hc_head_\1"), (r"\b(attn|ffn)_hc\.(fn|base|scale)$", r"hc_\1_\2")),
+    *((r"\bself_attn\.", "attn."), (r"\bmlp\.", "ffn.")),
+    *((r"\binput_layernorm\.", "attn_norm."), (r"\bpost_attention_layernorm\.", "ffn_norm.")),
+    *((r"shared_experts\.gate_proj", "shared_experts.w1"), (r"shared_experts\.up_proj", "shared_experts.w3")),
+    *((r"shared_experts\.down_proj", "shared_experts.w2"), (r"\bgate\.e_score_correction_bias$", "gate.bias")),
+    (r"compressor\.indexer\.(kv_proj|gate_proj|kv_norm|position_bias)", r"indexer.compressor.\1"),
+    (r"compressor\.indexer\.(scorer\.)?", "indexer."),
+    *((r"indexer\.q_b_proj", "indexer.wq_b"), (r"compressor\.kv_norm", "compressor.norm")),
+    *((r"\bq_a_proj\.", "wq_a."), (r"\bq_a_norm\.", "q_norm."), (r"\bq_b_proj\.", "wq_b."), (r"\bkv_proj\.", "wkv.")),
+    *((r"compressor\.gate_proj\.", "compressor.wgate."), (r"\bposition_bias$", "ape"), (r"\bo_a_proj\.", "wo_a.")),
+    *((r"\bo_b_proj\.", "wo_b."), (r"\bsinks$", "attn_sink"), (r"attn\.norm\.", "attn.kv_norm.")),
+]
+_OURS = (r"\bhc_(attn|ffn|head)_(fn|base|scale)$", r"hc_\1.\2")  # released spelling -> this package's
+_RELEASED = (r"\bhc_(attn|ffn|head)\.(fn|base|scale)$", r"hc_\1_\2")
+
+
+def released_name(name: str) -> str:
+    """The released spelling of a tensor name, from any of the three spellings."""
+    for pattern, replacement in _TO_RELEASED:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def to_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """This package's state dict under the released names, experts apart."""
+    out = {}
+    for name, tensor in state.items():
+        name = re.sub(*_RELEASED, name)
+        if name.endswith("experts.w13"):
+            for n, (gate, up) in enumerate(zip(*tensor.chunk(2, dim=1))):
+                out[name.replace("w13", f"{n}.w1.weight")] = gate
+                out[name.replace("w13", f"{n}.w3.weight")] = up
+        elif name.endswith("experts.w2"):
+            out |= {name.replace("w2", f"{n}.w2.weight"): matrix for n, matrix in enumerate(tensor)}
+        else:
+            out[name] = tensor
+    return {name: tensor.detach().contiguous().clone() for name, tensor in out.items()}
+
+
+def from_released(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """This package's state dict from tensors in any of the three spellings; experts are stacked."""
+    state, experts = {}, {}
+    for name, tensor in tensors.items():
+        name = released_name(name)
+        stacked = re.fullmatch(r"(.*experts\.)(gate_up_proj|down_proj)", name)
+        apart = re.fullmatch(r"(.*\bexperts\.)(\d+)\.(w[123])\.weight", name)
+        if stacked:
+            state[stacked[1] + ("w13" if stacked[2] == "gate_up_proj" else "w2")] = tensor
+        elif apart:
+            experts.setdefault(apart[1], {})[int(apart[2]), apart[3]] = tensor
+        else:
+            state[re.sub(*_OURS, name)] = tensor
+    return state | {name: tensor for prefix, parts in experts.items() for name, tensor in _stack(prefix, parts).items()}
+
+
+def _stack(prefix: str, parts: dict[tuple[int, str], Tensor]) -> dict[str, Tensor]:
+    n_experts = 1 + max(n for n, _ in parts)
+    missing = [f"{prefix}{n}.{w}.weight" for n in range(n_experts) for w in ("w1", "w2", "w3") if (n, w) not in parts]
+    if missing:
+        raise ValueError(f"checkpoint: {_few(missing)} missing; a model of {n_experts} experts has them all")
+    w13 = [torch.cat([parts[n, "w1"], parts[n, "w3"]]) for n in range(n_experts)]
+    return {prefix + "w13": torch.stack(w13), prefix + "w2": torch.stack([parts[n, "w2"] for n in range(n_experts)])}
+
+
+def save(model: Model, folder: str | Path) -> Path:
+    """Write `config.json` and `model.safetensors` into `folder`; what stood there stays until both are whole.
+
+    raises  OSError with a sentence where nothing can be written
+    """
+    return _write(folder, model.config.to_dict(), to_released(model.state_dict()))
+
+
+def export_hf(model: Model, folder: str | Path) -> Path:
+    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` opens; it has no MTP block."""
+    tensors = to_released(model.state_dict())
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("mtp.")}
+    return _write(folder, hf_config(model.config, model.embed.weight.dtype), kept)
+
+
+def hf_config(config: Config, dtype: torch.dtype) -> dict:
+    """The `config.json` of transformers' `deepseek_v4`."""
+    fields = config.to_dict()
+    part = config.qk_rope_head_dim / config.head_dim
+    rotary = {"partial_rotary_factor": part}
+    slowed = (
+        {"rope_type": "yarn", "attention_factor": 1.0, **config.rope_scaling}
+        if config.rope_scaling
+        else {"rope_type": "default"}
+    )
+    main = {"rope_type": "default", "rope_theta": config.rope_theta}
+    for ours in ("compress_ratios", "num_hash_layers", "rope_scaling"):
+        del fields[ours]
+    rates = {kind.value: config.ratio_of(kind) or 4 for kind in (LayerKind.CSA, LayerKind.HCA)}
+    kinds = fields["layer_types"][: config.num_hidden_layers]
+    rope = {"main": main | rotary, "compress": {**slowed, "rope_theta": config.compress_rope_theta, **rotary}}
+    own = {"layer_types": kinds, "compress_rates": rates, "rope_parameters": rope, "num_nextn_predict_layers": 0}
+    return fields | rotary | own | {"dtype": str(dtype).removeprefix("torch.")}
+
+
+def _write(folder: str | Path, config: dict, tensors: dict[str, Tensor]) -> Path:
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    except OSError as error:
+        raise OSError(
+            f"save: cannot write into {folder.name!r} ({error.strerror}); choose a folder you may write to"
+        ) from error
+    try:
+        save_file(tensors, scratch / _FILE, metadata={"format": "pt"})
+        (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for file in (_FILE, "config.json"):
+            os.replace(scratch / file, folder / file)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"save: writing to {folder.name!r} failed ({error}); what stood there is untouched") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def load(folder: str | Path) -> Model:
+    """Read a model from a folder in the released layout, or one that transformers' `save_pretrained` wrote.
+
+    returns  a model in the dtype of the stored embedding; without an MTP block if the file has none
+    raises   ValueError: no config or weights, a file cut off, tensors missing, extra or of another shape, by name
+    """
+    folder = Path(folder)
+    config = Config.from_json(folder)
+    state = from_released(_read(folder))
+    if not any(name.startswith("mtp.") for name in state):
+        config = config.replace(num_nextn_predict_layers=0)
+    with torch.device("meta"):
+        model = Model(config)
+    _compare(model.state_dict(), state)
+    dtype = state["embed.weight"].dtype
+    model = model.to(dtype).to_empty(device="cpu")
+    model.load_state_dict(state)
+    rebuild_constants(model)
+    return model
+
+
+def rebuild_constants(model: Model) -> None:
+    """Fill the buffers that no checkpoint holds because they follow from the config."""
+    for module in model.modules():
+        if hasattr(module, "reset_constants"):
+            module.reset_constants()
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    names = [_FILE]
+    if (folder / _INDEX).is_file():
+        names = sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
+    tensors = {}
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"checkpoint: {folder.name!r} has no {name}; give the folder that holds it and its config.json"
+            )
+        try:
+            with safe_open(folder / name, framework="pt") as file:
+                tensors |= {key: file.get_tensor(key) for key in file.keys()}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"checkpoint: {name} cannot be read ({error}); it may be cut off, copy it again"
+            ) from error
+    return tensors
+
+
+def _compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or extra:
+        parts = [f"{word}: {_few(names)}" for word, names in (("missing", missing), ("not known", extra)) if names]
+        raise ValueError(f"checkpoint: tensors do not fit the config; {'; '.join(parts)}")
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            right, given = tuple(expected[name].shape), tuple(tensor.shape)
+            raise ValueError(f"checkpoint: {name} has shape {given}, the config needs {right}")
+        if tensor.is_floating_point() and tensor.dtype.itemsize < 2:
+            raise ValueError(f"checkpoint: {name} is {tensor.dtype}; dequantise it first, load reads 16 bits and more")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

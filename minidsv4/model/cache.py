@@ -1,0 +1,199 @@
+"""What must be remembered of the past, and nothing else; the attention code is the same with and without it.
+
+B batch, W window, C entries, K head width, Z index width, M tokens per entry. Report section 3.6.1. Per layer: the
+last W window entries, the raw series of the open compression window, the previous window's half for the overlap, the
+finished entries, the indexer's keys.
+"""
+
+import itertools
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from minidsv4.config import Config, LayerKind
+
+_SERIAL = itertools.count(1)
+KINDS = ("window", "tail state", "CSA entries", "indexer keys", "HCA entries")
+
+
+class Series:
+    """A sequence [B, S, width] that grows at the end and may be dropped from the front.
+
+    Finished values are never overwritten: a full buffer is copied into one half as large again, so that appending
+    costs O(1) a token on average and an older view (or snapshot) stays what it was.
+    """
+
+    def __init__(self, empty: Tensor):
+        self.data, self.low, self.high = empty, 0, 0
+
+    def __len__(self) -> int:
+        return self.high - self.low
+
+    def view(self) -> Tensor:
+        """Everything remembered, [B, S, width], oldest first."""
+        return self.data[:, self.low : self.high]
+
+    def append(self, new: Tensor) -> Tensor:
+        """Add `new` [B, T, width] and return everything remembered, the new part included."""
+        n_new = new.shape[1]
+        if self.high == self.low:
+            self.data, self.low, self.high = new, 0, n_new  # nothing to join: no copy, and gradients flow
+            return new
+        if self.high + n_new > self.data.shape[1]:
+            self._grow(len(self) + n_new)
+        self.data[:, self.high : self.high + n_new] = new
+        self.high += n_new
+        return self.view()
+
+    def _grow(self, needed: int) -> None:
+        roomy = self.data.new_empty(self.data.shape[0], needed + needed // 2 + 8, self.data.shape[2])
+        roomy[:, : len(self)] = self.view()
+        self.data, self.low, self.high = roomy, 0, len(self)
+
+    def drop(self, n: int) -> None:
+        """Forget the oldest `n`; a buffer that is mostly forgotten is replaced by a small one."""
+        self.low += n
+        if self.data.shape[1] > 4 * len(self) + 64:
+            self.data, self.low, self.high = self.view().clone(), 0, len(self)
+
+    def keep(self, n: int) -> None:
+        """Forget all but the newest `n`."""
+        self.drop(max(0, len(self) - n))
+
+    def n_bytes(self) -> int:
+        """Bytes of what is remembered, without the spare room of the buffer."""
+        return self.view().nbytes
+
+
+@dataclass
+class CompressorMemory:
+    """One compressor's past: raw series of the open window, the previous window's half, finished entries."""
+
+    open: Series  # [B, S < M, 2 series of values and gates]
+    previous: Tensor  # [B, 1, M, 2 K]: value 0 and gate -inf before the first window
+    entries: Series  # [B, C, K]
+    has_previous: bool = False
+
+    def state_bytes(self) -> int:
+        return self.open.n_bytes() + self.has_previous * self.previous.nbytes
+
+    def parts(self) -> list[Series]:
+        return [self.open, self.entries]
+
+
+@dataclass
+class LayerMemory:
+    """One layer's past: the window, and for CSA and HCA its compressor (and the indexer's)."""
+
+    kind: LayerKind
+    window: Series
+    main: CompressorMemory | None = None
+    index: CompressorMemory | None = None
+
+    def compressors(self) -> list[CompressorMemory]:
+        return [memory for memory in (self.main, self.index) if memory is not None]
+
+    def series(self) -> list[Series]:
+        return [self.window, *(part for memory in self.compressors() for part in memory.parts())]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A point in the life of one cache, to be given back to `Cache.restore`."""
+
+    owner: int
+    number: int
+    n_tokens: int
+    ends: tuple = field(repr=False)
+    previous: tuple = field(repr=False)
+
+
+class Cache:
+    """The memory of one batch of sequences that grow together.
+
+    config      of the model it belongs to
+    batch_size  sequences side by side
+    """
+
+    def __init__(self, config: Config, batch_size: int, dtype: torch.dtype, device: torch.device):
+        if batch_size < 1:
+            raise ValueError(f"cache: batch_size = {batch_size} cannot be; it counts sequences, from 1")
+        self.config, self.batch_size, self.n_tokens = config, batch_size, 0
+        self._numbers: list[int] = [0]  # of the snapshots that can still be restored, oldest first
+        kinds = config.layer_types[: config.num_hidden_layers]
+        self.layers = [new_layer_memory(config, kind, batch_size, dtype, device) for kind in kinds]
+
+    def report(self) -> dict[str, int]:
+        """Bytes remembered, by kind: window, tail state, CSA entries, indexer keys, HCA entries."""
+        total = dict.fromkeys(KINDS, 0)
+        for layer in self.layers:
+            total["window"] += layer.window.n_bytes()
+            total["tail state"] += sum(memory.state_bytes() for memory in layer.compressors())
+            if layer.main is not None:
+                total[f"{layer.kind.name} entries"] += layer.main.entries.n_bytes()
+            if layer.index is not None:
+                total["indexer keys"] += layer.index.entries.n_bytes()
+        return total
+
+    def n_bytes(self) -> int:
+        """Bytes remembered; equals the closed form of the spec (5.4) plus the tail state."""
+        return sum(self.report().values())
+
+    def spare_bytes(self) -> int:
+        """Bytes that the growing buffers hold in advance."""
+        return sum(s.data.nbytes - s.n_bytes() for layer in self.layers for s in layer.series())
+
+    def snapshot(self) -> Snapshot:
+        """This point in time; costs a few numbers a layer, since finished values are never overwritten."""
+        self._numbers.append(next(_SERIAL))
+        return self.mark()
+
+    def mark(self) -> Snapshot:
+        """A snapshot for immediate use: `rewind` goes back to it as long as nothing else was restored in between."""
+        ends = tuple((s.data, s.low, s.high) for layer in self.layers for s in layer.series())
+        previous = tuple((m.previous, m.has_previous) for layer in self.layers for m in layer.compressors())
+        return Snapshot(id(self), self._numbers[-1], self.n_tokens, ends, previous)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to `snapshot`, exactly and as often as wanted; snapshots taken after it are void from here on."""
+        if snapshot.owner != id(self):
+            raise ValueError("cache: this snapshot belongs to another cache; restore one that this cache took")
+        if snapshot.number not in self._numbers:
+            raise ValueError(
+                f"cache: the snapshot at token {snapshot.n_tokens} is void; the cache was rewound to an older one"
+            )
+        del self._numbers[self._numbers.index(snapshot.number) + 1 :]
+        self.rewind(snapshot)
+
+    def rewind(self, mark: Snapshot) -> None:
+        """Put every end back where it was at `mark`."""
+        self.n_tokens = mark.n_tokens
+        every = [s for layer in self.layers for s in layer.series()]
+        for series, (data, low, high) in zip(every, mark.ends):
+            series.data, series.low, series.high = data, low, high
+        compressors = [m for layer in self.layers for m in layer.compressors()]
+        for memory, (previous, has_previous) in zip(compressors, mark.previous):
+            memory.previous, memory.has_previous = previous, has_previous
+
+
+def new_layer_memory(
+    config: Config, kind: LayerKind, batch: int, dtype: torch.dtype, device: torch.device
+) -> LayerMemory:
+    """An empty past for one layer of this kind."""
+
+    def series(width: int) -> Series:
+        return Series(torch.empty(batch, 0, width, dtype=dtype, device=device))
+
+    def compressor(width: int, n_halves: int) -> CompressorMemory:
+        before = torch.zeros(batch, 1, config.ratio_of(kind), 2 * width, dtype=dtype, device=device)
+        before[..., width:] = -torch.inf  # no token before the first window: weight exp(-inf) = 0
+        return CompressorMemory(series(2 * n_halves * width), before, series(width))
+
+    memory = LayerMemory(kind, window=series(config.head_dim))
+    if kind is LayerKind.CSA:
+        memory.main = compressor(config.head_dim, n_halves=2)
+        memory.index = compressor(config.index_head_dim, n_halves=2)
+    elif kind is LayerKind.HCA:
+        memory.main = compressor(config.head_dim, n_halves=1)
+    return memory

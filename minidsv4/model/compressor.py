@@ -1,0 +1,73 @@
+"""Compressors: M tokens become one entry, by a softmax over tokens in every channel separately.
+
+B batch, T tokens, C entries, M tokens per entry, S slots pooled, K entry width. Report sections 2.3.1 and 2.3.2,
+equations (9)-(12) and (20)-(23). Released names: `compressor.{wkv, wgate, ape, norm}`.
+"""
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from minidsv4.model.cache import CompressorMemory
+from minidsv4.model.norm import RMSNorm, precise
+from minidsv4.model.rope import Angles, rotate
+
+
+class Compressor(nn.Module):
+    """HCA: entry i pools the M tokens of window i; eqs. (20)-(23)."""
+
+    n_halves = 1  # series per token
+
+    def __init__(self, width: int, entry_width: int, ratio: int, eps: float, finish: nn.Module | None = None):
+        super().__init__()
+        self.ratio, self.entry_width = ratio, entry_width
+        self.wkv = nn.Linear(width, self.n_halves * entry_width, bias=False)
+        self.wgate = nn.Linear(width, self.n_halves * entry_width, bias=False)
+        self.ape = nn.Parameter(torch.zeros(ratio, self.n_halves * entry_width))
+        self.norm = RMSNorm(entry_width, eps)
+        self.finish = finish or nn.Identity()  # what is done to an entry before it is remembered
+
+    def forward(self, x_BTD: Tensor, memory: CompressorMemory, angles: Angles) -> Tensor:
+        """Take in new tokens, close the windows that are full, and return every finished entry.
+
+        returns  [B, C, K]: normalised, turned to the position of the window's first token
+        """
+        series = memory.open.append(torch.cat([self.wkv(x_BTD), self.wgate(x_BTD)], dim=-1))  # eqs. (20), (21)
+        n_closed = series.shape[1] // self.ratio
+        if n_closed == 0:
+            return memory.entries.view()
+        closed = rearrange(series[:, : n_closed * self.ratio], "b (c m) k -> b c m k", m=self.ratio)
+        first = len(memory.entries)
+        turn = angles.at(first * self.ratio, (first + n_closed) * self.ratio, self.ratio)
+        entries = self.finish(rotate(self.norm(self.pool(closed, memory)), turn))
+        memory.open.drop(n_closed * self.ratio)
+        return memory.entries.append(entries)
+
+    def pool(self, closed_BCMK: Tensor, memory: CompressorMemory) -> Tensor:
+        """Weighted mean over the window's tokens, channel by channel; values and gates lie side by side in K."""
+        values, gates = closed_BCMK.chunk(2, dim=-1)
+        return pool(values, gates, self.ape)
+
+
+class OverlapCompressor(Compressor):
+    """CSA: entry i pools window i (second half of the channels) and window i - 1 (first half); eqs. (9)-(12)."""
+
+    n_halves = 2
+
+    def pool(self, closed_BCMK: Tensor, memory: CompressorMemory) -> Tensor:
+        width = self.entry_width
+        as_previous, as_current = rearrange(closed_BCMK, "b c m (two half k) -> half b c m (two k)", two=2, half=2)
+        shifted = torch.cat([memory.previous, as_previous[:, :-1]], dim=1)  # window i reads window i - 1
+        memory.previous, memory.has_previous = as_previous[:, -1:].clone(), True
+        slots = torch.cat([shifted, as_current], dim=2)  # [B, C, 2 M slots, values and gates]
+        bias = rearrange(self.ape, "m (half k) -> (half m) k", half=2)
+        return pool(slots[..., :width], slots[..., width:], bias)
+
+
+def pool(values_BCSK: Tensor, gates_BCSK: Tensor, bias_SK: Tensor) -> Tensor:
+    """`sum_s softmax_s(gate + bias) * value`, a softmax of its own in each channel; eqs. (11), (12), (22), (23).
+
+    returns  [B, C, K], dtype of the values; computed in float32 when they are 16 bit
+    """
+    share = (precise(gates_BCSK) + precise(bias_SK)).softmax(dim=2)
+    return reduce(share * precise(values_BCSK), "b c s k -> b c k", "sum").to(values_BCSK.dtype)

@@ -1,0 +1,112 @@
+"""Manifold-constrained hyper-connections (mHC): N residual streams, mixed by a nearly doubly stochastic matrix.
+
+B batch, T tokens, N streams, D width; i old stream, j new stream. Report section 2.2, equations (1)-(8). Released
+names: `hc_attn_{fn, base, scale}`, `hc_ffn_{...}`, `hc_head_{...}`. Coefficients are computed in float32 at least.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minidsv4.config import Config
+from minidsv4.model.norm import precise
+
+GATE_AT_START = 0.01  # alpha of the mHC paper; the biases below are ours, V4's are not disclosed
+DIAGONAL_AT_START = 4.0  # softmax of (4, 0, 0, 0): a stream keeps 95% of itself
+
+
+class Mix(NamedTuple):
+    """The coefficients of one site for every token: read `pre`, write `post`, carry over `carry` [old, new]."""
+
+    pre_BTN: Tensor
+    post_BTN: Tensor
+    carry_BTNN: Tensor
+
+
+class HyperConnection(nn.Module):
+    """One site: reads the streams into one vector for a sub-layer, and writes its output back; eqs. (1)-(8)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        n, self.eps, self.rms_eps = config.hc_mult, config.hc_eps, config.rms_norm_eps
+        self.streams, self.iterations = n, config.hc_sinkhorn_iters
+        self.fn = nn.Parameter(torch.empty((2 + n) * n, n * config.hidden_size))  # rows: pre, post, carry row by row
+        carry = DIAGONAL_AT_START * torch.eye(n).flatten()
+        self.base = nn.Parameter(torch.cat([torch.full((n,), logit(1 / n)), torch.zeros(n), carry]))
+        self.scale = nn.Parameter(torch.full((3,), GATE_AT_START))  # gates of pre, post, carry
+
+    def forward(self, streams_BTND: Tensor) -> Mix:
+        """The mix of each token, from all of its streams."""
+        n = self.streams
+        logits = stream_logits(streams_BTND, self.fn, self.rms_eps)  # eqs. (2)-(5)
+        pre, post, carry = logits.split([n, n, n * n], dim=-1)
+        base_pre, base_post, base_carry = precise(self.base).split([n, n, n * n])
+        scale_pre, scale_post, scale_carry = precise(self.scale)
+        carry = rearrange(carry * scale_carry + base_carry, "b t (i j) -> i j b t", i=n)
+        return Mix(
+            (pre * scale_pre + base_pre).sigmoid() + self.eps,  # eq. (6); the eps is the released code's
+            2 * (post * scale_post + base_post).sigmoid(),  # eq. (7)
+            rearrange(sinkhorn(carry, self.iterations, self.eps), "i j b t -> b t i j"),  # eq. (8)
+        )
+
+
+def logit(share: float) -> float:
+    """The number whose sigmoid is `share`."""
+    return -math.log(1 / share - 1) if share < 1 else 4.0
+
+
+def stream_logits(streams_BTND: Tensor, fn: Tensor, eps: float) -> Tensor:
+    """`rms_norm(all streams as one vector) @ fn.T`; the norm is applied after the product, on a few numbers."""
+    flat = rearrange(precise(streams_BTND), "b t n d -> b t (n d)")
+    return F.linear(flat, precise(fn)) * (flat.square().mean(-1, keepdim=True) + eps).rsqrt()
+
+
+def sinkhorn(logits: Tensor, iterations: int, eps: float) -> Tensor:
+    """Alternate row and column normalisation of positive matrices, the columns last; eq. (8).
+
+    logits   [old, new, ...]: one matrix for each index of the trailing axes
+    returns  the same shape; each column (new stream) sums to 1 within 2 eps, each row nearly
+    """
+    matrix = logits.softmax(dim=1) + eps
+    matrix = matrix / (matrix.sum(0, keepdim=True) + eps)
+    for _ in range(iterations - 1):
+        matrix = matrix / (matrix.sum(1, keepdim=True) + eps)
+        matrix = matrix / (matrix.sum(0, keepdim=True) + eps)
+    return matrix
+
+
+def collapse(streams_BTND: Tensor, pre_BTN: Tensor) -> Tensor:
+    """The sub-layer's input `sum_n pre[n] stream[n]`; eq. (1), A X."""
+    return einsum(pre_BTN, precise(streams_BTND), "b t n, b t n d -> b t d").to(streams_BTND.dtype)
+
+
+def write(streams_BTND: Tensor, y_BTD: Tensor, mix: Mix) -> Tensor:
+    """New stream j is `post[j] y + sum_i carry[i, j] stream[i]`; eq. (1), with B = carry transposed."""
+    carried = einsum(mix.carry_BTNN, precise(streams_BTND), "b t i j, b t i d -> b t j d")
+    return (carried + mix.post_BTN[..., None] * precise(y_BTD)[:, :, None]).to(streams_BTND.dtype)
+
+
+class HeadCollapse(nn.Module):
+    """The last read: streams to one vector for the vocabulary head, with sigmoid gates and no Sinkhorn."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        n, self.eps, self.rms_eps = config.hc_mult, config.hc_eps, config.rms_norm_eps
+        self.fn = nn.Parameter(torch.empty(n, n * config.hidden_size))
+        self.base, self.scale = (
+            nn.Parameter(torch.full((n,), logit(1 / n))),
+            nn.Parameter(torch.full((1,), GATE_AT_START)),
+        )
+
+    def forward(self, streams_BTND: Tensor) -> Tensor:
+        gate = stream_logits(streams_BTND, self.fn, self.rms_eps) * precise(self.scale) + precise(self.base)
+        return collapse(streams_BTND, gate.sigmoid() + self.eps)
+
+
+def expand(x_BTD: Tensor, n_streams: int) -> Tensor:
+    """Equal streams, plain copies."""
+    return x_BTD[:, :, None].expand(-1, -1, n_streams, -1)

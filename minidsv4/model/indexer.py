@@ -1,0 +1,128 @@
+"""The lightning indexer: scores every compressed entry cheaply and keeps the best k for each query.
+
+B batch, T queries, U index heads, Z index width, C entries, P picked entries. Report section 2.3.1, equations
+(13)-(17). Released names: `indexer.{wq_b, weights_proj}`, `indexer.compressor.*`. A top-k has no gradient, so the
+forward runs without one; what teaches the indexer is a loss of its own (`losses.py`).
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from minidsv4.config import Config, LayerKind
+from minidsv4.model.attend import BLOCK
+from minidsv4.model.cache import CompressorMemory
+from minidsv4.model.compressor import OverlapCompressor
+from minidsv4.model.norm import precise
+from minidsv4.model.rope import Angles, rotate
+
+SCORES_AT_ONCE = 1 << 20  # head scores held at a time: no [T, C] matrix is ever whole
+
+
+def hadamard(width: int) -> Tensor:
+    """The orthonormal Walsh-Hadamard matrix; the identity where `width` is no power of two (released: 128).
+
+    On queries and keys alike it leaves every score as it is, and spreads outliers before both go to 4 bits.
+    """
+    matrix = torch.ones(1, 1)
+    while len(matrix) < width:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)], 0)
+    return matrix / math.sqrt(width) if len(matrix) == width else torch.eye(width)
+
+
+class Hadamard(nn.Module):
+    """Turn the last axis by the Walsh-Hadamard matrix."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+        self.register_buffer("matrix", hadamard(width), persistent=False)
+
+    def reset_constants(self) -> None:
+        """Fill the matrix anew: it follows from the width, so no checkpoint holds it."""
+        self.matrix.copy_(hadamard(self.width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix
+
+
+class Indexer(nn.Module):
+    """Score `I[t, s] = sum_u w[t, u] relu(q[t, u] . k[s])`, then the k best visible entries; eqs. (13)-(17)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.heads, self.width, self.n_picked = config.index_n_heads, config.index_head_dim, config.index_topk
+        self.wq_b = nn.Linear(config.q_lora_rank, self.heads * self.width, bias=False)
+        self.weights_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
+        self.finish = Hadamard(self.width)
+        ratio = config.ratio_of(LayerKind.CSA)
+        sizes = (config.hidden_size, self.width, ratio, config.rms_norm_eps)
+        self.compressor = OverlapCompressor(*sizes, finish=self.finish)
+
+    @torch.no_grad()
+    def forward(self, x_BTD: Tensor, latent_BTQ: Tensor, memory: CompressorMemory, angles: Angles, visible_T: Tensor):
+        """The entries each query may read: `picks_BTP`, ascending; a pick beyond `visible_T` stands for none."""
+        keys_BCZ = self.compressor(x_BTD, memory, angles)
+        start = angles_start(memory, self.compressor.ratio, x_BTD.shape[1])
+        query_BTUZ, weight_BTU = self.queries(x_BTD, latent_BTQ, angles.at(start, start + x_BTD.shape[1]))
+        blocks = [
+            self.pick(query_BTUZ[:, i : i + BLOCK], weight_BTU[:, i : i + BLOCK], keys_BCZ, visible_T[i : i + BLOCK])
+            for i in range(0, x_BTD.shape[1], BLOCK)
+        ]
+        return torch.cat(blocks, dim=1)
+
+    def queries(self, x_BTD: Tensor, latent_BTQ: Tensor, turn_TR: Tensor) -> tuple[Tensor, Tensor]:
+        """Index queries and head weights; eqs. (14), (15). The positive factor Z^-0.5 U^-0.5 sits in the weights."""
+        query_BTUZ = rearrange(self.wq_b(latent_BTQ), "b t (u z) -> b t u z", u=self.heads)
+        weight_BTU = precise(self.weights_proj(x_BTD)) * (self.width * self.heads) ** -0.5
+        return self.finish(rotate(query_BTUZ, turn_TR[:, None])), weight_BTU
+
+    def pick(self, query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, visible_T: Tensor) -> Tensor:
+        """The best entries of one block of queries, scored a stretch of entries at a time; eqs. (16), (17)."""
+        n_batch, n_tokens = weight_BTU.shape[:2]
+        best = weight_BTU.new_empty(n_batch, n_tokens, 0)
+        index = torch.empty(n_batch, n_tokens, 0, dtype=torch.long, device=best.device)
+        stretch = max(self.n_picked, SCORES_AT_ONCE // (n_batch * n_tokens * self.heads))
+        n_reachable = int(visible_T[-1])
+        for low in range(0, max(1, n_reachable), stretch):
+            keys = keys_BCZ[:, low : min(low + stretch, n_reachable)]
+            entry_C = torch.arange(low, low + keys.shape[1], device=best.device)
+            score = index_scores(query_BTUZ, weight_BTU, keys)
+            score = score.masked_fill(entry_C >= visible_T[:, None], -torch.inf)
+            score = torch.cat([best, score], dim=-1)
+            index = torch.cat([index, entry_C.expand(n_batch, n_tokens, -1)], dim=-1)
+            place = stable_topk(score, self.n_picked)
+            best, index = score.gather(-1, place), index.gather(-1, place)
+        return index
+
+
+def angles_start(memory: CompressorMemory, ratio: int, n_new: int) -> int:
+    """Position of the first new token, told from what the compressor holds after it took them in."""
+    return len(memory.entries) * ratio + len(memory.open) - n_new
+
+
+def index_scores(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BSZ: Tensor) -> Tensor:
+    """`sum_u w[t, u] relu(q[t, u] . k[s])` [B, T, S] for a stretch of keys; eq. (16). float32 at least."""
+    dots = rearrange(precise(query_BTUZ), "b t u z -> b (t u) z") @ precise(keys_BSZ).mT
+    heads_BTUS = rearrange(dots.relu_(), "b (t u) s -> b t u s", u=weight_BTU.shape[-1])
+    return rearrange(rearrange(weight_BTU, "b t u -> b t 1 u") @ heads_BTUS, "b t 1 s -> b t s")
+
+
+def stable_topk(score: Tensor, k: int) -> Tensor:
+    """Places of the k largest values of the last axis, ascending; among equal values the lower place wins.
+
+    score    [..., S]; -inf may be placed anywhere, it is never read
+    returns  [..., min(k, S)], integers
+    """
+    top = score.topk(min(k, score.shape[-1]), dim=-1)
+    edge = top.values[..., -1:]
+    at_edge = score == edge
+    left_out = at_edge.sum(-1, keepdim=True) > (top.values == edge).sum(-1, keepdim=True)
+    if not (left_out & edge.isfinite()).any():
+        return top.indices.sort(-1).values
+    above = score > edge
+    room = top.values.shape[-1] - above.sum(-1, keepdim=True)
+    taken = above | (at_edge & (at_edge.cumsum(-1) <= room))
+    return taken.nonzero()[:, -1].view_as(top.indices)

@@ -1,0 +1,71 @@
+"""Rotary positions: the last R channels of a vector, in interleaved pairs, turned by position times frequency.
+
+R rotary part, T tokens. Report section 2.3.3 (partial RoPE). Window-only layers use the base `rope_theta`; CSA and HCA
+layers use `compress_rope_theta` with YaRN for everything in them: queries, window and compressed entries, indexer,
+and the turning back of the output. Cosine and sine have unit length: V4 applies no YaRN amplitude.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from minidsv4.config import Config, LayerKind
+from minidsv4.model.norm import precise
+
+
+def frequencies(config: Config, kind: LayerKind, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Radians per token of each channel pair, `base^(-2i/R)`, slowed by YaRN in CSA and HCA layers.
+
+    returns  [R/2], dtype float32 or float64: angles carry the precision of the model
+    """
+    rotary = config.qk_rope_head_dim
+    base = config.rope_theta if kind is LayerKind.WINDOW else config.compress_rope_theta
+    pair = torch.arange(0, rotary, 2, dtype=dtype, device=device)
+    period = base ** (pair / rotary)
+    if kind is LayerKind.WINDOW or config.rope_scaling is None:
+        return 1.0 / period
+    slow = _yarn_ramp(config, base, dtype, device)  # 0: left as it is, 1: slowed by the whole factor
+    return (1.0 / (config.rope_scaling["factor"] * period)) * slow + (1.0 / period) * (1 - slow)
+
+
+def _yarn_ramp(config: Config, base: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    scaling, rotary = config.rope_scaling, config.qk_rope_head_dim
+
+    def pair_that_turns(times: float) -> float:
+        length = scaling["original_max_position_embeddings"]
+        return rotary * math.log(length / (times * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(pair_that_turns(scaling["beta_fast"])), 0)
+    high = min(math.ceil(pair_that_turns(scaling["beta_slow"])), rotary - 1)
+    high = high + 0.001 if low == high else high  # a step instead of a division by zero
+    return ((torch.arange(rotary // 2, dtype=dtype, device=device) - low) / (high - low)).clamp(0, 1)
+
+
+class Angles:
+    """The turns of the positions `first .. stop - 1`: unit complex numbers, one a channel pair.
+
+    frequencies_R  [R/2], float32 or float64
+    """
+
+    def __init__(self, frequencies_R: Tensor, first: int, stop: int):
+        position_T = torch.arange(first, stop, dtype=frequencies_R.dtype, device=frequencies_R.device)
+        angle_TR = position_T[:, None] * frequencies_R
+        self.first, self.turn_TR = first, torch.polar(torch.ones_like(angle_TR), angle_TR)
+
+    def at(self, start: int, stop: int, step: int = 1) -> Tensor:
+        """The turns [T, R/2] of positions `start, start + step, ...` below `stop`."""
+        return self.turn_TR[start - self.first : stop - self.first : step]
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn the last R channels of `x` pair by pair; a conjugate `turn` turns them back.
+
+    x     [..., K], any float dtype
+    turn  [..., R/2] complex, broadcast against the leading axes of `x`
+    """
+    rotary = 2 * turn.shape[-1]
+    pairs = rearrange(precise(x[..., -rotary:]), "... (r pair) -> ... r pair", pair=2)
+    turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turn)
+    return torch.cat([x[..., :-rotary], turned.flatten(-2).to(x.dtype)], dim=-1)
