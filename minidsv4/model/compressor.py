@@ -24,7 +24,7 @@ class Compressor(nn.Module):
         self.wkv = nn.Linear(width, self.n_halves * entry_width, bias=False)
         self.wgate = nn.Linear(width, self.n_halves * entry_width, bias=False)
         self.ape = nn.Parameter(torch.zeros(ratio, self.n_halves * entry_width))
-        self.norm = RMSNorm(entry_width, eps)
+        self.norm, self.pool = RMSNorm(entry_width, eps), Pool()
         self.finish = finish or nn.Identity()  # what is done to an entry before it is remembered
 
     def forward(self, x_BTD: Tensor, memory: CompressorMemory, angles: Angles) -> Tensor:
@@ -39,14 +39,14 @@ class Compressor(nn.Module):
         closed = rearrange(series[:, : n_closed * self.ratio], "b (c m) k -> b c m k", m=self.ratio)
         first = len(memory.entries)
         turn = angles.at(first * self.ratio, (first + n_closed) * self.ratio, self.ratio)
-        entries = self.finish(rotate(self.norm(self.pool(closed, memory)), turn))
+        entries = self.finish(rotate(self.norm(self.close(closed, memory)), turn))
         memory.open.drop(n_closed * self.ratio)
         return memory.entries.append(entries)
 
-    def pool(self, closed_BCMK: Tensor, memory: CompressorMemory) -> Tensor:
+    def close(self, closed_BCMK: Tensor, memory: CompressorMemory) -> Tensor:
         """Weighted mean over the window's tokens, channel by channel; values and gates lie side by side in K."""
         values, gates = closed_BCMK.chunk(2, dim=-1)
-        return pool(values, gates, self.ape)
+        return self.pool(values, gates, self.ape)
 
 
 class OverlapCompressor(Compressor):
@@ -54,20 +54,25 @@ class OverlapCompressor(Compressor):
 
     n_halves = 2
 
-    def pool(self, closed_BCMK: Tensor, memory: CompressorMemory) -> Tensor:
+    def close(self, closed_BCMK: Tensor, memory: CompressorMemory) -> Tensor:
         width = self.entry_width
         as_previous, as_current = rearrange(closed_BCMK, "b c m (two half k) -> half b c m (two k)", two=2, half=2)
         shifted = torch.cat([memory.previous, as_previous[:, :-1]], dim=1)  # window i reads window i - 1
         memory.previous, memory.has_previous = as_previous[:, -1:].clone(), True
         slots = torch.cat([shifted, as_current], dim=2)  # [B, C, 2 M slots, values and gates]
         bias = rearrange(self.ape, "m (half k) -> (half m) k", half=2)
-        return pool(slots[..., :width], slots[..., width:], bias)
+        return self.pool(slots[..., :width], slots[..., width:], bias)
 
 
-def pool(values_BCSK: Tensor, gates_BCSK: Tensor, bias_SK: Tensor) -> Tensor:
-    """`sum_s softmax_s(gate + bias) * value`, a softmax of its own in each channel; eqs. (11), (12), (22), (23).
+class Pool(nn.Module):
+    """`sum_s softmax_s(gate + bias) * value`, a softmax of its own in each channel; eqs. (11), (12), (22), (23)."""
 
-    returns  [B, C, K], dtype of the values; computed in float32 when they are 16 bit
-    """
-    share = (precise(gates_BCSK) + precise(bias_SK)).softmax(dim=2)
-    return reduce(share * precise(values_BCSK), "b c s k -> b c k", "sum").to(values_BCSK.dtype)
+    def forward(self, values_BCSK: Tensor, gates_BCSK: Tensor, bias_SK: Tensor) -> Tensor:
+        """Entries [B, C, K] in the dtype of the values; computed in float32 when they are 16 bit."""
+        share_BCSK = slot_shares(gates_BCSK, bias_SK)
+        return reduce(share_BCSK * precise(values_BCSK), "b c s k -> b c k", "sum").to(values_BCSK.dtype)
+
+
+def slot_shares(gates_BCSK: Tensor, bias_SK: Tensor) -> Tensor:
+    """What part of an entry each pooled slot gives, channel by channel; sums to 1 over s."""
+    return (precise(gates_BCSK) + precise(bias_SK)).softmax(dim=2)

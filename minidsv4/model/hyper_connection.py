@@ -16,6 +16,7 @@ from minidsv4.config import Config
 from minidsv4.model.norm import precise
 
 GATE_AT_START = 0.01  # alpha of the mHC paper; the biases below are ours, V4's are not disclosed
+FEW_TOKENS = 64  # up to here the number of small kernels is what Sinkhorn costs
 DIAGONAL_AT_START = 4.0  # softmax of (4, 0, 0, 0): a stream keeps 95% of itself
 
 
@@ -46,11 +47,11 @@ class HyperConnection(nn.Module):
         pre, post, carry = logits.split([n, n, n * n], dim=-1)
         base_pre, base_post, base_carry = precise(self.base).split([n, n, n * n])
         scale_pre, scale_post, scale_carry = precise(self.scale)
-        carry = rearrange(carry * scale_carry + base_carry, "b t (i j) -> i j b t", i=n)
+        carry = rearrange(carry * scale_carry + base_carry, "b t (i j) -> i j (b t)", i=n)
         return Mix(
             (pre * scale_pre + base_pre).sigmoid() + self.eps,  # eq. (6); the eps is the released code's
             2 * (post * scale_post + base_post).sigmoid(),  # eq. (7)
-            rearrange(sinkhorn(carry, self.iterations, self.eps), "i j b t -> b t i j"),  # eq. (8)
+            rearrange(sinkhorn(carry, self.iterations, self.eps), "i j (b t) -> b t i j", b=len(logits)),  # eq. (8)
         )
 
 
@@ -66,17 +67,50 @@ def stream_logits(streams_BTND: Tensor, fn: Tensor, eps: float) -> Tensor:
 
 
 def sinkhorn(logits: Tensor, iterations: int, eps: float) -> Tensor:
-    """Alternate row and column normalisation of positive matrices, the columns last; eq. (8).
+    """Alternate column and row normalisation of positive matrices, columns first and last; eq. (8).
 
-    logits   [old, new, ...]: one matrix for each index of the trailing axes
+    logits   [old, new, tokens]: one matrix for each token
     returns  the same shape; each column (new stream) sums to 1 within 2 eps, each row nearly
     """
-    matrix = logits.softmax(dim=1) + eps
-    matrix = matrix / (matrix.sum(0, keepdim=True) + eps)
-    for _ in range(iterations - 1):
-        matrix = matrix / (matrix.sum(1, keepdim=True) + eps)
-        matrix = matrix / (matrix.sum(0, keepdim=True) + eps)
-    return matrix
+    return Sinkhorn.apply(logits, iterations, eps)
+
+
+class Sinkhorn(torch.autograd.Function):
+    """`sinkhorn` with a backward that computes the iterates anew: only the logits are kept for it."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, iterations: int, eps: float) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.axes, ctx.eps = [0] + [1, 0] * (iterations - 1), eps
+        matrix = logits.softmax(dim=1) + eps
+        if logits.shape[2] <= FEW_TOKENS:
+            return _normalise_few(matrix, ctx.axes, eps)
+        for axis in ctx.axes:
+            matrix.div_(matrix.sum(axis, keepdim=True).add_(eps))
+        return matrix
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        share = ctx.saved_tensors[0].softmax(dim=1)
+        iterates, sums = [share + ctx.eps], []
+        for axis in ctx.axes:
+            sums.append(iterates[-1].sum(axis, keepdim=True) + ctx.eps)
+            iterates.append(iterates[-1] / sums[-1])
+        for axis in reversed(ctx.axes):
+            grad = (grad - (grad * iterates.pop()).sum(axis, keepdim=True)) / sums.pop()
+        return share * (grad - (grad * share).sum(1, keepdim=True)), None, None
+
+
+def _normalise_few(matrix: Tensor, axes: list[int], eps: float) -> Tensor:
+    """The same normalisations with 2 small kernels each instead of 3: sums come from a product with zeros and ones."""
+    n = len(matrix)
+    one, all_ones = torch.eye(n, dtype=matrix.dtype, device=matrix.device), matrix.new_ones(n, n)
+    sums = {0: torch.kron(all_ones, one), 1: torch.kron(one, all_ones)}  # over old streams, over new ones
+    flat = rearrange(matrix, "i j t -> (i j) t")
+    floor, total = torch.full_like(flat, eps), torch.empty_like(flat)
+    for axis in axes:
+        flat.div_(torch.addmm(floor, sums[axis], flat, out=total))
+    return flat.view_as(matrix)
 
 
 def collapse(streams_BTND: Tensor, pre_BTN: Tensor) -> Tensor:

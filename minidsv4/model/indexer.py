@@ -85,8 +85,8 @@ class Indexer(nn.Module):
         best = weight_BTU.new_empty(n_batch, n_tokens, 0)
         index = torch.empty(n_batch, n_tokens, 0, dtype=torch.long, device=best.device)
         stretch = max(self.n_picked, SCORES_AT_ONCE // (n_batch * n_tokens * self.heads))
-        n_reachable = int(visible_T[-1])
-        for low in range(0, max(1, n_reachable), stretch):
+        n_reachable = max(int(visible_T[-1]), min(self.n_picked, keys_BCZ.shape[1]))  # as many picks in every block
+        for low in range(0, n_reachable, stretch):
             keys = keys_BCZ[:, low : min(low + stretch, n_reachable)]
             entry_C = torch.arange(low, low + keys.shape[1], device=best.device)
             score = index_scores(query_BTUZ, weight_BTU, keys)

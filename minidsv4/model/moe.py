@@ -127,5 +127,5 @@ class MoE(nn.Module):
 
     def forward(self, x_BTD: Tensor, ids_BT: Tensor) -> Tensor:
         routed = self.gate(x_BTD, ids_BT)
-        flat = [rearrange(part, "b t last -> (b t) last") for part in (x_BTD, routed.picked_BTA, routed.weight_BTA)]
+        flat = (part.flatten(0, 1) for part in (x_BTD, routed.picked_BTA, routed.weight_BTA))
         return self.shared_experts(x_BTD) + self.experts(*flat).view_as(x_BTD)

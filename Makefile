@@ -1,0 +1,51 @@
+# make tour | test | check | lab | notebooks | figures | clean: each makes its own environment in .venv first.
+# Words for the tour go in ARGS (make tour ARGS="--minutes 1"), another interpreter in PYTHON (make PYTHON=python3.12 test).
+
+PYTHON ?= python3
+ARGS ?=
+BIN = .venv/bin
+
+# The same notebooks on a CPU without AVX: a digit that depends on the machine shows up here and not at the reader's.
+ANOTHER_CPU = ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 \
+	NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX2 FMA3"
+
+.PHONY: tour test check lab notebooks figures clean
+test check notebooks figures: export OMP_NUM_THREADS = 1
+test check notebooks figures: export PYTHONHASHSEED = 0
+
+tour: .venv/ready
+	$(BIN)/python -m minidsv4 tour $(ARGS)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+	$(ANOTHER_CPU) $(BIN)/python -m pytest notebooks
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest tests -m "not slow" --quiet
+
+lab: .venv/ready
+	MINIDSV4_LIVE=1 $(BIN)/jupyter lab notebooks/index.ipynb
+
+notebooks: .venv/ready
+	$(BIN)/python -m minidsv4.notebooks $(ARGS)
+
+figures: .venv/ready
+	$(BIN)/python -m minidsv4.figures $(ARGS)
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+.venv/ready: pyproject.toml
+	@rm -f .venv/ready
+	@command -v $(PYTHON) >/dev/null \
+		|| { echo "minidsv4 needs Python 3.11 or newer, and there is no $(PYTHON) here."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "minidsv4 needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=python3.12 names another."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "$(PYTHON) comes without the venv module, which Debian and Ubuntu keep in the package python3-venv."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch .venv/ready

@@ -1,0 +1,66 @@
+"""Every test runs on one thread, and a notebook's stored pictures must look like the drawn ones.
+
+nbval compares text only: a wrong picture, another picture and no picture pass. The comparison is added here, for
+pictures that the same release of matplotlib drew; another release shapes its letters otherwise.
+"""
+
+import os
+
+# Before torch is imported. Two OpenMP threads that wait for each other on a busy machine are far slower than one.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[variable] = "1"
+os.environ.setdefault("PYTHONHASHSEED", "0")  # read by the kernels, which are started from here
+os.environ.pop("MINIDSV4_LIVE", None)  # no sliders in a checked notebook
+
+import base64  # noqa: E402
+import io  # noqa: E402
+
+import numpy as np  # noqa: E402
+from nbval.plugin import IPyNbCell  # noqa: E402
+from PIL import Image  # noqa: E402
+
+LARGEST_RMS = 1.0  # of 255: another CPU moves a line's edge by less, another line by more
+
+
+def pngs(outputs):
+    """The PNG pictures among a cell's outputs, in order, as bytes."""
+    return [
+        base64.b64decode(output["data"]["image/png"]) for output in outputs if "image/png" in output.get("data", {})
+    ]
+
+
+def picture_difference(stored, drawn):
+    """What tells two PNGs apart, in a sentence; None where they agree or another matplotlib drew one of them."""
+    stored, drawn = Image.open(io.BytesIO(stored)), Image.open(io.BytesIO(drawn))
+    if stored.info.get("Software") != drawn.info.get("Software"):
+        return None
+    if stored.size != drawn.size:
+        return f"the stored picture has {stored.size} pixels, the drawn one {drawn.size}"
+    first, second = (np.asarray(image.convert("RGB"), dtype=float) for image in (stored, drawn))
+    rms = float(np.sqrt(np.mean((first - second) ** 2)))
+    return f"the stored and the drawn picture differ by {rms:.2f} of 255" if rms > LARGEST_RMS else None
+
+
+def compare_pictures(stored, drawn):
+    """Differences between two lists of PNGs, a sentence each; empty where all agree."""
+    if len(stored) != len(drawn):
+        return [f"{len(stored)} pictures are stored and {len(drawn)} are drawn"]
+    return [difference for pair in zip(stored, drawn, strict=True) if (difference := picture_difference(*pair))]
+
+
+def compare_outputs_and_pictures(cell, test, ref, skip_compare=None, compare_text=IPyNbCell.compare_outputs):
+    """nbval's comparison of a cell's outputs, and then that of its pictures."""
+    if not compare_text(cell, test, ref, skip_compare):
+        return False
+    cell.comparison_traceback = compare_pictures(pngs(ref), pngs(test))
+    return not cell.comparison_traceback
+
+
+IPyNbCell.compare_outputs = compare_outputs_and_pictures
+
+
+def pytest_collection_modifyitems(items):
+    """nbval gives up on a cell's messages after 5 s, which a busy machine can need."""
+    for item in items:
+        if isinstance(item, IPyNbCell):
+            item.output_timeout = 60

@@ -1,0 +1,155 @@
+"""The course's notebooks: run, written and indexed so that a second run changes no byte.
+
+    python -m minidsv4.notebooks                  run and save every notebook, then the index
+    python -m minidsv4.notebooks 00_tour --check  run this one and say whether a byte would change
+
+The committed .ipynb is the source. Running it anew fixes everything that a run leaves behind: cell ids, counts from 1
+to n, no times, no language version, sorted keys. Exercises follow the convention in minidsv4/show.py.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbformat import v4
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+INDEX = "index"
+SECONDS_PER_CELL = 300
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+MAP_CELL = "from minidsv4 import show\n\nshow.setup()\nshow.map_of_model()"
+
+
+def write(path, cells):
+    """Author a notebook: make its cells, run them, save it.
+
+    path    where it goes, NN_name.ipynb
+    cells   pairs (kind, text), kind one of "md", "code" and "code-raises" (a cell that is meant to raise)
+    raises  ValueError for another kind; nbclient's CellExecutionError where a "code" cell raises
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(run(v4.new_notebook(cells=[_new_cell(*cell) for cell in cells]), path), encoding="utf-8")
+
+
+def _new_cell(kind, text):
+    """One unrun cell of nbformat 4."""
+    text = text.strip("\n")
+    if kind == "md":
+        return v4.new_markdown_cell(text)
+    if kind == "code":
+        return v4.new_code_cell(text)
+    if kind == "code-raises":
+        return v4.new_code_cell(text, metadata={"tags": ["raises-exception"]})
+    raise ValueError(f"cell kind {kind!r} is not known: it should be 'md', 'code' or 'code-raises'")
+
+
+def run(notebook, path):
+    """Run a notebook in a fresh kernel in its folder.
+
+    notebook  NotebookNode; its outputs are replaced
+    path      where it lies: the kernel's folder, and the start of its cells' ids
+    returns   the text of the .ipynb file
+    """
+    for cell in notebook.cells:
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout=SECONDS_PER_CELL,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(Path(path).parent)}},
+    )
+    client.execute(env=_environment())
+    settle(notebook, Path(path).stem)
+    return nbformat.writes(notebook) + "\n"
+
+
+def _environment():
+    """The kernel's environment: one thread, no random hashing, no sliders, this environment's kernel."""
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "JUPYTER_PREFER_ENV_PATH": "1"}
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel is looked up in this process
+    return {name: value for name, value in os.environ.items() if name != "MINIDSV4_LIVE"} | settings
+
+
+def settle(notebook, stem):
+    """Give everything that differs from run to run its fixed value."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    count = 0
+    for index, cell in enumerate(notebook.cells):
+        cell.id = f"{stem}-{index:02d}"
+        if cell.cell_type != "code":
+            continue
+        count += 1
+        cell.execution_count = count
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
+            if output.output_type == "error":  # a traceback holds this machine's folders; its last line says it all
+                output.traceback = [f"{output.ename}: {output.evalue}"]
+
+
+def index_cells(folder=FOLDER):
+    """The index: the map, and a link to every notebook by its question, which is its first heading."""
+    lines = []
+    for path in course(folder):
+        number = path.stem.split("_")[0]
+        question = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
+        lines.append(f"- {number} [{question}]({path.name})")
+    return [
+        ("md", "# minidsv4: the course\n\nEach notebook answers one question and runs alone."),
+        ("code", MAP_CELL),
+        ("md", "\n".join(lines)),
+    ]
+
+
+def course(folder=FOLDER):
+    """Paths of the notebooks in reading order, the index left out."""
+    return sorted(path for path in Path(folder).glob("*.ipynb") if path.stem != INDEX)
+
+
+def rebuild(path, check=False):
+    """Run the notebook at path and save it; with check, save nothing.
+
+    returns  True where the file stays as it was, byte for byte
+    """
+    if path.stem == INDEX:
+        notebook = v4.new_notebook(cells=[_new_cell(*cell) for cell in index_cells(path.parent)])
+    else:
+        notebook = nbformat.read(path, as_version=4)
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    after = run(notebook, path)
+    if not check:
+        path.write_text(after, encoding="utf-8")
+    return before == after
+
+
+def main(words=None):
+    """Rebuild the named notebooks, or all and the index; the exit status is 1 where --check finds a change."""
+    parser = argparse.ArgumentParser(prog="python -m minidsv4.notebooks", description="Run and save the notebooks.")
+    parser.add_argument("names", nargs="*", help="such as 00_tour; none means all of them and the index")
+    parser.add_argument("--check", action="store_true", help="save nothing, say what would change")
+    choice = parser.parse_args(words)
+    known = {path.stem: path for path in [*course(), FOLDER / f"{INDEX}.ipynb"]}
+    if unknown := [name for name in choice.names if name not in known]:
+        parser.error(f"no notebook is called {', '.join(unknown)}: there are {', '.join(known)}")
+    same = True
+    for name in choice.names or known:
+        unchanged = rebuild(known[name], choice.check)
+        print(f"{name}: {'unchanged' if unchanged else 'would change' if choice.check else 'saved'}")
+        same = same and unchanged
+    return int(choice.check and not same)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

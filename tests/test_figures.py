@@ -1,0 +1,71 @@
+"""The figures that are kept equal the figures that are drawn, and the map of the model can be read."""
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.patches import FancyBboxPatch
+
+from minidsv4 import figures, plots
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_a_kept_figure_equals_the_drawn_one(name):
+    stored = (figures.FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+    assert figures.difference(stored, figures.draw(name)) is None
+
+
+def test_every_kept_figure_has_a_function_that_draws_it():
+    assert {path.stem for path in figures.FOLDER.glob("*.svg")} == set(figures.FIGURES)
+
+
+def test_drawing_twice_gives_the_same_text():
+    name = next(iter(figures.FIGURES))
+    assert figures.draw(name) == figures.draw(name)
+
+
+def test_a_hundredth_of_a_point_is_let_through_and_three_hundredths_are_not():
+    assert figures.difference("<path d='M 1.00 -2e-05'/>", "<path d='M 1.01 -3e-05'/>") is None
+    assert "0.03" in figures.difference("<path d='M 1.00 2'/>", "<path d='M 1.03 2'/>")
+    assert figures.difference("<path d='M 1 2'/>", "<path d='L 1 2'/>") == "the text differs"
+    assert figures.difference("<path d='M 1 2 3'/>", "<path d='M 1 2'/>") == "the text differs"
+
+
+def test_check_fails_on_a_missing_and_on_a_changed_file_and_passes_on_a_drawn_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "FOLDER", tmp_path)
+    assert figures.main(["--check"]) == 1
+    assert figures.main([]) == 0
+    assert figures.main(["--check"]) == 0
+    path = tmp_path / "00_map_of_the_model.svg"
+    path.write_text(path.read_text().replace("M ", "M 1", 1))
+    assert figures.main(["--check"]) == 1
+    assert "the file is missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", plots.PARTS)
+def test_each_part_of_the_map_can_be_lit(part):
+    colours = [patch.get_facecolor() for patch in plots.map_of_model(part).axes[0].patches]
+    plain = [patch.get_facecolor() for patch in plots.map_of_model().axes[0].patches]
+    changed = sum(lit != unlit for lit, unlit in zip(colours, plain))
+    boxes = plots.MODEL_BOXES + plots.BLOCK_BOXES + plots.ATTENTION_BOXES + plots.CACHE_BOXES
+    assert changed == sum(box[0] == part for box in boxes) > 0
+
+
+def test_lighting_a_part_that_the_map_does_not_have_is_refused_by_name():
+    with pytest.raises(ValueError, match="lit='router' .* should be None or one of embedding"):
+        plots.map_of_model("router")
+
+
+@pytest.mark.parametrize("lit", [None, *plots.PARTS])
+def test_the_words_of_a_box_stay_inside_it_and_all_words_inside_the_picture(lit):
+    plots.use_style()
+    figure = plots.map_of_model(lit)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    axes = figure.axes[0]
+    words = [text for text in axes.texts if text.get_text()]
+    frame = figure.bbox
+    for text in words:
+        extent = text.get_window_extent(renderer)
+        assert frame.x0 < extent.x0 and extent.x1 < frame.x1 and frame.y0 < extent.y0, text.get_text()
+        x, y = axes.transData.transform(text.get_position())
+        for box in (patch.get_window_extent(renderer) for patch in axes.patches if isinstance(patch, FancyBboxPatch)):
+            if box.contains(x, y):
+                assert box.x0 < extent.x0 and extent.x1 < box.x1, text.get_text()

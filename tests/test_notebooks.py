@@ -1,0 +1,315 @@
+"""The committed notebooks are what nbval needs them to be, their exercises work, and their builder repeats itself.
+
+Their cells' outputs are compared by `pytest notebooks` (nbval, strict) and their pictures by conftest.py; here stands
+what those two do not see.
+"""
+
+import base64
+import copy
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import v4
+from PIL import Image, PngImagePlugin
+
+from minidsv4 import notebooks
+
+ROOT = Path(__file__).resolve().parents[1]
+PATHS = sorted(notebooks.FOLDER.glob("*.ipynb"))
+MOST_CELLS, MOST_WORDS, MOST_LINES, MOST_BYTES = 45, 1500, 15, 1_000_000
+UNREPEATABLE = {
+    "an address in memory": r"\b0x[0-9a-f]{6,}\b",
+    "a path of one machine": r"(?<![\w.:/~-])/(?:home|root|Users|tmp|work|mnt|opt|private|workspace|usr)/\w",
+    "a rate": r"\b\d[\d.,]*\s*(?:it|steps?|tok|tokens|[kM]?B)/s\b",
+    "a time": r"(?i)\b\d[\d.,]*\s*(?:ns|µs|us|ms|s|sec|seconds?|min|minutes?)\b|wall time|cpu times",
+    "a progress bar": r"\d+%\|",
+}
+
+
+def stored_texts(output):
+    """What an output says in words; a listing of the package's source is no measurement."""
+    if output.output_type == "stream":
+        return [output.text]
+    if output.output_type == "error":
+        return [output.evalue, *output.traceback]
+    if output.data.get("text/markdown", "").startswith("```python"):
+        return []
+    return [text for kind, text in output.data.items() if kind.startswith("text/")]
+
+
+def output_faults(output):
+    """What a stored output should not hold, a sentence each."""
+    if output.output_type == "stream" and output.name == "stderr":
+        yield f"it writes to stderr: {output.text[:60]!r}"
+    for text in stored_texts(output):
+        for what, pattern in UNREPEATABLE.items():
+            if found := re.search(pattern, text):
+                yield f"its output holds {what}: {found.group()!r}"
+    for kind in output.get("data", {}):
+        if kind.startswith("image/") and len(output.metadata.get(kind, {}).get("alt", "").split()) < 3:
+            yield f"its {kind} has no alternative text"
+
+
+def code_faults(cell, count):
+    """What is wrong with the count-th code cell, a sentence each."""
+    if cell.execution_count != count:
+        yield f"its execution count is {cell.execution_count}, it should be {count}"
+    if len(cell.source.splitlines()) > MOST_LINES:
+        yield f"it has {len(cell.source.splitlines())} lines, {MOST_LINES} are allowed"
+    for output in cell.outputs:
+        yield from output_faults(output)
+
+
+def cell_faults(cell, count):
+    """What is wrong with one cell, a sentence each; count is the number of code cells up to it."""
+    if strange := set(cell.metadata.get("tags", [])) - {"raises-exception"}:
+        yield f"it has the tags {sorted(strange)}, only raises-exception is allowed"
+    if re.search(r"(?m)^\s*#\s*(?:NBVAL_\w+|PYTEST_\w+)", cell.source):
+        yield "it tells nbval to look away"
+    if cell.cell_type == "code":
+        yield from code_faults(cell, count)
+    elif re.search(r"!\[\s*\]\(|<img(?![^>]*\balt=\"\w)", cell.source):
+        yield "it has a picture without alternative text"
+
+
+def notebook_faults(notebook):
+    """What is wrong with a notebook, a sentence each."""
+    words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
+    if len(notebook.cells) > MOST_CELLS:
+        yield f"it has {len(notebook.cells)} cells, {MOST_CELLS} are allowed"
+    if words > MOST_WORDS:
+        yield f"it has {words} words, {MOST_WORDS} are allowed"
+    if notebook.metadata != nbformat.from_dict(notebooks.METADATA):
+        yield f"its metadata should be {notebooks.METADATA}: save it with make notebooks"
+    if len(nbformat.writes(notebook).encode()) > MOST_BYTES:
+        yield f"it is larger than {MOST_BYTES} bytes"
+    count = 0
+    for number, cell in enumerate(notebook.cells):
+        count += cell.cell_type == "code"
+        yield from (f"cell {number}: {fault}" for fault in cell_faults(cell, count))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_notebook_is_within_its_bounds_and_holds_nothing_that_another_run_would_change(path):
+    assert list(notebook_faults(nbformat.read(path, as_version=4))) == []
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_notebook_was_saved_by_the_builder(path):
+    notebook = nbformat.read(path, as_version=4)
+    notebooks.settle(notebook, path.stem)
+    assert nbformat.writes(notebook) + "\n" == path.read_text(encoding="utf-8")
+
+
+def test_the_index_links_to_every_notebook_by_its_question():
+    index = nbformat.read(notebooks.FOLDER / "index.ipynb", as_version=4)
+    assert [cell.source for cell in index.cells] == [text for _, text in notebooks.index_cells()]
+    links = index.cells[-1].source.splitlines()
+    assert len(links) == len(PATHS) - 1
+    assert all(re.fullmatch(r"- \d\d \[.+\?\]\(\w+\.ipynb\)", link) for link in links), links
+
+
+def sound_notebook():
+    """A notebook without a fault, with a picture, a listing and an error that is meant."""
+    data, alt = {"image/png": "iVBORw0K", "text/plain": "a rising line"}, {"image/png": {"alt": "a rising line"}}
+    listing = {"text/markdown": "```python\n# takes 3 s\n```", "text/plain": "# takes 3 s"}
+    outputs = [
+        v4.new_output("stream", text="shape (2, 5, 6), cost 3.2e+09\n"),
+        v4.new_output("display_data", data=data, metadata=alt),
+        v4.new_output("display_data", data=listing),
+    ]
+    error = v4.new_output("error", ename="ValueError", evalue="no", traceback=["ValueError: no"])
+    cells = [
+        v4.new_markdown_cell("# Why?"),
+        v4.new_code_cell("1", outputs=outputs, execution_count=1),
+        v4.new_code_cell("2", outputs=[error], execution_count=2, metadata={"tags": ["raises-exception"]}),
+    ]
+    return v4.new_notebook(cells=cells, metadata=nbformat.from_dict(notebooks.METADATA))
+
+
+def test_a_sound_notebook_has_no_faults():
+    assert list(notebook_faults(sound_notebook())) == []
+
+
+FAULTS = {
+    "46 cells": lambda n: n.cells.extend(v4.new_markdown_cell("x") for _ in range(43)),
+    "1502 words": lambda n: n.cells[0].update(source="word " * 1502),
+    "16 lines": lambda n: n.cells[1].update(source="x\n" * 16),
+    "count is None": lambda n: n.cells[1].update(execution_count=None),
+    "count is 3": lambda n: n.cells[2].update(execution_count=3),
+    "only raises-exception": lambda n: n.cells[1].metadata.update(tags=["nbval-skip"]),
+    "look away": lambda n: n.cells[1].update(source="# NBVAL_IGNORE_OUTPUT\n1"),
+    "writes to stderr": lambda n: n.cells[1].outputs[0].update(name="stderr"),
+    "an address": lambda n: n.cells[1].outputs[0].update(text="<object at 0x7f12ab34cd56>"),
+    "a path": lambda n: n.cells[1].outputs[0].update(text="/".join(["saved in ", "home", "me"])),
+    "a rate": lambda n: n.cells[1].outputs[0].update(text="12.5 it/s"),
+    "a time": lambda n: n.cells[1].outputs[0].update(text="done in 3.2 s"),
+    "a progress bar": lambda n: n.cells[1].outputs[0].update(text=" 40%|####"),
+    "no alternative text": lambda n: n.cells[1].outputs[1].update(metadata={}),
+    "a picture without": lambda n: n.cells[0].update(source="![](map.svg)"),
+    "metadata should be": lambda n: n.metadata.kernelspec.update(name="conda-env"),
+    "larger than": lambda n: n.cells[1].outputs[1].data.update({"image/png": "A" * 1_000_000}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_planted_in_a_notebook_is_caught(fault):
+    notebook = sound_notebook()
+    FAULTS[fault](notebook)
+    found = list(notebook_faults(notebook))
+    assert len(found) == 1 and fault in found[0], found
+
+
+# --- exercises: the convention stands in minidsv4/show.py ---
+
+STUB = re.compile(r"# exercise: (\w+)\n")
+SOLUTION = r"<details><summary>Solution: {name}</summary>\s*```python\n(.*?)```\s*</details>"
+
+
+def exercises(notebook):
+    """(name, stub cell, check cell, solution text) of each exercise; None for what is missing."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for stub in code:
+        if named := STUB.match(stub.source):
+            name = named.group(1)
+            check = next((cell for cell in code if f"show.exercise({name}," in cell.source), None)
+            solution = re.search(SOLUTION.format(name=name), prose, re.DOTALL)
+            yield name, stub, check, solution and solution.group(1)
+
+
+def exercise_faults(notebook):
+    """What is wrong with a notebook's exercises, a sentence each: runs stub and solution, each with its check."""
+    found = list(exercises(notebook))
+    missing = [name for name, _, check, solution in found if check is None or not solution]
+    if missing:
+        return [f"{name} needs a check cell and a solution in <details>" for name in missing]
+    setup = next((cell.source for cell in notebook.cells if cell.cell_type == "code"), "")
+    parts = [part for _, stub, check, solution in found for part in (stub.source, check.source, solution, check.source)]
+    said = run_script("\n".join([setup, *parts])).splitlines() if found else []
+    wanted = [text for name, *_ in found for text in (f"exercise {name}: not done yet", f"exercise {name}: correct in")]
+    said = [line for line in said if line.startswith("exercise ")]
+    if len(said) != len(wanted):
+        return [f"{len(wanted)} verdicts were due, these were given: {said}"]
+    return [f"it says '{line}', it should say '{due}'" for line, due in zip(said, wanted) if not line.startswith(due)]
+
+
+def run_script(source):
+    """What a script prints, run in a process of its own because a set-up cell changes torch's defaults."""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in PATHS if path.stem != "index"], ids=lambda path: path.stem)
+def test_a_stub_is_not_done_yet_and_its_solution_is_correct(path):
+    assert exercise_faults(nbformat.read(path, as_version=4)) == []
+
+
+def exercise_cells(name, answer, stub="..."):
+    """An exercise on halving, in the form of the convention."""
+    listing = f"```python\ndef {name}(x):\n    return {answer}\n```"
+    solution = f"<details><summary>Solution: {name}</summary>\n\n{listing}\n\n</details>"
+    return [
+        v4.new_code_cell(f"# exercise: {name}\ndef {name}(x):\n    return {stub}  # half of x"),
+        v4.new_code_cell(f"show.exercise({name}, ((4,), 2), ((0.5,), half_of(0.5)))"),
+        v4.new_markdown_cell(solution),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cells", "fault"),
+    [
+        (exercise_cells("half", "x / 2"), None),
+        (exercise_cells("half", "x / 3"), "half(4) is not right yet. It is 1.333, it should be 2"),
+        (exercise_cells("half", "x / 2", stub="x / 2"), "should say 'exercise half: not done yet'"),
+        (exercise_cells("half", "x / 2")[:2], "half needs a check cell and a solution"),
+        (exercise_cells("half", "x / 2")[::2], "half needs a check cell and a solution"),
+    ],
+    ids=["sound", "wrong solution", "solved stub", "no solution", "no check"],
+)
+def test_only_an_exercise_whose_stub_fails_and_whose_solution_passes_is_sound(cells, fault):
+    setup = v4.new_code_cell("from minidsv4 import show\n\nhalf_of = lambda x: x / 2")
+    found = exercise_faults(v4.new_notebook(cells=[setup, *copy.deepcopy(cells)]))
+    assert found == [] if fault is None else fault in found[0]
+
+
+# --- the builder, and the comparison of pictures in conftest.py ---
+
+DRAW = """import io
+
+from IPython.display import Image
+from matplotlib.figure import Figure
+
+figure, stream = Figure(figsize=(3, 2)), io.BytesIO()
+figure.add_subplot().plot([1, 2, {last}])
+figure.savefig(stream)
+Image(stream.getvalue())"""
+REPORT_TIMEOUT = "def pytest_runtest_setup(item):\n    print('timeout', item.output_timeout)\n"
+
+
+@pytest.mark.slow
+def test_running_a_notebook_again_changes_no_byte_and_a_changed_cell_is_noticed(tmp_path):
+    path = tmp_path / "07_again.ipynb"
+    cells = [("md", "# Again?"), ("code", "print(2)\n{1, 2}"), ("code-raises", "1 / 0"), ("code", DRAW.format(last=3))]
+    notebooks.write(path, cells)
+    before = path.read_bytes()
+    assert notebooks.rebuild(path, check=True) and notebooks.rebuild(path) and path.read_bytes() == before
+    stored = json.loads(before)
+    assert [cell.get("execution_count") for cell in stored["cells"]] == [None, 1, 2, 3]
+    assert [cell["id"] for cell in stored["cells"]] == [f"07_again-0{number}" for number in range(4)]
+    assert stored["cells"][2]["outputs"][0]["traceback"] == ["ZeroDivisionError: division by zero"]
+    path.write_bytes(before.replace(b"print(2)", b"print(3)"))
+    assert not notebooks.rebuild(path, check=True)
+
+
+def test_a_cell_of_unknown_kind_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="cell kind 'raw' is not known: it should be 'md', 'code' or 'code-raises'"):
+        notebooks.write(tmp_path / "x.ipynb", [("raw", "text")])
+
+
+@pytest.mark.slow
+def test_pytest_compares_pictures_by_their_pixels(tmp_path):
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "conftest.py").write_text(REPORT_TIMEOUT)
+    same, other = tmp_path / "inner" / "same.ipynb", tmp_path / "other.ipynb"
+    notebooks.write(same, [("code", DRAW.format(last=3))])
+    notebooks.write(other, [("code", DRAW.format(last=4))])
+    plant(same, "changed", lambda output: output["data"].update(picture_of(other)))
+    plant(same, "missing", lambda output: output["data"].pop("image/png"))
+    plant(same, "foreign", lambda output: output["data"].update(picture_of(other, software=b"another")))
+    words = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-rA", "-s", "inner"]
+    said = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path).stdout
+    verdicts = dict(reversed(line.split()[:2]) for line in said.splitlines() if re.match(r"(PASSED|FAILED) ", line))
+    wanted = {"same": "PASSED", "changed": "FAILED", "missing": "FAILED", "foreign": "PASSED"}
+    assert verdicts == {f"inner/{name}.ipynb::Cell": verdict for name, verdict in wanted.items()}, said
+    assert re.search(r"the stored and the drawn picture differ by [\d.]+ of 255", said)
+    assert said.count("timeout 60") == 4
+
+
+def plant(path, name, change):
+    """Write a copy of a one-cell notebook beside it, with a change to its only output."""
+    notebook = json.loads(path.read_text())
+    change(notebook["cells"][0]["outputs"][0])
+    path.with_stem(name).write_text(json.dumps(notebook))
+
+
+def picture_of(path, software=None):
+    """The stored PNG of a one-cell notebook as an update of another's data; software replaces its drawing program."""
+    data = base64.b64decode(json.loads(path.read_text())["cells"][0]["outputs"][0]["data"]["image/png"])
+    if software:
+        info, stream = PngImagePlugin.PngInfo(), io.BytesIO()
+        info.add_text("Software", software)
+        Image.open(io.BytesIO(data)).save(stream, format="png", pnginfo=info)
+        data = stream.getvalue()
+    return {"image/png": base64.b64encode(data).decode()}
