@@ -8,8 +8,8 @@ Queries are taken in blocks, so that no score outside the band of a block is eve
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from minidsv4.model.norm import precise
 
@@ -69,8 +69,8 @@ def _cut_far(far: Far, start: int, stop: int) -> Far:
     if far.picks_BTP is None:
         return Far(precise(far.entries_BCK[:, : int(visible[-1])]), visible, None)
     picks = far.picks_BTP[:, start:stop]
-    batch = torch.arange(picks.shape[0], device=picks.device)[:, None, None]
-    return Far(precise(far.entries_BCK[batch, picks]), visible, picks)
+    gathered = [F.embedding(picks_TP, entries_CK) for picks_TP, entries_CK in zip(picks, far.entries_BCK)]
+    return Far(precise(torch.stack(gathered) if len(gathered) > 1 else gathered[0][None]), visible, picks)
 
 
 def weights(query_BTHK: Tensor, near_BSK: Tensor, seen_TS: Tensor, far: Far, sinks_H: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,10 +79,13 @@ def weights(query_BTHK: Tensor, near_BSK: Tensor, seen_TS: Tensor, far: Far, sin
     far.entries_BCK  [B, C, K], or gathered [B, T, P, K] where picks are given
     returns          [B, T, H, S] and [B, T, H, C or P]; each row sums to 1 minus the sink's share
     """
-    index_CP = torch.arange(far.entries_BCK.shape[1], device=seen_TS.device) if far.picks_BTP is None else far.picks_BTP
-    hidden = index_CP >= far.visible_T[:, None]  # [T, C] or [B, T, P]
-    score_near = _scores(query_BTHK, near_BSK).masked_fill(~seen_TS[:, None], -torch.inf)
-    score_far = _scores(query_BTHK, far.entries_BCK).masked_fill(hidden.unsqueeze(-2), -torch.inf)
+    score_near, score_far = _scores(query_BTHK, near_BSK), _scores(query_BTHK, far.entries_BCK)
+    if query_BTHK.shape[1] > 1:  # a single query sees the whole band and all the entries it was cut
+        score_near = score_near.masked_fill(~seen_TS[:, None], -torch.inf)
+    if far.visible_T[0] < score_far.shape[-1]:  # otherwise every query sees all of them
+        index_CP = torch.arange(score_far.shape[-1], device=seen_TS.device) if far.picks_BTP is None else far.picks_BTP
+        hidden = index_CP >= far.visible_T[:, None]  # [T, C] or [B, T, P]
+        score_far = score_far.masked_fill(hidden.unsqueeze(-2), -torch.inf)
     sink = sinks_H[:, None].expand(*score_near.shape[:-1], 1)
     share = torch.cat([score_near, score_far, sink], dim=-1).softmax(dim=-1)  # eq. (27)
     n_near = near_BSK.shape[1]
@@ -93,13 +96,11 @@ def _scores(query_BTHK: Tensor, entries: Tensor) -> Tensor:
     """Dot products with entries that all queries share [B, S, K], or that each query has of its own [B, T, P, K]."""
     if entries.ndim == 4:
         return query_BTHK @ entries.mT
-    n_heads = query_BTHK.shape[2]
-    return rearrange(rearrange(query_BTHK, "b t h k -> b (t h) k") @ entries.mT, "b (t h) s -> b t h s", h=n_heads)
+    return (query_BTHK.flatten(1, 2) @ entries.mT).unflatten(1, query_BTHK.shape[1:3])
 
 
 def _mix(share_BTHS: Tensor, entries: Tensor) -> Tensor:
     """Entries weighted by their share: the values are the keys."""
     if entries.ndim == 4:
         return share_BTHS @ entries
-    n_heads = share_BTHS.shape[2]
-    return rearrange(rearrange(share_BTHS, "b t h s -> b (t h) s") @ entries, "b (t h) k -> b t h k", h=n_heads)
+    return (share_BTHS.flatten(1, 2) @ entries).unflatten(1, share_BTHS.shape[1:3])

@@ -5,7 +5,6 @@ B batch, T tokens, D width, Q query rank, H heads, K head width, G output groups
 """
 
 import torch
-from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from minidsv4.config import Config, LayerKind
@@ -42,7 +41,7 @@ class WindowAttention(nn.Module):
         """Attention output [B, T, D] of the tokens at positions `start ..`; `memory` takes them in."""
         turn_TR = angles.at(start, start + x_BTD.shape[1])
         latent_BTQ = self.q_norm(self.wq_a(x_BTD))  # eqs. (13), (24)
-        query = rearrange(self.wq_b(latent_BTQ), "b t (h k) -> b t h k", h=self.heads)  # eqs. (18), (25)
+        query = self.wq_b(latent_BTQ).unflatten(-1, (self.heads, -1))  # eqs. (18), (25)
         query_BTHK = rotate(unit_rms(query, self.eps), turn_TR[:, None])
         entry_BTK = self.finish(rotate(self.kv_norm(self.wkv(x_BTD)), turn_TR))
         near = Near(memory.window.append(entry_BTK), self.window)
@@ -57,10 +56,9 @@ class WindowAttention(nn.Module):
 
     def project(self, out_BTHK: Tensor) -> Tensor:
         """Heads in G groups, each to O channels, all of them to the model width."""
-        groups = rearrange(out_BTHK, "b t (g h) k -> b t g (h k)", g=self.groups)
-        weight = rearrange(self.wo_a.weight, "(g o) k -> g o k", g=self.groups)
-        latent = einsum(groups, weight, "b t g k, g o k -> b t g o")
-        return self.wo_b(rearrange(latent, "b t g o -> b t (g o)"))
+        weight_GOK = self.wo_a.weight.unflatten(0, (self.groups, -1))
+        latent = torch.einsum("btgk,gok->btgo", out_BTHK.flatten(2).unflatten(2, (self.groups, -1)), weight_GOK)
+        return self.wo_b(latent.flatten(2))
 
 
 class HCAttention(WindowAttention):

@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,7 +51,9 @@ class HyperConnection(nn.Module):
         return Mix(
             (pre * scale_pre + base_pre).sigmoid() + self.eps,  # eq. (6); the eps is the released code's
             2 * (post * scale_post + base_post).sigmoid(),  # eq. (7)
-            rearrange(sinkhorn(carry, self.iterations, self.eps), "i j (b t) -> b t i j", b=len(logits)),  # eq. (8)
+            rearrange(
+                sinkhorn(carry, self.iterations, self.eps), "i j (b t) -> b t i j", b=len(logits)
+            ).contiguous(),  # eq. (8)
         )
 
 
@@ -62,8 +64,9 @@ def logit(share: float) -> float:
 
 def stream_logits(streams_BTND: Tensor, fn: Tensor, eps: float) -> Tensor:
     """`rms_norm(all streams as one vector) @ fn.T`; the norm is applied after the product, on a few numbers."""
-    flat = rearrange(precise(streams_BTND), "b t n d -> b t (n d)")
-    return F.linear(flat, precise(fn)) * (flat.square().mean(-1, keepdim=True) + eps).rsqrt()
+    flat = precise(streams_BTND).flatten(2)
+    mean_square = torch.linalg.vector_norm(flat, dim=-1, keepdim=True).square() / flat.shape[-1]
+    return F.linear(flat, precise(fn)) * (mean_square + eps).rsqrt()
 
 
 def sinkhorn(logits: Tensor, iterations: int, eps: float) -> Tensor:
@@ -115,13 +118,13 @@ def _normalise_few(matrix: Tensor, axes: list[int], eps: float) -> Tensor:
 
 def collapse(streams_BTND: Tensor, pre_BTN: Tensor) -> Tensor:
     """The sub-layer's input `sum_n pre[n] stream[n]`; eq. (1), A X."""
-    return einsum(pre_BTN, precise(streams_BTND), "b t n, b t n d -> b t d").to(streams_BTND.dtype)
+    return (pre_BTN[:, :, None] @ precise(streams_BTND))[:, :, 0].to(streams_BTND.dtype)
 
 
 def write(streams_BTND: Tensor, y_BTD: Tensor, mix: Mix) -> Tensor:
     """New stream j is `post[j] y + sum_i carry[i, j] stream[i]`; eq. (1), with B = carry transposed."""
-    carried = einsum(mix.carry_BTNN, precise(streams_BTND), "b t i j, b t i d -> b t j d")
-    return (carried + mix.post_BTN[..., None] * precise(y_BTD)[:, :, None]).to(streams_BTND.dtype)
+    carried = mix.carry_BTNN.mT @ precise(streams_BTND)
+    return carried.addcmul(mix.post_BTN[..., None], precise(y_BTD)[:, :, None]).to(streams_BTND.dtype)
 
 
 class HeadCollapse(nn.Module):

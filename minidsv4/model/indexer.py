@@ -8,7 +8,6 @@ forward runs without one; what teaches the indexer is a loss of its own (`losses
 import math
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from minidsv4.config import Config, LayerKind
@@ -75,7 +74,7 @@ class Indexer(nn.Module):
 
     def queries(self, x_BTD: Tensor, latent_BTQ: Tensor, turn_TR: Tensor) -> tuple[Tensor, Tensor]:
         """Index queries and head weights; eqs. (14), (15). The positive factor Z^-0.5 U^-0.5 sits in the weights."""
-        query_BTUZ = rearrange(self.wq_b(latent_BTQ), "b t (u z) -> b t u z", u=self.heads)
+        query_BTUZ = self.wq_b(latent_BTQ).unflatten(-1, (self.heads, -1))
         weight_BTU = precise(self.weights_proj(x_BTD)) * (self.width * self.heads) ** -0.5
         return self.finish(rotate(query_BTUZ, turn_TR[:, None])), weight_BTU
 
@@ -105,9 +104,9 @@ def angles_start(memory: CompressorMemory, ratio: int, n_new: int) -> int:
 
 def index_scores(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BSZ: Tensor) -> Tensor:
     """`sum_u w[t, u] relu(q[t, u] . k[s])` [B, T, S] for a stretch of keys; eq. (16). float32 at least."""
-    dots = rearrange(precise(query_BTUZ), "b t u z -> b (t u) z") @ precise(keys_BSZ).mT
-    heads_BTUS = rearrange(dots.relu_(), "b (t u) s -> b t u s", u=weight_BTU.shape[-1])
-    return rearrange(rearrange(weight_BTU, "b t u -> b t 1 u") @ heads_BTUS, "b t 1 s -> b t s")
+    dots = precise(query_BTUZ).flatten(1, 2) @ precise(keys_BSZ).mT
+    heads_BTUS = dots.relu_().unflatten(1, (-1, weight_BTU.shape[-1]))
+    return (weight_BTU[:, :, None] @ heads_BTUS)[:, :, 0]
 
 
 def stable_topk(score: Tensor, k: int) -> Tensor:

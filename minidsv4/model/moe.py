@@ -7,7 +7,7 @@ names: `ffn.gate.{weight, bias | tid2eid}`, `ffn.experts.N.{w1, w2, w3}`, `ffn.s
 from typing import NamedTuple
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -101,20 +101,24 @@ class Experts(nn.Module):
 
         returns  [T, D]; each token's experts are summed in the order of its picks
         """
-        expert = rearrange(picked_TA, "t a -> (t a)")
-        order = expert.argsort(stable=True)
+        n_active = picked_TA.shape[1]
+        expert, order = picked_TA.flatten().sort(stable=True)
         counts = expert.bincount(minlength=len(self.w13)).tolist()
-        pairs = zip(
-            x_TD[order // picked_TA.shape[1]].split(counts), rearrange(weight_TA, "t a -> (t a) 1")[order].split(counts)
-        )
-        out = [self.one(e, x, weight) for e, (x, weight) in enumerate(pairs) if len(x)]
-        sorted_out = torch.cat(out)[order.argsort()]
-        return reduce(sorted_out, "(t a) d -> t d", "sum", a=picked_TA.shape[1])
+        gate, up = by_expert(x_TD[order // n_active], self.w13, counts).chunk(2, dim=-1)
+        weight = weight_TA.flatten()[order, None].to(x_TD.dtype)
+        inner = swiglu(gate, up, self.limit) * weight  # the weight enters before the way back, as released
+        out = by_expert(inner, self.w2, counts)[order.argsort()]
+        return reduce(out, "(t a) d -> t d", "sum", a=n_active)
 
-    def one(self, e: int, x_TD: Tensor, weight: Tensor) -> Tensor:
-        """Expert `e` on its tokens; the routing weight [T, 1] enters before the way back, as released."""
-        gate, up = (x_TD @ self.w13[e].T).chunk(2, dim=-1)
-        return (swiglu(gate, up, self.limit) * weight.to(x_TD.dtype)) @ self.w2[e].T
+
+def by_expert(x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
+    """The first `counts[0]` rows through the first matrix, the next `counts[1]` through the second, and so on.
+
+    x       [rows, in], sorted by expert
+    weight  [E, out, in]
+    """
+    rows = zip(weight, x.split(counts), counts)
+    return torch.cat([part @ matrix.T for matrix, part, n in rows if n])
 
 
 class MoE(nn.Module):

@@ -8,7 +8,6 @@ and the turning back of the output. Cosine and sine have unit length: V4 applies
 import math
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from minidsv4.config import Config, LayerKind
@@ -66,6 +65,6 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
     turn  [..., R/2] complex, broadcast against the leading axes of `x`
     """
     rotary = 2 * turn.shape[-1]
-    pairs = rearrange(precise(x[..., -rotary:]), "... (r pair) -> ... r pair", pair=2)
+    pairs = precise(x[..., -rotary:]).unflatten(-1, (-1, 2))
     turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turn)
     return torch.cat([x[..., :-rotary], turned.flatten(-2).to(x.dtype)], dim=-1)
