@@ -85,7 +85,7 @@ def random_config(seed: int) -> tuple[v4.Config, int, int]:
     n_layers = int(draw.integers(3, 6))
     layers = [kinds[i] for i in draw.permutation([0, 1, 2, *draw.integers(0, 3, n_layers - 3)])]
     m, width = int(draw.integers(2, 6)), int(draw.choice([16, 24, 40]))
-    m_prime = int(m * draw.integers(2, 5))
+    m_prime = int(m * draw.choice([2, 3, 4, 16]))
     ratio = {kinds[0]: 0, kinds[1]: m, kinds[2]: m_prime}
     groups, rotary = int(draw.integers(1, 4)), int(draw.choice([4, 6, 8]))
 
@@ -101,7 +101,7 @@ def random_config(seed: int) -> tuple[v4.Config, int, int]:
         **dict(head_dim=2 * whole(rotary // 2 + 1, 12), qk_rope_head_dim=rotary, o_lora_rank=whole(4, 12)),
         **dict(sliding_window=whole(1, 2 * m_prime), layer_types=(*layers, kinds[0])),
         compress_ratios=tuple(ratio[kind] for kind in [*layers, kinds[0]]),
-        **dict(index_n_heads=whole(3, 18), index_head_dim=int(draw.choice([8, 16, 32])), index_topk=whole(1, 5)),
+        **dict(index_n_heads=whole(3, 18), index_head_dim=int(draw.choice([8, 16, 32])), index_topk=int(draw.choice([1, 2, 3, 4, 20]))),
         **dict(n_routed_experts=whole(4, 10), num_experts_per_tok=whole(1, 4), hc_mult=whole(2, 6)),
         mlp_layer_types=tuple(draw.choice(["hash_moe", "moe"], n_layers)),
         **dict(routed_scaling_factor=float(draw.choice([1.5, 2.5])), swiglu_limit=float(draw.choice([0.3, 0.7, 10.0]))),

@@ -70,16 +70,9 @@ class Series:
 class CompressorMemory:
     """One compressor's past: raw series of the open window, the previous window's half, finished entries."""
 
-    open: Series  # [B, S < M, 2 series of values and gates]
-    previous: Tensor  # [B, 1, M, 2 K]: value 0 and gate -inf before the first window
+    open: Series  # [B, S < M, values and gates of every half]
+    previous: Series  # [B, M, value and gate of one half]; empty before the first window closes, and in HCA
     entries: Series  # [B, C, K]
-    has_previous: bool = False
-
-    def state_bytes(self) -> int:
-        return self.open.n_bytes() + self.has_previous * self.previous.nbytes
-
-    def parts(self) -> list[Series]:
-        return [self.open, self.entries]
 
 
 @dataclass
@@ -95,7 +88,7 @@ class LayerMemory:
         return [memory for memory in (self.main, self.index) if memory is not None]
 
     def series(self) -> list[Series]:
-        return [self.window, *(part for memory in self.compressors() for part in memory.parts())]
+        return [self.window, *(part for m in self.compressors() for part in (m.open, m.previous, m.entries))]
 
 
 @dataclass(frozen=True)
@@ -105,8 +98,7 @@ class Snapshot:
     owner: int
     number: int
     n_tokens: int
-    ends: tuple = field(repr=False)
-    previous: tuple = field(repr=False)
+    ends: tuple = field(repr=False)  # (buffer, low, high) of every series
 
 
 class Cache:
@@ -129,7 +121,7 @@ class Cache:
         total = dict.fromkeys(KINDS, 0)
         for layer in self.layers:
             total["window"] += layer.window.n_bytes()
-            total["tail state"] += sum(memory.state_bytes() for memory in layer.compressors())
+            total["tail state"] += sum(m.open.n_bytes() + m.previous.n_bytes() for m in layer.compressors())
             if layer.main is not None:
                 total[f"{layer.kind.name} entries"] += layer.main.entries.n_bytes()
             if layer.index is not None:
@@ -152,8 +144,7 @@ class Cache:
     def mark(self) -> Snapshot:
         """A snapshot for immediate use: `rewind` goes back to it as long as nothing else was restored in between."""
         ends = tuple((s.data, s.low, s.high) for layer in self.layers for s in layer.series())
-        previous = tuple((m.previous, m.has_previous) for layer in self.layers for m in layer.compressors())
-        return Snapshot(id(self), self._numbers[-1], self.n_tokens, ends, previous)
+        return Snapshot(id(self), self._numbers[-1], self.n_tokens, ends)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to `snapshot`, exactly and as often as wanted; snapshots taken after it are void from here on."""
@@ -172,9 +163,6 @@ class Cache:
         every = [s for layer in self.layers for s in layer.series()]
         for series, (data, low, high) in zip(every, mark.ends):
             series.data, series.low, series.high = data, low, high
-        compressors = [m for layer in self.layers for m in layer.compressors()]
-        for memory, (previous, has_previous) in zip(compressors, mark.previous):
-            memory.previous, memory.has_previous = previous, has_previous
 
 
 def new_layer_memory(
@@ -186,9 +174,7 @@ def new_layer_memory(
         return Series(torch.empty(batch, 0, width, dtype=dtype, device=device))
 
     def compressor(width: int, n_halves: int) -> CompressorMemory:
-        before = torch.zeros(batch, 1, config.ratio_of(kind), 2 * width, dtype=dtype, device=device)
-        before[..., width:] = -torch.inf  # no token before the first window: weight exp(-inf) = 0
-        return CompressorMemory(series(2 * n_halves * width), before, series(width))
+        return CompressorMemory(series(2 * n_halves * width), series(2 * width), series(width))
 
     memory = LayerMemory(kind, window=series(config.head_dim))
     if kind is LayerKind.CSA:

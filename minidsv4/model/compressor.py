@@ -57,11 +57,19 @@ class OverlapCompressor(Compressor):
     def close(self, closed_BCMK: Tensor, memory: CompressorMemory) -> Tensor:
         width = self.entry_width
         as_previous, as_current = rearrange(closed_BCMK, "b c m (two half k) -> half b c m (two k)", two=2, half=2)
-        shifted = torch.cat([memory.previous, as_previous[:, :-1]], dim=1)  # window i reads window i - 1
-        memory.previous, memory.has_previous = as_previous[:, -1:].clone(), True
+        before = memory.previous.view() if len(memory.previous) else self.nothing_before(as_previous[:, 0])
+        shifted = torch.cat([before[:, None], as_previous[:, :-1]], dim=1)  # window i reads window i - 1
+        memory.previous.drop(len(memory.previous))
+        memory.previous.append(as_previous[:, -1].clone())
         slots = torch.cat([shifted, as_current], dim=2)  # [B, C, 2 M slots, values and gates]
         bias = rearrange(self.ape, "m (half k) -> (half m) k", half=2)
         return self.pool(slots[..., :width], slots[..., width:], bias)
+
+    def nothing_before(self, like_BMK: Tensor) -> Tensor:
+        """What the first window finds before it: value 0 and gate -inf, so a weight of exp(-inf) = 0."""
+        before_BMK = torch.zeros_like(like_BMK)
+        before_BMK[..., self.entry_width :] = -torch.inf
+        return before_BMK
 
 
 class Pool(nn.Module):
