@@ -1,9 +1,23 @@
 """minidsv4: DeepSeek-V4 at a small size, with the released semantics, to be read, run and checked."""
 
+from minidsv4 import cost
 from minidsv4.checkpoint import export_hf, load, save
 from minidsv4.config import Config, LayerKind, Routing
 from minidsv4.model.losses import Losses
 from minidsv4.model.model import Model
+from minidsv4.serve.sample import generate
 
 __version__ = "0.1.0"
-__all__ = ["Config", "LayerKind", "Losses", "Model", "Routing", "__version__", "export_hf", "load", "save"]
+__all__ = [
+    "Config",
+    "LayerKind",
+    "Losses",
+    "Model",
+    "Routing",
+    "__version__",
+    "cost",
+    "export_hf",
+    "generate",
+    "load",
+    "save",
+]

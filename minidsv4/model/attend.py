@@ -53,15 +53,11 @@ def cut_block(query_BTHK: Tensor, near: Near, far: Far, start: int) -> tuple[Ten
     n_queries, n_near = query_BTHK.shape[1], near.entries_BSK.shape[1]
     stop, past = min(start + BLOCK, n_queries), n_near - n_queries
     low = max(0, past + start - near.window + 1)
-    age_TS = _age(start + past, stop + past, low, query_BTHK.device)
+    place_S = torch.arange(low, past + stop, device=query_BTHK.device)
+    age_TS = place_S[past + start - low :, None] - place_S  # tokens between query and source; negative is the future
     seen_TS = (age_TS >= 0) & (age_TS < near.window)
     near_BSK = precise(near.entries_BSK[:, low : past + stop])
     return precise(query_BTHK[:, start:stop]), near_BSK, seen_TS, _cut_far(far, start, stop)
-
-
-def _age(first: int, stop: int, low: int, device: torch.device) -> Tensor:
-    """How many tokens before query t the source s lies; negative is the future."""
-    return torch.arange(first, stop, device=device)[:, None] - torch.arange(low, stop, device=device)
 
 
 def _cut_far(far: Far, start: int, stop: int) -> Far:

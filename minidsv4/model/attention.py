@@ -75,11 +75,7 @@ class HCAttention(WindowAttention):
     def far(self, x_BTD: Tensor, latent_BTQ: Tensor, start: int, memory: LayerMemory, angles: Angles) -> Far:
         """All finished entries; query t sees those whose last token is at or before t."""
         entries_BCK = self.compressor(x_BTD, memory.main, angles)
-        visible_T = visible_entries(x_BTD, start, self.compressor.ratio)
-        return Far(entries_BCK, visible_T, self.picks(x_BTD, latent_BTQ, memory, angles, visible_T))
-
-    def picks(self, x_BTD: Tensor, latent_BTQ: Tensor, memory: LayerMemory, angles: Angles, visible_T: Tensor) -> None:
-        """HCA reads all that is visible."""
+        return Far(entries_BCK, visible_entries(x_BTD, start, self.compressor.ratio), picks_BTP=None)
 
 
 class CSAttention(HCAttention):
@@ -92,11 +88,11 @@ class CSAttention(HCAttention):
         super().__init__(config)
         self.indexer = Indexer(config)
 
-    def picks(
-        self, x_BTD: Tensor, latent_BTQ: Tensor, memory: LayerMemory, angles: Angles, visible_T: Tensor
-    ) -> Tensor:
-        """The indexer's choice, eq. (17)."""
-        return self.indexer(x_BTD, latent_BTQ, memory.index, angles, visible_T)
+    def far(self, x_BTD: Tensor, latent_BTQ: Tensor, start: int, memory: LayerMemory, angles: Angles) -> Far:
+        """Of the finished entries those that the indexer picks, eq. (17)."""
+        every = super().far(x_BTD, latent_BTQ, start, memory, angles)
+        picks_BTP = self.indexer(x_BTD, latent_BTQ, memory.index, angles, every.visible_T)
+        return every._replace(picks_BTP=picks_BTP)
 
 
 def visible_entries(x_BTD: Tensor, start: int, ratio: int) -> Tensor:

@@ -6,6 +6,8 @@ finished entries, the indexer's keys.
 """
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -156,6 +158,16 @@ class Cache:
             )
         del self._numbers[self._numbers.index(snapshot.number) + 1 :]
         self.rewind(snapshot)
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Whatever goes wrong inside, the cache is then as it was before."""
+        mark = self.mark()
+        try:
+            yield
+        except BaseException:
+            self.rewind(mark)
+            raise
 
     def rewind(self, mark: Snapshot) -> None:
         """Put every end back where it was at `mark`."""

@@ -37,7 +37,7 @@ class HyperConnection(nn.Module):
         self.streams, self.iterations = n, config.hc_sinkhorn_iters
         self.fn = nn.Parameter(torch.empty((2 + n) * n, n * config.hidden_size))  # rows: pre, post, carry row by row
         carry = DIAGONAL_AT_START * torch.eye(n).flatten()
-        self.base = nn.Parameter(torch.cat([torch.full((n,), logit(1 / n)), torch.zeros(n), carry]))
+        self.base = nn.Parameter(torch.cat([even_read(n), torch.zeros(n), carry]))
         self.scale = nn.Parameter(torch.full((3,), GATE_AT_START))  # gates of pre, post, carry
 
     def forward(self, streams_BTND: Tensor) -> Mix:
@@ -57,9 +57,9 @@ class HyperConnection(nn.Module):
         )
 
 
-def logit(share: float) -> float:
-    """The number whose sigmoid is `share`."""
-    return -math.log(1 / share - 1) if share < 1 else 4.0
+def even_read(n: int) -> Tensor:
+    """Logits [N] whose sigmoid is 1/N (nearly 1 for a single stream)."""
+    return torch.full((n,), -math.log(max(n - 1, 0.02)))
 
 
 def stream_logits(streams_BTND: Tensor, fn: Tensor, eps: float) -> Tensor:
@@ -135,7 +135,7 @@ class HeadCollapse(nn.Module):
         n, self.eps, self.rms_eps = config.hc_mult, config.hc_eps, config.rms_norm_eps
         self.fn = nn.Parameter(torch.empty(n, n * config.hidden_size))
         self.base, self.scale = (
-            nn.Parameter(torch.full((n,), logit(1 / n))),
+            nn.Parameter(even_read(n)),
             nn.Parameter(torch.full((1,), GATE_AT_START)),
         )
 

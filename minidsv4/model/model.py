@@ -16,6 +16,7 @@ from minidsv4.model.mtp import MTP
 from minidsv4.model.norm import RMSNorm
 from minidsv4.model.rope import Angles, frequencies
 
+_ID_TYPES = (torch.int64, torch.int32)
 PREFILL_CHUNK = 2048  # tokens: long enough for full-speed products, short enough that a prompt of any length fits
 
 
@@ -46,31 +47,18 @@ class Model(nn.Module):
         if cache is None:
             streams_BTND = self.streams(ids_BT, self.new_cache(len(ids_BT)))
         else:
-            streams_BTND = self.remembered_streams(ids_BT, cache)
+            with torch.no_grad(), cache.all_or_nothing():
+                streams_BTND = self.streams(ids_BT, cache)
         return self.logits(streams_BTND if last is None else streams_BTND[:, -last:])
 
     @torch.no_grad()
     def prefill(self, ids_BT: Tensor, cache: Cache, chunk: int = PREFILL_CHUNK) -> Tensor:
         """Take in a prompt of any length chunk by chunk, in memory that does not grow; logits [B, V] of its end."""
         self.check(ids_BT, cache)
-        mark = cache.mark()
-        try:
+        with cache.all_or_nothing():
             for ids in ids_BT.split(chunk, dim=1):
                 streams_BTND = self.streams(ids, cache)
-        except BaseException:
-            cache.rewind(mark)
-            raise
         return self.logits(streams_BTND[:, -1:])[:, 0]
-
-    @torch.no_grad()
-    def remembered_streams(self, ids_BT: Tensor, cache: Cache) -> Tensor:
-        """`streams`, with the cache put back as it was if anything goes wrong on the way."""
-        mark = cache.mark()
-        try:
-            return self.streams(ids_BT, cache)
-        except BaseException:
-            cache.rewind(mark)
-            raise
 
     def streams(self, ids_BT: Tensor, cache: Cache) -> Tensor:
         """The streams [B, T, N, D] after the last block, not collapsed: what the head and the MTP block read."""
@@ -123,29 +111,20 @@ class Model(nn.Module):
 
     def check(self, ids_BT: Tensor, cache: Cache | None) -> None:
         """Refuse, before anything is touched, what cannot be run."""
-        vocabulary = self.config.vocab_size
-        if (
-            not isinstance(ids_BT, Tensor)
-            or ids_BT.is_floating_point()
-            or ids_BT.dtype in (torch.bool, torch.complex64)
-        ):
+        dtype, shape = getattr(ids_BT, "dtype", type(ids_BT).__name__), tuple(getattr(ids_BT, "shape", ()))
+        if dtype not in _ID_TYPES:
+            raise ValueError(f"ids: {dtype} cannot name tokens; give a tensor of integers")
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"ids: shape {shape} is no batch of prompts; give [batch, tokens], at least one token")
+        low, high = (int(end) for end in ids_BT.aminmax())
+        if low < 0 or high >= self.config.vocab_size:
+            wrong, right = low if low < 0 else high, self.config.vocab_size - 1
+            raise ValueError(f"ids: {wrong} is no token id; vocab_size allows 0 .. {right}")
+        if cache is not None and cache.batch_size != shape[0]:
             raise ValueError(
-                f"ids: {getattr(ids_BT, 'dtype', type(ids_BT).__name__)} are no token ids; give a tensor of integers"
+                f"cache: made for batch_size = {cache.batch_size}, not {shape[0]}; make one for these sequences"
             )
-        if ids_BT.ndim != 2 or 0 in ids_BT.shape:
-            raise ValueError(
-                f"ids: shape {tuple(ids_BT.shape)} is no batch of prompts; give [batch, tokens], at least one token"
-            )
-        low, high = ids_BT.aminmax()
-        if low < 0 or high >= vocabulary:
-            raise ValueError(
-                f"ids: {int(low if low < 0 else high)} is no token id; vocab_size allows 0 .. {vocabulary - 1}"
-            )
-        if cache is not None and cache.batch_size != len(ids_BT):
-            raise ValueError(
-                f"cache: made for batch_size = {cache.batch_size}, given {len(ids_BT)} sequences; make one for these"
-            )
-        if cache is not None and cache.config != self.config:
+        if cache is not None and cache.config is not self.config and cache.config != self.config:
             raise ValueError("cache: made for a model of another config; use this model's new_cache()")
 
 
