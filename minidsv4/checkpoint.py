@@ -85,8 +85,15 @@ def _stack(prefix: str, parts: dict[tuple[int, str], Tensor]) -> dict[str, Tenso
     missing = [f"{prefix}{n}.{w}.weight" for n in range(n_experts) for w in ("w1", "w2", "w3") if (n, w) not in parts]
     if missing:
         raise ValueError(f"checkpoint: {_few(missing)} missing; a model of {n_experts} experts has them all")
-    w13 = [torch.cat([parts[n, "w1"], parts[n, "w3"]]) for n in range(n_experts)]
-    return {prefix + "w13": torch.stack(w13), prefix + "w2": torch.stack([parts[n, "w2"] for n in range(n_experts)])}
+    stacks = {w: [parts[n, w] for n in range(n_experts)] for w in ("w1", "w2", "w3")}
+    for w, matrices in stacks.items():
+        shapes = {tuple(matrix.shape) for matrix in matrices}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"checkpoint: {prefix}N.{w}.weight have shapes {sorted(shapes)}; all experts have the same"
+            )
+    w1, w2, w3 = (torch.stack(stacks[w]) for w in ("w1", "w2", "w3"))
+    return {prefix + "w13": torch.cat([w1, w3], dim=1), prefix + "w2": w2}
 
 
 def save(model: Model, folder: str | Path) -> Path:
@@ -136,8 +143,11 @@ def _write(folder: str | Path, config: dict, tensors: dict[str, Tensor]) -> Path
     try:
         save_file(tensors, scratch / _FILE, metadata={"format": "pt"})
         (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        shards = _shards(folder)  # of an older checkpoint in pieces: they would be read instead
         for file in (_FILE, "config.json"):
             os.replace(scratch / file, folder / file)
+        for name in shards - {_FILE} | ({_INDEX} if shards else set()):
+            (folder / name).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise OSError(f"save: writing to {folder.name!r} failed ({error}); what stood there is untouched") from error
     finally:
@@ -174,11 +184,8 @@ def rebuild_constants(model: Model) -> None:
 
 
 def _read(folder: Path) -> dict[str, Tensor]:
-    names = [_FILE]
-    if (folder / _INDEX).is_file():
-        names = sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
     tensors = {}
-    for name in names:
+    for name in sorted(_shards(folder) or [_FILE]):
         if not (folder / name).is_file():
             raise ValueError(
                 f"checkpoint: {folder.name!r} has no {name}; give the folder that holds it and its config.json"
@@ -191,6 +198,16 @@ def _read(folder: Path) -> dict[str, Tensor]:
                 f"checkpoint: {name} cannot be read ({error}); it may be cut off, copy it again"
             ) from error
     return tensors
+
+
+def _shards(folder: Path) -> set[str]:
+    """The files that an index names; empty where the folder has none."""
+    if not (folder / _INDEX).is_file():
+        return set()
+    try:
+        return set(json.loads((folder / _INDEX).read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint: {_INDEX} cannot be read ({error}); it may be cut off, copy it again") from error
 
 
 def _compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:

@@ -8,17 +8,25 @@ digit may differ, which is why numbers are compared to 0.02 pt.
 """
 
 import argparse
+import functools
 import io
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from minidsv4 import plots
-from minidsv4.config import Config
+from minidsv4.config import Config, LayerKind
 from minidsv4.cost import V32, flops, memory
+from minidsv4.model.losses import watch
+from minidsv4.model.model import Model
+from minidsv4.model.moe import LearnedRouter
+from minidsv4.model.rope import rotate
+from minidsv4.record import record
+from minidsv4.train import balance, streams
 
 HEADING = {"fontsize": 10, "fontweight": "bold", "x": 0.01, "ha": "left"}  # of a figure with several panels
 
@@ -48,8 +56,114 @@ def flops_and_cache():
     return figure
 
 
+def moved_text():
+    """Notebook 01: a pair of channels of one window layer's answer while its text moves over 63 places."""
+    torch.manual_seed(0)
+    model, x_BTD = Model(Config.tiny()).double(), torch.randn(1, 12, 24, dtype=torch.float64)
+    raw, back = [], []
+    for place in range(63):
+        angles = model.angles(place, place + 12)[LayerKind.WINDOW]
+        with record(model) as rec:
+            model.layers[0].attn(x_BTD, place, model.new_cache().layers[0], angles)
+        answer_HK = rec[0].attended_BTHK[0, -1]
+        raw.append(answer_HK[0, -6:-4].numpy())
+        back.append(rotate(answer_HK, angles.at(place + 11, place + 12).conj())[0, -6:-4].numpy())
+    return plots.moved_text(np.array(raw), np.array(back))
+
+
+def small_hybrid(ratios=(0, 4, 8), window=8):
+    """Notebooks 04, 05: a small random model in float64, a layer a ratio (0 window, 4 CSA, else HCA), and 32 ids.
+
+    Every matrix is drawn wide, so that neither weights nor picks are uniform.
+    """
+    sizes = dict(num_hidden_layers=len(ratios), num_hash_layers=1, sliding_window=window, index_topk=2)
+    model = Model(Config.tiny().replace(compress_ratios=(*ratios, 0), **sizes)).double()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model, torch.randint(model.config.vocab_size, (1, 32))
+
+
+def masks():
+    """Notebook 04: the masks of a window, a CSA and an HCA layer."""
+    model, ids = small_hybrid()
+    with record(model) as rec:
+        model(ids)
+    return plots.masks([rec[layer] for layer in range(3)])
+
+
+def pooled_tokens():
+    """Notebook 02: the shares of pooled tokens in a CSA and an HCA layer whose gates choose at random."""
+    torch.manual_seed(0)
+    sizes = dict(num_hidden_layers=2, num_hash_layers=1, compress_ratios=(4, 8, 0))
+    model = Model(Config.tiny().replace(**sizes)).double()
+    for block in model.layers:
+        block.attn.compressor.wgate.weight.data *= 10
+    with record(model) as rec:
+        model(torch.randint(60, (1, 32)))
+    return plots.pooled_tokens(*(rec[layer].slot_shares()[0, :, :, 0].detach().numpy() for layer in (0, 1)))
+
+
+def cache_while_decoding():
+    """Notebook 05: what a small model's cache holds after each of 32 tokens."""
+    model, ids = small_hybrid()
+    cache, reports = model.new_cache(), []
+    for token in ids.split(1, dim=1):
+        model(token, cache=cache)
+        reports.append(cache.report())
+    return plots.cache_growth(reports)
+
+
+@functools.cache
+def depth_flows(moved=0.2, n_layers=64):
+    """Notebook 06: {kind: Flow of each of 5 seeds} through random stacks whose sites moved by noise of that width."""
+    x_BTD = torch.randn(1, 2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return {
+        kind: [streams.flow(streams.Stack(kind, n_layers, 16, moved=moved, seed=seed), x_BTD) for seed in range(5)]
+        for kind in ("residual", "HC", "mHC")
+    }
+
+
+def streams_through_depth():
+    """Notebook 06: signal, gradient and gain through 64 layers of a residual, plain HC and mHC."""
+    return plots.streams_through_depth(depth_flows())
+
+
+@functools.cache
+def skewed_stream(speed, seed=0, n_steps=200):
+    """Notebook 07: a fixed router whose tokens all lean one way; loads and biases [steps, E] after each step."""
+    generator = torch.Generator().manual_seed(seed)
+    router = LearnedRouter(Config.tiny().replace(n_routed_experts=8)).double()
+    draw = functools.partial(torch.randn, dtype=torch.float64, generator=generator)
+    router.weight.data = 0.3 * draw(8, 24)
+    lean_D, loads, biases = 1.5 * draw(24), [], []
+    for _ in range(n_steps):
+        with balance.balanced(router, speed), watch(router, LearnedRouter) as calls:
+            router(lean_D + draw(1, 512, 24), None)
+        loads.append(balance.loads(calls)[router])
+        biases.append(router.bias.clone())
+    return torch.stack(loads), torch.stack(biases)
+
+
+def bias_rule():
+    """Notebook 07: MaxVio of a skewed stream without and with the bias rule, and the biases."""
+    (plain, _), (ruled, bias_TE) = skewed_stream(0.0), skewed_stream(0.01)
+    without, with_rule = ([balance.max_violation(load) for load in loads] for loads in (plain, ruled))
+    return plots.bias_rule(without, with_rule, bias_TE.numpy())
+
+
 FOLDER = Path(__file__).resolve().parents[1] / "figures"
-FIGURES = {"00_map_of_the_model": plots.map_of_model, "12_the_bill": flops_and_cache}
+FIGURES = {
+    "00_map_of_the_model": plots.map_of_model,
+    "01_attention": moved_text,
+    "02_compression": pooled_tokens,
+    "04_who_sees_what": masks,
+    "05_cache": cache_while_decoding,
+    "06_streams": streams_through_depth,
+    "07_experts": bias_rule,
+    "12_the_bill": flops_and_cache,
+}
 TOLERANCE = 0.02  # points: a fiftieth of a line's width
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e-?\d+)?")
 

@@ -6,8 +6,11 @@ A map's title states where the reader is; `amber` is the lamp that lights that p
 """
 
 import matplotlib
+import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch, Patch, Polygon, Rectangle
 
 COLOURS = {
     "query": "#0072B2",
@@ -209,3 +212,193 @@ def _draw_arrow(axes, points, colour, style):
     start = tuple(head + (tail - head) / 100 for tail, head in zip(points[-2], points[-1], strict=True))
     arrow = {"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9, "linewidth": 0.8}
     axes.annotate("", xy=points[-1], xytext=start, arrowprops=arrow, zorder=2)
+
+
+def moved_text(raw, back):
+    """Notebook 01: one channel pair of an answer while the text moves, before and after it is turned back.
+
+    raw, back  (places, 2) numpy arrays
+    returns    a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 3.0))
+    plane, curves = figure.subplots(1, 2, width_ratios=(1, 1.35))
+    plane.plot(*raw.T, ".", linestyle="", color=COLOURS["key"])
+    plane.plot(*back.T, "s", linestyle="", color=COLOURS["query"], markersize=9)
+    edge = 1.3 * abs(raw).max()
+    plane.set(aspect="equal", xlim=(-edge, edge), ylim=(-edge, edge), xlabel="first channel", ylabel="second channel")
+    for channel, style in ((0, "-"), (1, "--")):
+        curves.plot(raw[:, channel], color=COLOURS["key"], linestyle=style)
+        curves.plot(back[:, channel], color=COLOURS["query"], linestyle=style)
+    for x, colour, words in ((0.02, "key", "as summed"), (0.42, "query", "turned back")):
+        curves.text(x, 0.99, words, color=COLOURS[colour], transform=curves.transAxes, va="top", fontweight="bold")
+    labels = {"xlabel": "places the text was moved by", "ylabel": "first (solid), second (dashed)"}
+    curves.set(ylim=(-edge, 1.25 * edge), **labels)
+    title = "Move the text: an answer goes round, turned back it stands still"
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+# Cells of a mask. The dark red beside the green is told apart by its lightness too.
+MASK = {"masked: not there yet": "#D9D9D9", "past, but not read": "#A6192E", "attended": COLOURS["compressed"]}
+
+
+def masks(layers):
+    """Notebook 04: what each query attends to in recorded layers: tokens one by one above, entries below.
+
+    layers   LayerRecords of one sequence, the first of a window-only layer; attended is a weight above 0 in any head
+    returns  a matplotlib Figure, a column a layer; each entry lies over the tokens of its window
+    """
+    figure = Figure(figsize=(6.0, 4.4))
+    grid = figure.subplots(2, len(layers), sharex=True, sharey=True)
+    for layer, (tokens, entries) in zip(layers, grid.T, strict=True):
+        near_TS, far_TC = (share_BTHS[0].sum(1).detach().numpy() > 0 for share_BTHS in layer.weights())
+        n_tokens, n_entries = len(near_TS), far_TC.shape[1]
+        _draw_mask(tokens, near_TS, 1 + np.arange(n_tokens))
+        tokens.set_title(layer.kind.name if n_entries else "window only", fontweight="normal")
+        tokens.set_xlabel("tokens s, one by one")
+        if n_entries:
+            ratio = layer.block.attn.compressor.ratio
+            _draw_mask(entries, far_TC, layer.visible_T.numpy(), ratio)
+            tokens.vlines(ratio * np.arange(1, n_entries), 0, n_tokens, color=INK, linestyle="--", linewidth=0.8)
+            entries.set_xlabel(f"{n_entries} entries of {ratio} tokens")
+    grid[0, 0].set(ylabel="query t", ylim=(n_tokens, 0))
+    grid[0, 0].tick_params(labelbottom=True)
+    grid[1, 1].set_ylabel("query t")
+    grid[1, 1].tick_params(labelleft=True)
+    grid[1, 0].set_axis_off()
+    keys = [Patch(color=colour, label=words) for words, colour in reversed(MASK.items())]
+    keys.append(Line2D([], [], color=INK, linestyle="--", linewidth=0.8, label="end of an entry's tokens"))
+    grid[1, 0].legend(handles=keys, loc="center", bbox_to_anchor=(0.4, 0.5))
+    title = "Each layer reads its newest tokens one by one, older ones as entries"
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def _draw_mask(axes, seen_TC, visible_T, ratio=1):
+    """One mask in cells `ratio` tokens wide, a dashed line between entries."""
+    n_tokens, n_entries = seen_TC.shape
+    state_TC = (np.arange(n_entries) < visible_T[:, None]).astype(int) + seen_TC
+    edges, rows = ratio * np.arange(n_entries + 1), np.arange(n_tokens + 1)
+    colours = ListedColormap(list(MASK.values()))
+    axes.pcolormesh(edges, rows, state_TC, cmap=colours, vmin=0, vmax=2, edgecolor="white", linewidth=0.15)
+    if ratio > 1:
+        axes.vlines(edges[1:-1], 0, n_tokens, color=INK, linestyle="--", linewidth=0.8)
+
+
+def reach(maps, title):
+    """Notebook 04: how strongly output t depends on token s, and where it does not at all.
+
+    maps     title of a panel = sizes of gradients [T, S], numpy; exactly 0 where nothing is reached
+    returns  a matplotlib Figure: reached on a logarithmic scale, past but out of reach red, future grey
+    """
+    figure = Figure(figsize=(6.0, 2.4))
+    row = figure.subplots(1, len(maps), sharey=True)
+    colours = ListedColormap(list(MASK.values())[:2])
+    for axes, (words, size_TS) in zip(row, maps.items(), strict=True):
+        past_TS = np.tri(len(size_TS))
+        axes.pcolormesh(past_TS, cmap=colours, vmin=0, vmax=1, edgecolor="white", linewidth=0.15)
+        strength_TS = np.ma.log10(np.ma.masked_equal(size_TS / size_TS.max(), 0))
+        image = axes.pcolormesh(strength_TS, cmap=SEQUENTIAL, vmin=-2, vmax=0)
+        axes.set_title(words, fontweight="normal")
+        axes.set(xlabel="token s", aspect="equal")
+    row[0].set(ylabel="output t", ylim=(len(size_TS), 0))
+    figure.colorbar(image, ax=row, shrink=0.8, ticks=(-2, -1, 0), label="gradient, log10", extend="min")
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def pooled_tokens(csa, hca):
+    """Notebook 02: what share of each entry its tokens have, with overlap (left) and without.
+
+    csa, hca  (entries, slots) numpy arrays; CSA's first half of the slots is the window before
+    returns   a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 3.0))
+    panels = figure.subplots(1, 2)
+    halves = ((csa, csa.shape[1] // 2, "CSA: own window and the one before"), (hca, 0, "HCA: own window only"))
+    for axes, (share, overlap, words) in zip(panels, halves):
+        n_entries, step = len(share), share.shape[1] - overlap
+        table = np.ma.masked_all((n_entries, n_entries * step))
+        for entry in range(n_entries):
+            first = entry * step - overlap
+            table[entry, max(0, first) : first + share.shape[1]] = share[entry, max(0, -first) :]
+        drawn = axes.pcolormesh(table, vmin=0, vmax=1)
+        axes.vlines(range(step, n_entries * step, step), 0, n_entries, color=INK, linestyle="--", linewidth=0.6)
+        axes.set(xlabel="token", ylabel="entry", ylim=(n_entries, 0), facecolor="#E4E4E4")
+        axes.set(yticks=[entry + 0.5 for entry in range(n_entries)], yticklabels=range(n_entries))
+        axes.set_title(words, fontweight="normal", fontsize=9)
+    figure.colorbar(drawn, ax=panels, label="share of the entry")
+    title = "With overlap each token feeds two entries; entry 0 has its own four only"
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def cache_growth(reports):
+    """Notebook 05: the bytes of a cache, kind by kind, after each token.
+
+    reports  what Cache.report() said after 1, 2, ... tokens
+    returns  a matplotlib Figure of stacked steps
+    """
+    colours = {"window": COLOURS["key"], "CSA entries": COLOURS["compressed"], "indexer keys": "#7FCEB5"}
+    colours |= {"HCA entries": "#005C43", "tail state": COLOURS["masked"]}  # greens lighter and darker than the fixed one
+    figure = Figure(figsize=(6.0, 3.0))
+    axes, below = figure.subplots(), np.zeros(len(reports))
+    edges = np.arange(len(reports) + 1) + 0.5
+    for kind, colour in colours.items():
+        above = below + [report[kind] / 1000 for report in reports]
+        axes.stairs(above, edges, baseline=below, fill=True, color=colour, label=kind)
+        below = above
+    axes.stairs(below, edges, baseline=None, color=INK, linewidth=0.8)
+    axes.set(xlabel="tokens taken in", xticks=range(4, len(reports) + 1, 4), xlim=(0.5, len(reports) + 0.5))
+    axes.set(ylabel="cache, kB", ylim=(0, 1.45 * below.max()))
+    axes.legend(loc="upper left", ncols=3, reverse=True)
+    axes.set_title("The raw tail saws, the window fills up, only entries keep growing")
+    return figure
+
+
+def streams_through_depth(flows):
+    """What 64 layers do, three panels on log scales: signal, gradient and the mix's gain, a thin line a seed.
+
+    flows  {kind: [minidsv4.train.streams.Flow of each seed]}
+    """
+    styles = {"HC": ("key", "-"), "mHC": ("compressed", "-"), "residual": ("masked", "--")}
+    panels = {
+        "Signal": ("RMS of the streams", lambda flow: flow.signal),
+        "Gradient": ("RMS, over that at the end", lambda flow: flow.gradient / flow.gradient[-1]),
+        "Gain of all mixes so far": ("largest factor", lambda flow: flow.forward),
+    }
+    figure = Figure(figsize=(6.6, 3.0))
+    for axes, (title, (unit, values)) in zip(figure.subplots(1, 3), panels.items()):
+        for kind, (colour, line) in styles.items():
+            for number, flow in enumerate(flows[kind]):
+                depth = np.arange(len(flow.signal)) / 2
+                label = kind if number == 0 else None
+                style = {"linewidth": 1.0 if kind == "HC" else 1.4, "linestyle": line, "label": label}
+                axes.plot(depth, values(flow).numpy(), color=COLOURS[colour], **style)
+        axes.set(yscale="log", xlabel="layer", ylabel=unit, xticks=(0, 32, 64))
+        axes.set_title(title, fontweight="normal")
+    figure.axes[0].legend(loc="upper left")
+    title = f"64 layers: HC drifts by orders of magnitude, mHC keeps its measure ({len(flows['HC'])} seeds)"
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def bias_rule(without, with_rule, bias_TE):
+    """MaxVio step by step without and with the bias rule, and the biases that the rule moved.
+
+    without, with_rule  MaxVio of each step
+    bias_TE             biases after each step, one column an expert
+    """
+    figure = Figure(figsize=(6.0, 3.0))
+    left, right = figure.subplots(1, 2)
+    left.plot(without, color=COLOURS["masked"], linestyle="--", label="no rule")
+    left.plot(with_rule, color=COLOURS["compressed"], linestyle="-", label="bias rule")
+    left.set(xlabel="step", ylabel="MaxVio", ylim=(0, None))
+    left.set_title("The fullest expert's overload", fontweight="normal")
+    left.legend(loc="center right")
+    right.plot(bias_TE, color=COLOURS["query"], linestyle="-", linewidth=1)
+    right.set(xlabel="step", ylabel="bias, in units of the score")
+    right.set_title(f"The {bias_TE.shape[1]} biases that did it", fontweight="normal")
+    title = "Each bias follows its expert's load, until the loads are even"
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    return figure

@@ -5,6 +5,7 @@ last W window entries, the raw series of the open compression window, the previo
 finished entries, the indexer's keys.
 """
 
+import bisect
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,8 @@ class Series:
         if self.high == self.low:
             self.data, self.low, self.high = new, 0, n_new  # nothing to join: no copy, and gradients flow
             return new
-        if self.high + n_new > self.data.shape[1]:
+        frozen = self.data.is_inference() and not torch.is_inference_mode_enabled()  # torch then forbids writing
+        if frozen or self.high + n_new > self.data.shape[1]:
             self._grow(len(self) + n_new)
         self.data[:, self.high : self.high + n_new] = new
         self.high += n_new
@@ -113,7 +115,7 @@ class Cache:
     def __init__(self, config: Config, batch_size: int, dtype: torch.dtype, device: torch.device):
         if batch_size < 1:
             raise ValueError(f"cache: batch_size = {batch_size} cannot be; it counts sequences, from 1")
-        self.config, self.batch_size, self.n_tokens = config, batch_size, 0
+        self.config, self.batch_size, self.dtype, self.n_tokens = config, batch_size, dtype, 0
         self._numbers: list[int] = [0]  # of the snapshots that can still be restored, oldest first
         kinds = config.layer_types[: config.num_hidden_layers]
         self.layers = [new_layer_memory(config, kind, batch_size, dtype, device) for kind in kinds]
@@ -152,11 +154,12 @@ class Cache:
         """Go back to `snapshot`, exactly and as often as wanted; snapshots taken after it are void from here on."""
         if snapshot.owner != id(self):
             raise ValueError("cache: this snapshot belongs to another cache; restore one that this cache took")
-        if snapshot.number not in self._numbers:
+        place = bisect.bisect_left(self._numbers, snapshot.number)
+        if self._numbers[place : place + 1] != [snapshot.number]:
             raise ValueError(
                 f"cache: the snapshot at token {snapshot.n_tokens} is void; the cache was rewound to an older one"
             )
-        del self._numbers[self._numbers.index(snapshot.number) + 1 :]
+        del self._numbers[place + 1 :]
         self.rewind(snapshot)
 
     @contextmanager

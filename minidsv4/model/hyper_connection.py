@@ -4,6 +4,7 @@ B batch, T tokens, N streams, D width; i old stream, j new stream. Report sectio
 names: `hc_attn_{fn, base, scale}`, `hc_ffn_{...}`, `hc_head_{...}`. Coefficients are computed in float32 at least.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -43,18 +44,14 @@ class HyperConnection(nn.Module):
     def forward(self, streams_BTND: Tensor) -> Mix:
         """The mix of each token, from all of its streams."""
         n = self.streams
-        logits = stream_logits(streams_BTND, self.fn, self.rms_eps)  # eqs. (2)-(5)
-        pre, post, carry = logits.split([n, n, n * n], dim=-1)
-        base_pre, base_post, base_carry = precise(self.base).split([n, n, n * n])
-        scale_pre, scale_post, scale_carry = precise(self.scale)
-        carry = rearrange(carry * scale_carry + base_carry, "b t (i j) -> i j (b t)", i=n)
-        return Mix(
-            (pre * scale_pre + base_pre).sigmoid() + self.eps,  # eq. (6); the eps is the released code's
-            2 * (post * scale_post + base_post).sigmoid(),  # eq. (7)
-            rearrange(
-                sinkhorn(carry, self.iterations, self.eps), "i j (b t) -> b t i j", b=len(logits)
-            ).contiguous(),  # eq. (8)
-        )
+        rows = (n, n, n * n)  # of pre, post, carry
+        scale = torch.cat([gate.expand(width) for gate, width in zip(precise(self.scale), rows)])
+        raw = stream_logits(streams_BTND, self.fn, self.rms_eps)
+        pre, post, carry = torch.addcmul(precise(self.base), raw, scale).split(rows, dim=-1)  # eqs. (2)-(5)
+        carry = rearrange(carry, "b t (i j) -> i j (b t)", i=n)
+        carry = rearrange(sinkhorn(carry, self.iterations, self.eps), "i j (b t) -> b t i j", b=len(raw))  # eq. (8)
+        # eqs. (6) and (7); the eps is the released code's
+        return Mix(pre.sigmoid() + self.eps, 2 * post.sigmoid(), carry.contiguous())
 
 
 def even_read(n: int) -> Tensor:
@@ -104,12 +101,16 @@ class Sinkhorn(torch.autograd.Function):
         return share * (grad - (grad * share).sum(1, keepdim=True)), None, None
 
 
+@functools.cache
+def _sums(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Two matrices [N N, N N] that sum a flattened [old, new] over the old streams and over the new ones."""
+    one, ones = torch.eye(n, dtype=dtype, device=device), torch.ones(n, n, dtype=dtype, device=device)
+    return torch.kron(ones, one), torch.kron(one, ones)
+
+
 def _normalise_few(matrix: Tensor, axes: list[int], eps: float) -> Tensor:
     """The same normalisations with 2 small kernels each instead of 3: sums come from a product with zeros and ones."""
-    n = len(matrix)
-    one, all_ones = torch.eye(n, dtype=matrix.dtype, device=matrix.device), matrix.new_ones(n, n)
-    sums = {0: torch.kron(all_ones, one), 1: torch.kron(one, all_ones)}  # over old streams, over new ones
-    flat = rearrange(matrix, "i j t -> (i j) t")
+    sums, flat = _sums(len(matrix), matrix.dtype, matrix.device), matrix.flatten(0, 1)
     floor, total = torch.full_like(flat, eps), torch.empty_like(flat)
     for axis in axes:
         flat.div_(torch.addmm(floor, sums[axis], flat, out=total))

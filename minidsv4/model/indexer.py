@@ -5,8 +5,6 @@ B batch, T queries, U index heads, Z index width, C entries, P picked entries. R
 forward runs without one; what teaches the indexer is a loss of its own (`losses.py`).
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -20,31 +18,32 @@ from minidsv4.model.rope import Angles, rotate
 SCORES_AT_ONCE = 1 << 20  # head scores held at a time: no [T, C] matrix is ever whole
 
 
-def hadamard(width: int) -> Tensor:
-    """The orthonormal Walsh-Hadamard matrix; the identity where `width` is no power of two (released: 128).
+def hadamard_signs(width: int) -> Tensor:
+    """The Walsh-Hadamard matrix of 1 and -1, exact in every dtype; the identity where `width` is no power of two.
 
-    On queries and keys alike it leaves every score as it is, and spreads outliers before both go to 4 bits.
+    On queries and keys alike, scaled to be orthonormal, it leaves every score as it is, and spreads outliers before
+    both go to 4 bits. The released width is 128.
     """
-    matrix = torch.ones(1, 1)
-    while len(matrix) < width:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)], 0)
-    return matrix / math.sqrt(width) if len(matrix) == width else torch.eye(width)
+    signs = torch.ones(1, 1)
+    while len(signs) < width:
+        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)], 0)
+    return signs if len(signs) == width else torch.eye(width)
 
 
 class Hadamard(nn.Module):
-    """Turn the last axis by the Walsh-Hadamard matrix."""
+    """Turn the last axis by the orthonormal Walsh-Hadamard matrix."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.width = width
-        self.register_buffer("matrix", hadamard(width), persistent=False)
+        self.register_buffer("signs", hadamard_signs(width), persistent=False)
+        self.scale = 1.0 if width & (width - 1) else width**-0.5
 
     def reset_constants(self) -> None:
         """Fill the matrix anew: it follows from the width, so no checkpoint holds it."""
-        self.matrix.copy_(hadamard(self.width))
+        self.signs.copy_(hadamard_signs(len(self.signs)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.matrix
+        return x @ self.signs * self.scale
 
 
 class Indexer(nn.Module):

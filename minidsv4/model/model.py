@@ -80,10 +80,8 @@ class Model(nn.Module):
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         ratios = [self.config.ratio_of(kind) for kind in LayerKind]
         first = min([start, *(start // ratio * ratio for ratio in ratios if ratio)])
-        plain, slowed = (
-            Angles(frequencies(self.config, kind, dtype, weight.device), first, stop)
-            for kind in (LayerKind.WINDOW, LayerKind.CSA)
-        )
+        bases = [frequencies(self.config, kind, dtype, weight.device) for kind in (LayerKind.WINDOW, LayerKind.CSA)]
+        plain, slowed = (Angles(speed, first, stop) for speed in bases)
         return {LayerKind.WINDOW: plain, LayerKind.CSA: slowed, LayerKind.HCA: slowed}
 
     def mtp_logits(self, streams_BTND: Tensor, ids_BT: Tensor) -> Tensor:
@@ -124,8 +122,8 @@ class Model(nn.Module):
             raise ValueError(
                 f"cache: made for batch_size = {cache.batch_size}, not {shape[0]}; make one for these sequences"
             )
-        if cache is not None and cache.config is not self.config and cache.config != self.config:
-            raise ValueError("cache: made for a model of another config; use this model's new_cache()")
+        if cache is not None and (cache.config, cache.dtype) != (self.config, self.embed.weight.dtype):
+            raise ValueError("cache: made for a model of another config or dtype; use this model's new_cache()")
 
 
 def initialise(model: Model) -> None:

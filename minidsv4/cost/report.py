@@ -1,0 +1,219 @@
+"""The bill of one model at one length, as a dataclass, as a table to read and as JSON; `python -m minidsv4 bill`."""
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from minidsv4.config import Config
+from minidsv4.cost import flops, memory, price, roofline
+from minidsv4.cost.baselines import V32, gqa8
+from minidsv4.cost.hardware import DEVICES
+from minidsv4.cost.parameters import Count, checkpoint_bytes, parameters, total, weights
+
+MODELS = {"flash": Config.flash, "pro": Config.pro, "v3.2": V32}
+NAMES = {"flash": "V4-Flash", "pro": "V4-Pro", "v3.2": "V3.2"}
+TRAINED_AT = 4096  # tokens a sequence, where both models begin; the report does not say how much was trained longer
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a model costs when a sequence holds `n_tokens`; bytes, FLOPs, seconds and US dollars.
+
+    parameters        by part; `main` sums them without the MTP block, `with_mtp` with it
+    decode            raw FLOPs of one new token, by kind; `decode_fp8` is their FP8-equivalent
+    prefill_fp8       FP8-equivalent FLOPs of reading all tokens
+    training          raw FLOPs of training on one token, in sequences of 4,096
+    cache             bytes of one sequence in the production formats, by kind
+    tail_bytes        raw values that wait for their window, in FP32 as the released code reserves them; V4 only
+    read_bytes        bytes of the cache that one new token reads
+    cheaper, smaller  FP8-equivalent FLOPs of V3.2 over these; bytes of V3.2's cache over these
+    gqa8_share        these bytes over those of GQA8 in BF16 at the same depth
+    steps             one new token of one sequence on each device, at best
+    answer            dollars for reading the tokens and writing 1,000, at list price; None without a price
+    compute           dollars for the same FLOPs on rented H800s at peak rate: a floor, nothing else is in it
+    """
+
+    name: str
+    n_tokens: int
+    parameters: dict[str, Count]
+    main: Count
+    with_mtp: int
+    checkpoint_bytes: int
+    decode: dict[str, float]
+    decode_fp8: float
+    prefill_fp8: float
+    training: float
+    cache: dict[str, int]
+    cache_bytes: int
+    tail_bytes: int
+    read_bytes: int
+    cheaper: float
+    smaller: float
+    gqa8_share: float
+    steps: list[roofline.Step]
+    answer: float | None
+    compute: float
+
+
+def bill(config: Config | V32, n_tokens: int, name: str = "") -> Bill:
+    """The bill of a model at one length.
+
+    config    a Config, or V32()
+    n_tokens  tokens that the sequence holds, from 1
+    name      what the table calls it; empty is the released name, or "a V4 model"
+    raises    ValueError for another model or a length below 1
+    """
+    if not isinstance(n_tokens, int) or n_tokens < 1:
+        raise ValueError(f"bill: n_tokens = {n_tokens!r} is no length; it counts tokens, from 1")
+    rows, held = weights(config), memory.cache(config, n_tokens)
+    counts, one, prompt = parameters(rows), flops.decode(config, n_tokens), flops.prefill(config, n_tokens)
+    cache_bytes, decode_fp8 = int(sum(held.values())), float(flops.weighted(one))
+    name = name or released_name(config)
+    return Bill(
+        name=name,
+        n_tokens=n_tokens,
+        **dict(parameters=counts, main=total(counts), with_mtp=total(counts, mtp=True).total),
+        checkpoint_bytes=checkpoint_bytes(rows),
+        **dict(decode={kind: float(amount) for kind, amount in one.items() if amount}, decode_fp8=decode_fp8),
+        prefill_fp8=flops.weighted(prompt),
+        training=flops.training(config, 1, TRAINED_AT),
+        **dict(cache={kind: int(amount) for kind, amount in held.items()}, cache_bytes=cache_bytes),
+        tail_bytes=memory.tail_room(config) if isinstance(config, Config) else 0,
+        read_bytes=int(memory.read(config, n_tokens)),
+        cheaper=float(flops.weighted(flops.decode(V32(), n_tokens)) / decode_fp8),
+        smaller=float(sum(memory.cache(V32(), n_tokens).values()) / cache_bytes),
+        gqa8_share=cache_bytes / gqa8(config).cache_bytes(n_tokens),
+        steps=[roofline.decode_step(config, n_tokens, device) for device in DEVICES.values()],
+        **dict(answer=list_price(name, n_tokens), compute=compute_floor(prompt, one)),
+    )
+
+
+def released_name(config: Config | V32) -> str:
+    """The released model that has exactly these sizes."""
+    return next((NAMES[key] for key, make in MODELS.items() if make() == config), "a V4 model")
+
+
+def list_price(name: str, n_tokens: int, answer: int = 1000) -> float | None:
+    """Dollars for a question about so many tokens, where the model is sold."""
+    return price.cost(price.PRICES[name], price.question(n_tokens, answer)) if name in price.PRICES else None
+
+
+def compute_floor(prompt: dict[str, float], one: dict[str, float], answer: int = 1000) -> float:
+    """Dollars for the multiplications alone, on rented H800s: a prompt, then `answer` times one token."""
+    h800 = DEVICES["H800"]
+    return price.rented(roofline.seconds(prompt, h800) + answer * roofline.seconds(one, h800))
+
+
+# --- the table ---
+
+
+def table(bill: Bill) -> str:
+    """The bill as text, a block a subject."""
+    title = f"{bill.name} at {bill.n_tokens:,} tokens"
+    return "\n\n".join([title, _parameters(bill), _flops(bill), _bytes(bill), _time(bill), _dollars(bill)])
+
+
+def _rows(heads: tuple[str, ...], rows: list[tuple]) -> str:
+    """Columns under their heads, the first one left, the others right."""
+    cells = [heads, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
+    padded = [[f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)] for row in cells]
+    return "\n".join("  " + "  ".join(row).rstrip() for row in padded)
+
+
+def _parameters(bill: Bill) -> str:
+    counts = [*bill.parameters.items(), ("all but MTP", bill.main)]
+    rows = [(part, f"{count.total / 1e9:.3f}", f"{count.active / 1e9:.3f}") for part, count in counts]
+    rows.append(("all", f"{bill.with_mtp / 1e9:.3f}", ""))
+    return _rows(("parameters, billions", "total", "active"), rows) + (
+        f"\n  checkpoint in the released formats: {bill.checkpoint_bytes / 1e9:,.1f} GB"
+    )
+
+
+def _flops(bill: Bill) -> str:
+    one = [(kind, amount, flops.EQUIVALENT[kind] * amount) for kind, amount in bill.decode.items()]
+    one.append(("all", sum(bill.decode.values()), bill.decode_fp8))
+    rows = [(kind, f"{raw / 1e9:,.2f}", f"{fp8 / 1e9:,.2f}") for kind, raw, fp8 in one]
+    return _rows(("one new token, GFLOP", "raw", "FP8-equivalent"), rows) + (
+        f"\n  V3.2 needs {bill.cheaper:.4g} times as much"
+        f"\n  reading all tokens: {bill.prefill_fp8 / 1e15:,.3g} PFLOP, FP8-equivalent"
+        f"\n  training: {bill.training / 1e9:,.1f} GFLOP a token in sequences of {TRAINED_AT:,}"
+    )
+
+
+def _bytes(bill: Bill) -> str:
+    rows = [(kind, f"{amount / 1e6:,.2f}") for kind, amount in [*bill.cache.items(), ("all", bill.cache_bytes)]]
+    return _rows(("cache of one sequence, MB", ""), rows) + (
+        f"\n  raw values that wait for their window: {bill.tail_bytes / 1e6:,.2f} MB at most"
+        f"\n  one new token reads {bill.read_bytes / 1e6:,.1f} MB of it"
+        f"\n  V3.2 keeps {bill.smaller:.4g} times as much; GQA8 in BF16 {1 / bill.gqa8_share:.3g} times as much"
+    )
+
+
+def _time(bill: Bill) -> str:
+    heads = ("one new token at best, one sequence", "devices", "ms", "tokens/s", "waits for")
+    rows = [
+        (step.device.name, step.n_devices, f"{1e3 * step.seconds:.3g}", f"{step.tokens_per_second:.0f}", step.bound)
+        for step in bill.steps
+    ]
+    return _rows(heads, rows)
+
+
+def _dollars(bill: Bill) -> str:
+    sold = f"${bill.answer:,.4f} at list price" if bill.answer is not None else "no price"
+    floor = f"its FLOPs alone, on rented H800s at peak: ${bill.compute:,.4f}"
+    return f"  reading all tokens and writing 1,000: {sold}\n  {floor}"
+
+
+def to_json(bill: Bill) -> str:
+    """The bill as JSON; devices by name, every time in seconds."""
+    steps = [
+        {
+            **dict(device=step.device.name, n_devices=step.n_devices, seconds=step.seconds),
+            **dict(tokens_per_second=step.tokens_per_second, bound=step.bound),
+        }
+        for step in bill.steps
+    ]
+    fields = {field.name: getattr(bill, field.name) for field in dataclasses.fields(bill)}
+    counts = {part: dataclasses.asdict(count) for part, count in bill.parameters.items()}
+    return json.dumps(fields | {"parameters": counts, "main": dataclasses.asdict(bill.main), "steps": steps}, indent=2)
+
+
+# --- the command ---
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m minidsv4 bill`."""
+    parser.add_argument("--model", default="flash", help="flash, pro, v3.2, or a config.json or its folder")
+    parser.add_argument("--tokens", type=length, default=2**20, help="length of the sequence, such as 131072 or 128K")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def length(text: str) -> int:
+    """'131072', '128K' and '1M' as a number of tokens; K and M are 2^10 and 2^20."""
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in ("K", "M") else (text, "")
+    if not digits.isdecimal() or int(digits) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length; give tokens from 1, such as 131072, 128K or 1M")
+    return int(digits) * {"": 1, "K": 2**10, "M": 2**20}[unit]
+
+
+def named_model(name: str) -> Config | V32:
+    """flash, pro, v3.2, or the model of a config.json."""
+    if name in MODELS:
+        return MODELS[name]()
+    if not Path(name).exists():
+        raise ValueError(f"bill: --model {name} is none of {', '.join(MODELS)}, nor a config.json or its folder")
+    return Config.from_json(name)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the bill that the command asks for.
+
+    args    model, tokens and json, as `add_options` reads them
+    raises  ValueError where the model is no name and no readable config.json
+    """
+    made = bill(named_model(args.model), args.tokens)
+    print(to_json(made) if args.json else table(made))
+    return 0

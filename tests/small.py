@@ -1,0 +1,68 @@
+"""What several tests share: a small model whose every parameter is off its start, and its tensors for `paper.py`."""
+
+import torch
+from torch import Tensor, nn
+
+import minidsv4 as v4
+from minidsv4.checkpoint import to_released
+from minidsv4.config import LayerKind
+from minidsv4.model.cache import LayerMemory, new_layer_memory
+from minidsv4.model.rope import Angles, frequencies
+
+TINY = v4.Config.tiny()
+CPU = torch.device("cpu")
+EXACT = 1e-10  # float64 rounds at 1e-16; a few layers and sums of some hundred terms make 1e-12 to 1e-13 of it
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normal numbers, the same ones for the same seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def token_ids(n_batch: int, n_tokens: int, seed: int = 0, config: v4.Config = TINY) -> Tensor:
+    """Random token ids [B, T]."""
+    return torch.randint(config.vocab_size, (n_batch, n_tokens), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def disturb(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Move every parameter and router bias far from where it starts, so that no part is idle or uniform."""
+    biases = [(name, buffer) for name, buffer in module.named_buffers() if name.endswith("bias")]
+    for i, (name, tensor) in enumerate([*module.named_parameters(), *biases]):
+        noise = normal(*tensor.shape, seed=1000 * seed + i)
+        if name.endswith("embed.weight"):
+            tensor.copy_(noise)
+        elif tensor.ndim >= 2 and not name.endswith("ape"):
+            tensor.copy_(noise * tensor.shape[-1] ** -0.5)  # products of unit size
+        else:
+            tensor.add_(0.3 * noise)
+    return module
+
+
+def small_model(config: v4.Config = TINY, seed: int = 0, dtype: torch.dtype = torch.float64) -> v4.Model:
+    """A model of this config in this dtype, disturbed."""
+    return disturb(v4.Model(config).to(dtype), seed)
+
+
+def numpy_of(module: nn.Module) -> dict:
+    """The module's tensors as NumPy arrays under the released names, as `paper.py` wants them."""
+    return {name: tensor.numpy() for name, tensor in to_released(module.state_dict()).items()}
+
+
+def off(ours: Tensor, expected) -> float:
+    """Largest difference in units of the largest expected value; NaN stays NaN and passes no comparison."""
+    expected = torch.as_tensor(expected)
+    assert ours.shape == expected.shape, (ours.shape, expected.shape)
+    return ((ours - expected).abs().max() / expected.abs().max()).item()
+
+
+def memory_of(kind: LayerKind, n_batch: int, config: v4.Config = TINY) -> LayerMemory:
+    """An empty past of one layer, float64."""
+    return new_layer_memory(config, kind, n_batch, torch.float64, CPU)
+
+
+def angles_of(kind: LayerKind, stop: int, config: v4.Config = TINY, shift: int = 0) -> Angles:
+    """The turns of positions 0 .. stop - 1, or what they are when the whole text stands `shift` tokens later."""
+    angles = Angles(frequencies(config, kind, torch.float64, CPU), shift, shift + stop)
+    angles.first = 0
+    return angles

@@ -1,0 +1,222 @@
+"""The commands as a user meets them: a whole small tour, a stop and a resumption, and a sentence for every mistake."""
+
+import contextlib
+import errno
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minidsv4 import Config, __main__, load, save
+from minidsv4.__main__ import TOUR, Typewriter, cache_table, main, others, weigh_cache
+from minidsv4.model.model import Model
+from minidsv4.train.data import Batches, Corpus, SourceFile, Tokenizer, programs
+
+FILES = {"config.json", "model.safetensors", "tokenizer.json", "tour.png", "training.pt"}
+
+
+def lay_out(patch):
+    """The tour at a hundredth of its size: generated programs for a corpus, a model of 60 thousand parameters."""
+    files = [SourceFile(f"{i}.py", program.source) for i, program in enumerate(programs(seed=0, n=200))]
+    patch.setattr(__main__, "python_source", lambda: Corpus(files[:180], files[180:]))
+    patch.setattr(__main__, "TOUR", Config.tiny().replace(vocab_size=300))
+    patch.setattr(__main__, "LENGTHS", (32, 512))
+    patch.setattr(__main__, "WRITTEN", 8)
+    patch.setattr(__main__, "HELD_OUT_BYTES", 500)
+    patch.setattr(__main__, "RATE", 0.1)  # a busy machine makes few steps within the second that a tour gets here
+
+
+@pytest.fixture
+def small(monkeypatch):
+    lay_out(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def tour(tmp_path_factory):
+    """A small tour: the folder that it filled, and what it said."""
+    folder, said = tmp_path_factory.mktemp("runs") / "deep" / "tour", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        lay_out(patch)
+        assert main(["tour", "--minutes", "0.02", "--out", str(folder)]) == 0
+    return folder, said.getvalue()
+
+
+@pytest.fixture
+def toured(tour):
+    """The folder alone."""
+    return tour[0]
+
+
+def refusal(capsys, *words):
+    """What a command that cannot be carried out says: one sentence on stderr, exit code 2."""
+    try:
+        code = main(list(words))
+    except SystemExit as error:
+        code = error.code
+    said = capsys.readouterr().err
+    assert code == 2 and said.count("\n") == 1 and said.endswith(".\n"), said
+    return said
+
+
+# --- tour ---
+
+
+def test_a_tour_reports_eight_things_and_keeps_a_model_that_opens(tour):
+    folder, out = tour
+    assert re.findall(r"^(\d)\. ", out, re.MULTILINE) == list("12345678")
+    assert f"{200} files" in out and "20 of these files held out" in out
+    before, after = map(float, re.search(r"([\d.]+) bits per byte before, ([\d.]+) after", out).groups())
+    assert 0 < after < before
+    assert {path.name for path in folder.iterdir()} == FILES  # and no scratch folder is left
+    assert load(folder).config.vocab_size == 300 and (folder / "tour.png").stat().st_size > 5000
+    assert f"generate --model {folder}" in out
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_tour_keeps_what_was_learned_and_resume_goes_on_from_there(small, tmp_path, capsys, monkeypatch):
+    draw_batch = Batches.at
+
+    def interrupted(batches, step):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return draw_batch(batches, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "at", interrupted)
+        assert main(["tour", "--minutes", "9", "--seed", "5", "--out", str(tmp_path)]) == 130
+    said = capsys.readouterr().out
+    assert f"go on with: python -m minidsv4 tour --resume --out {tmp_path}" in said and " 5 steps," in said
+    state = torch.load(tmp_path / "training.pt", weights_only=True)
+    assert state["trainer"]["step"] == 5 and state["seed"] == 5
+
+    steps = []
+    monkeypatch.setattr(Batches, "at", lambda batches, step: steps.append(step) or draw_batch(batches, step))
+    minutes = str(state["trainer"]["seconds"] / 60 + 0.005)
+    assert main(["tour", "--resume", "--minutes", minutes, "--out", str(tmp_path)]) == 0
+    assert [step for step in steps if step][0] == 5  # step 0 is looked at to measure threads
+    assert torch.load(tmp_path / "training.pt", weights_only=True)["trainer"]["step"] > 5
+
+
+def test_ctrl_c_before_training_says_that_nothing_is_kept(small, tmp_path, capsys, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__, "python_source", interrupted)
+    assert main(["tour", "--out", str(tmp_path)]) == 130
+    assert "nothing to keep yet" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_gives_a_sentence_and_leaves_the_old_run_whole(small, toured, capsys, monkeypatch):
+    before = {path.name: path.read_bytes() for path in toured.iterdir()}
+
+    def full(_path, _data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(["tour", "--minutes", "0.002", "--out", str(toured)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]  # after the progress bar
+    assert "No space left on device" in said and "--out" in said
+    assert {path.name: path.read_bytes() for path in toured.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written to" in refusal(capsys, "tour", "--out", str(tmp_path / "file" / "tour"))
+
+
+def test_resuming_where_nothing_is_or_where_the_state_is_cut_off_is_refused(toured, tmp_path, capsys):
+    assert "holds no training.pt" in refusal(capsys, "tour", "--resume", "--out", str(tmp_path))
+    (tmp_path / "training.pt").write_bytes((toured / "training.pt").read_bytes()[:500])
+    assert "cannot be read" in refusal(capsys, "tour", "--resume", "--out", str(tmp_path))
+
+
+def test_no_minutes_are_no_budget(tmp_path, capsys):
+    assert "seconds = 0.0 is no budget" in refusal(capsys, "tour", "--minutes", "0", "--out", str(tmp_path))
+
+
+def test_the_model_of_the_tour_has_every_kind_of_layer_hash_and_learned_routing_and_many_index_heads():
+    assert {kind.name for kind in TOUR.layer_types} == {"WINDOW", "CSA", "HCA"}
+    assert {routing.name for routing in TOUR.mlp_layer_types} == {"HASH", "LEARNED"} and TOUR.index_n_heads >= 16
+
+
+# --- cache ---
+
+
+def test_the_cache_table_adds_up_and_gives_each_share():
+    config = Config.tiny()
+    ids = torch.arange(600) % config.vocab_size
+    growth = {n: report for n, report in weigh_cache(Model(config), ids).items() if n in (32, 512)}
+    rows = {line[:14].strip(): re.findall(r"[\d,.]+%?", line[14:]) for line in cache_table(config, growth)[:-1]}
+    number = {name: [float(cell.strip("%").replace(",", "")) for cell in cells] for name, cells in rows.items()}
+    kinds = ("window", "tail state", "CSA entries", "indexer keys", "HCA entries")
+    assert number["tokens"] == [32, 512]
+    assert [sum(column) for column in zip(*(number[kind] for kind in kinds))] == number["V4 together"]
+    for name, kept in others(config).items():
+        first, first_share, second, second_share = number[name]
+        assert (first, second) == (4 * kept * 4 * 32, 4 * kept * 4 * 512)
+        assert first_share == pytest.approx(100 * number["V4 together"][0] / first, abs=0.051)
+        assert second_share == pytest.approx(100 * number["V4 together"][1] / second, abs=0.051)
+
+
+# --- generate ---
+
+
+def test_generate_goes_on_from_the_prompt_and_the_same_seed_writes_the_same(toured, capsys):
+    words = ["generate", "--model", str(toured), "x = 1", "--tokens", "12", "--seed", "3"]
+    assert main(words) == 0
+    once = capsys.readouterr().out
+    assert main(words) == 0
+    assert capsys.readouterr().out == once and once.startswith("x = 1") and len(once) > len("x = 1\n")
+
+
+def test_a_character_is_printed_when_all_of_its_bytes_are_there(capsys):
+    tokenizer = Tokenizer.train(["a"], 258)
+    typed, seen = Typewriter(tokenizer), []
+    for token in tokenizer.encode("é∑"):
+        typed(token)
+        seen.append(capsys.readouterr().out)
+    assert seen == ["", "é", "", "", "∑"]
+    typed(tokenizer.encode("∑")[0])
+    typed.close()
+    assert capsys.readouterr().out == "\ufffd\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--tokens", "-1"], "n_tokens = -1"),
+        (["--tokens", "many"], "invalid int value"),
+        (["--temperature", "-2"], "temperature = -2.0"),
+        (["--top-p", "0"], "top_p = 0.0"),
+        (["--speed", "9"], "unrecognized arguments"),
+    ],
+)
+def test_options_that_make_no_sense_give_a_sentence(toured, capsys, options, words):
+    assert words in refusal(capsys, "generate", "--model", str(toured), "x", *options)
+
+
+def test_folders_without_a_whole_model_give_a_sentence(toured, tmp_path, capsys):
+    generate = ["generate", "x", "--model"]
+    assert "no such folder" in refusal(capsys, *generate, str(tmp_path / "none"))
+    assert "no config.json" in refusal(capsys, *generate, str(tmp_path))
+    save(load(toured), tmp_path)
+    assert "no tokenizer.json" in refusal(capsys, *generate, str(tmp_path))
+    whole = (toured / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "cut off" in refusal(capsys, *generate, str(tmp_path))
+
+
+def test_commands_that_do_not_exist_and_no_command_give_a_sentence(capsys):
+    assert "invalid choice: 'tuor'" in refusal(capsys, "tuor")
+    assert "required: command" in refusal(capsys)
+
+
+def test_python_m_minidsv4_runs_the_commands_without_a_traceback():
+    done = subprocess.run([sys.executable, "-m", "minidsv4", "generate", "x", "--model", "nowhere"], capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr

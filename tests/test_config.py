@@ -1,0 +1,235 @@
+"""Config: the released numbers, every form of `config.json`, and a sentence for what cannot be built."""
+
+import json
+import re
+
+import pytest
+
+import minidsv4 as v4
+from minidsv4.checkpoint import hf_config
+from minidsv4.dims import GLOSSARY
+
+TINY, FLASH, PRO = v4.Config.tiny(), v4.Config.flash(), v4.Config.pro()
+WINDOW, CSA, HCA = v4.LayerKind.WINDOW, v4.LayerKind.CSA, v4.LayerKind.HCA
+YARN = dict(factor=16, original_max_position_embeddings=65536, beta_fast=32, beta_slow=1)
+
+
+def released_json(config: v4.Config) -> dict:
+    """The fields of a released `config.json` for these sizes, its extra fields with it, spelled out by hand here."""
+    sizes = """vocab_size hidden_size moe_intermediate_size num_hidden_layers num_attention_heads head_dim
+        qk_rope_head_dim q_lora_rank o_groups o_lora_rank sliding_window index_n_heads index_head_dim index_topk
+        n_routed_experts num_experts_per_tok routed_scaling_factor""".split()
+    fields = {name: getattr(config, name) for name in sizes}
+    fields |= {"compress_ratios": list(config.compress_ratios), "num_hash_layers": 3, "swiglu_limit": 10.0}
+    fields |= {"hc_mult": 4, "hc_sinkhorn_iters": 20, "hc_eps": 1e-6, "rms_norm_eps": 1e-6, "n_shared_experts": 1}
+    fields |= {"rope_theta": 10000, "compress_rope_theta": 160000, "rope_scaling": {"type": "yarn", **YARN}}
+    fields |= {"num_nextn_predict_layers": 1, "max_position_embeddings": 1048576, "num_key_value_heads": 1}
+    fields |= {"scoring_func": "sqrtsoftplus", "norm_topk_prob": True, "hidden_act": "silu", "attention_bias": False}
+    fields |= {"bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.02, "tie_word_embeddings": False}
+    extra = {"torch_dtype": "bfloat16", "topk_method": "noaux_tc", "transformers_version": "4.57.1", "use_cache": True}
+    quantised = {"quant_method": "fp8", "fmt": "e4m3", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]}
+    return fields | extra | {"quantization_config": quantised, "expert_dtype": "fp4", "model_type": "deepseek_v4"}
+
+
+@pytest.mark.parametrize(("config", "n_ratios"), [(FLASH, 44), (PRO, 62)], ids=["flash", "pro"])
+def test_a_released_config_json_with_its_extra_fields_loads_as_it_is(config, n_ratios, tmp_path):
+    fields = released_json(config)
+    assert len(fields["compress_ratios"]) == n_ratios
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert v4.Config.from_json(tmp_path / "config.json") == config
+    assert v4.Config.from_json(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("config", "first", "counts"),
+    [(FLASH, (WINDOW, WINDOW), (3, 21, 20)), (PRO, (HCA, HCA), (1, 30, 31))],
+    ids=["flash", "pro"],
+)
+def test_the_released_schedules_alternate_csa_and_hca_after_two_layers(config, first, counts):
+    kinds = config.layer_types
+    assert kinds[:2] == first
+    assert all(kinds[layer] is (CSA if layer % 2 == 0 else HCA) for layer in range(2, config.num_hidden_layers))
+    assert tuple(kinds.count(kind) for kind in (WINDOW, CSA, HCA)) == counts  # the MTP block is one WINDOW of them
+    assert config.ratio_of(CSA) == 4 and config.ratio_of(HCA) == 128 and config.ratio_of(WINDOW) == 0
+    assert [kind.value for kind in config.mlp_layer_types[:4]] == ["hash_moe"] * 3 + ["moe"]
+
+
+def test_every_axis_of_tiny_has_another_size():
+    sizes = {letter: getattr(TINY, axis.field) for letter, axis in GLOSSARY.items() if axis.field and letter != "M"}
+    del sizes["L"]  # layers are a list, never an axis of a tensor
+    sizes |= {"M of CSA": TINY.ratio_of(CSA), "M of HCA": TINY.ratio_of(HCA)}
+    assert len(set(sizes.values())) == len(sizes), sizes
+
+
+def test_mini_keeps_every_mechanism_at_5_to_10_million_parameters():
+    config = v4.Config.mini()
+    assert set(config.layer_types) == {WINDOW, CSA, HCA} and set(config.mlp_layer_types) == set(v4.Routing)
+    assert config.index_n_heads >= 16 and config.num_nextn_predict_layers == 1 and config.rope_scaling
+    assert config.index_topk < config.max_position_embeddings // config.ratio_of(CSA)
+    n_parameters = sum(parameter.numel() for parameter in v4.Model(config).parameters())
+    assert 5e6 < n_parameters < 10e6
+
+
+# ---- other forms of the file ----
+
+
+def bench_like(**changes) -> dict:
+    """transformers' form with one flat `rope_parameters` and a rotary part given as a fraction."""
+    kinds = ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"]
+    fields = dict(vocab_size=97, hidden_size=40, moe_intermediate_size=24, num_hidden_layers=3, num_attention_heads=6)
+    fields |= dict(head_dim=32, partial_rotary_factor=0.25, q_lora_rank=18, o_groups=2, o_lora_rank=11)
+    fields |= dict(num_experts_per_tok=2, n_routed_experts=10, sliding_window=16, layer_types=kinds, index_n_heads=7)
+    fields |= dict(mlp_layer_types=["hash_moe", "moe", "moe"], index_head_dim=20, index_topk=5)
+    fields |= dict(compress_rates={kinds[1]: 4, kinds[2]: 14}, rope_theta=9000.0, compress_rope_theta=150000.0)
+    return fields | dict(rope_parameters={"rope_type": "yarn", **YARN}, use_cache=True) | changes
+
+
+def test_a_flat_rope_setting_and_a_rotary_fraction_are_read():
+    config = v4.Config.from_dict(bench_like())
+    assert (config.qk_rope_head_dim, config.rope_theta, config.compress_rope_theta) == (8, 9000.0, 150000.0)
+    assert config.rope_scaling == YARN
+    assert config.layer_types == (WINDOW, CSA, HCA, WINDOW) and config.compress_ratios == (0, 4, 14, 0)
+    assert config.mlp_layer_types == (v4.Routing.HASH, v4.Routing.LEARNED, v4.Routing.LEARNED)
+
+
+def test_a_nested_rope_setting_gives_each_kind_of_layer_its_base():
+    main = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}
+    slowed = {"rope_type": "yarn", "rope_theta": 70000.0, "partial_rotary_factor": 0.5, "attention_factor": 1.0, **YARN}
+    fields = bench_like(rope_parameters={"main": main, "compress": slowed})
+    del fields["partial_rotary_factor"]
+    config = v4.Config.from_dict(fields)
+    assert (config.qk_rope_head_dim, config.rope_theta, config.compress_rope_theta) == (16, 5000.0, 70000.0)
+    assert config.rope_scaling == YARN
+
+
+def test_plain_angles_need_no_yarn():
+    assert v4.Config.from_dict(bench_like(rope_parameters={"rope_type": "default"})).rope_scaling is None
+
+
+def test_what_is_written_for_transformers_reads_back_as_the_same_model_without_mtp():
+    back = v4.Config.from_dict(json.loads(json.dumps(hf_config(TINY, "torch.float32"))))
+    assert back == TINY.replace(num_nextn_predict_layers=0)
+
+
+def test_what_transformers_writes_itself_reads_back_as_the_same_model(tmp_path):
+    from transformers import DeepseekV4Config
+
+    DeepseekV4Config(**hf_config(TINY, "torch.float32")).save_pretrained(tmp_path)
+    assert v4.Config.from_json(tmp_path) == TINY.replace(num_nextn_predict_layers=0)
+
+
+def test_the_ratio_of_an_absent_mtp_block_may_be_left_out():
+    fields = TINY.to_dict()
+    del fields["compress_ratios"][-1], fields["layer_types"], fields["mlp_layer_types"]
+    fields["compress_ratios"] = [0, 4, 12, 4]
+    assert v4.Config.from_dict(fields).compress_ratios == (0, 4, 12, 4, 0)
+
+
+@pytest.mark.parametrize("name", ["tiny", "mini", "flash", "pro"])
+def test_writing_and_reading_gives_the_same_config(name, tmp_path):
+    config = getattr(v4.Config, name)()
+    config.to_json(tmp_path / "config.json")
+    assert v4.Config.from_json(tmp_path) == config
+
+
+def test_derived_schedules_are_derived_anew_when_their_source_changes():
+    config = v4.Config.mini().replace(compress_ratios=(32, 4, 0, 4, 0, 4, 0), num_hash_layers=2)
+    assert config.layer_types == (HCA, CSA, WINDOW, CSA, WINDOW, CSA, WINDOW)
+    assert config.mlp_layer_types.count(v4.Routing.HASH) == 2
+    assert v4.Config.mini().layer_types[0] is WINDOW  # the original is as it was
+
+
+def test_another_number_of_layers_needs_no_more_than_its_ratios():
+    config = FLASH.replace(num_hidden_layers=2, compress_ratios=(0, 4, 0))
+    assert config.mlp_layer_types == (v4.Routing.HASH,) * 2
+
+
+# ---- refusals ----
+
+REFUSED = [  # what is changed in tiny(), the field that the sentence names, the value, what would be right
+    (dict(o_groups=3), "o_groups", "3", "divide num_attention_heads = 10"),
+    (dict(num_attention_heads=12), "o_groups", "5", "num_attention_heads = 12"),
+    (dict(qk_rope_head_dim=7), "qk_rope_head_dim", "7", "even"),
+    (dict(qk_rope_head_dim=22), "qk_rope_head_dim", "22", "head_dim = 20"),
+    (dict(qk_rope_head_dim=18), "qk_rope_head_dim", "18", "index_head_dim = 16"),
+    (dict(index_topk=0), "index_topk", "0", "from 1"),
+    (dict(sliding_window=0), "sliding_window", "0", "from 1"),
+    (dict(vocab_size=-1), "vocab_size", "-1", "from 1"),
+    (dict(hidden_size=24.0), "hidden_size", "24.0", "whole number"),
+    (dict(num_hidden_layers=0), "num_hidden_layers", "0", "from 1"),
+    (dict(hc_mult=True), "hc_mult", "True", "whole number"),
+    (dict(hc_sinkhorn_iters=0), "hc_sinkhorn_iters", "0", "from 1"),
+    (dict(index_n_heads="11"), "index_n_heads", "'11'", "whole number"),
+    (dict(num_experts_per_tok=10), "num_experts_per_tok", "10", "n_routed_experts = 9"),
+    (dict(swiglu_limit=0.0), "swiglu_limit", "0.0", "above 0"),
+    (dict(rms_norm_eps=0.0), "rms_norm_eps", "0.0", "above 0"),
+    (dict(hc_eps=-1e-6), "hc_eps", "-1e-06", "above 0"),
+    (dict(num_nextn_predict_layers=2), "num_nextn_predict_layers", "2", "1 MTP block"),
+    (dict(compress_ratios=(0, 3, 12, 0)), "compress_ratios", "4 entries", "needs 5"),
+    (dict(num_hidden_layers=5), "compress_ratios", "5 entries", "needs 6"),
+    (dict(compress_ratios=(0, 4, -2, 4, 0)), "compress_ratios", "-2", "from 0"),
+    (dict(compress_ratios=(0, 4, 12, 6, 0)), "compress_ratios", "[6, 12]", "HCA layers share one ratio"),
+    (dict(compress_ratios=(0, 4, 12, 4, 4)), "compress_ratios[-1]", "4", "window only: 0"),
+    (dict(layer_types=(CSA, CSA, HCA, CSA, WINDOW)), "compress_ratios", "[0, 3]", "CSA layers share one ratio from 1"),
+    (dict(layer_types=(WINDOW, WINDOW, HCA, CSA, WINDOW)), "compress_ratios", "[0, 3]", "window layers have ratio 0"),
+    (dict(layer_types=(WINDOW,)), "layer_types", "1 entries", "needs 5"),
+    (dict(layer_types=("full_attention",) * 5), "layer_types", "full_attention", "sliding_attention"),
+    (dict(mlp_layer_types=("hash_moe",)), "mlp_layer_types", "1 entries", "4 layers"),
+    (dict(mlp_layer_types=("dense",) * 4), "mlp_layer_types", "dense", "hash_moe"),
+    (dict(num_hash_layers=-1), "num_hash_layers", "-1", "from 0"),
+    (dict(rope_theta=1.0), "rope_theta", "1.0", "above 1"),
+    (dict(compress_rope_theta=0.5), "compress_rope_theta", "0.5", "above 1"),
+    (dict(rope_scaling={"factor": 4}), "rope_scaling", "{'factor': 4}", "original_max_position_embeddings"),
+    (dict(rope_scaling=YARN | {"factor": 0.5}), "rope_scaling.factor", "0.5", "1 or more"),
+    (dict(rope_scaling=YARN | {"beta_slow": 64}), "rope_scaling", "64", "beta_fast is above beta_slow"),
+    (dict(hidden_dim=3), "replace", "hidden_dim", "released config.json"),
+]
+
+
+@pytest.mark.parametrize(("changes", "field", "value", "right"), REFUSED, ids=[str(case[0])[1:50] for case in REFUSED])
+def test_what_cannot_be_built_is_refused_with_field_value_and_what_would_be_right(changes, field, value, right):
+    with pytest.raises(ValueError) as refusal:
+        TINY.replace(**changes)
+    sentence = str(refusal.value)
+    assert f"{field} = " in sentence and value in sentence.split(";")[0] and right in sentence.split(";")[1]
+
+
+REFUSED_FILES = [  # what is changed in a released file, the field, the value, what would be right
+    (dict(num_key_value_heads=8), "num_key_value_heads", "8", "V4 has 1"),
+    (dict(n_shared_experts=2), "n_shared_experts", "2", "V4 has 1"),
+    (dict(scoring_func="softmax"), "scoring_func", "'softmax'", "'sqrtsoftplus'"),
+    (dict(tie_word_embeddings=True), "tie_word_embeddings", "True", "False"),
+    (dict(rope_scaling={"type": "linear", "factor": 4}), "rope_scaling.type", "'linear'", "'yarn'"),
+    (dict(rope_scaling={"type": "yarn"}), "rope_scaling", "yarn", "YaRN needs factor"),
+    (dict(rope_scaling={"type": "yarn", "attention_factor": 1.277, **YARN}), "attention_factor", "1.277", "1.0"),
+    (dict(compress_ratios=None, layer_types=["full_attention"] * 43), "layer_types", "full_attention", "sliding_"),
+    (dict(mlp_layer_types=["dense"] * 43), "mlp_layer_types", "dense", "hash_moe"),
+    (dict(layer_types=["full_attention"] * 44), "layer_types", "full_attention", "sliding_attention"),
+    (dict(hidden_size=None, head_dim=None), "config.json", "hidden_size, head_dim", "no default"),
+    (dict(vocab_size="many"), "vocab_size", "'many'", "whole number"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "value", "right"), REFUSED_FILES, ids=[str(c[0])[1:50] for c in REFUSED_FILES]
+)
+def test_a_file_of_another_model_is_refused_with_field_value_and_what_would_be_right(changes, field, value, right):
+    with pytest.raises(ValueError) as refusal:
+        v4.Config.from_dict(released_json(FLASH) | changes)
+    sentence = str(refusal.value)
+    assert f"{field} = " in sentence and value in sentence.split(";")[0] and right in sentence.split(";")[1]
+
+
+def test_a_folder_without_config_and_a_file_cut_off_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no config.json at .*" + re.escape(tmp_path.name)):
+        v4.Config.from_json(tmp_path)
+    (tmp_path / "config.json").write_text('{"vocab_size": 61, "hid')
+    with pytest.raises(ValueError, match="config.json is not JSON .*cut off"):
+        v4.Config.from_json(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["3", "null", '"deepseek"', "[1, 2]"])
+def test_json_that_is_no_table_of_fields_is_refused_with_a_sentence(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config"):
+        v4.Config.from_json(tmp_path)

@@ -1,0 +1,198 @@
+"""mHC: coefficients and mixing as in the loops, and what a nearly doubly stochastic matrix promises."""
+
+import pytest
+import torch
+from small import EXACT, TINY, angles_of, disturb, memory_of, normal, numpy_of, off
+
+import minidsv4 as v4
+from minidsv4 import paper
+from minidsv4.model import hyper_connection
+from minidsv4.model.block import Block
+from minidsv4.model.hyper_connection import HeadCollapse, HyperConnection, collapse, expand, sinkhorn, write
+
+B, T, N, D = 2, 5, TINY.hc_mult, TINY.hidden_size
+
+
+def build(seed=0):
+    return disturb(HyperConnection(TINY).double(), seed)
+
+
+def logits(n_tokens, std, seed=0):
+    return std * normal(N, N, n_tokens, seed=seed)
+
+
+def by_hand(streams_BTND, site):
+    names = {f"hc_attn_{part}": tensor for part, tensor in numpy_of(site).items()}
+    return [paper.stream_maps(streams_TND.numpy(), names, "attn", TINY) for streams_TND in streams_BTND]
+
+
+def test_the_coefficients_agree_with_the_loops_of_the_paper():
+    site, streams_BTND = build(), normal(B, T, N, D)
+    mix = site(streams_BTND)
+    for b, maps in enumerate(by_hand(streams_BTND, site)):
+        for t, expected in enumerate(maps):
+            for ours, theirs in zip(mix, expected):
+                assert (ours[b, t] - torch.from_numpy(theirs)).abs().max() < EXACT
+
+
+def test_reading_a_layer_and_writing_back_agree_with_the_loops_of_the_paper():
+    site, streams_BTND = build(), normal(B, T, N, D)
+    mix = site(streams_BTND)
+    ours = write(streams_BTND, torch.sin(collapse(streams_BTND, mix.pre_BTN)), mix)
+    for b, maps in enumerate(by_hand(streams_BTND, site)):
+        expected = paper.hyper_connection(
+            streams_BTND[b].numpy(), maps, lambda x: torch.sin(torch.from_numpy(x)).numpy()
+        )
+        assert (ours[b] - torch.from_numpy(expected)).abs().max() < EXACT
+
+
+def test_the_head_collapse_agrees_with_the_loops_of_the_paper():
+    head, streams_BTND = disturb(HeadCollapse(TINY).double()), normal(B, T, N, D)
+    ours, params = head(streams_BTND), numpy_of(head)
+    for b, t in [(0, 0), (1, 3)]:
+        expected = paper.head_collapse(streams_BTND[b, t].numpy(), params["fn"], params["base"], params["scale"])
+        assert (ours[b, t] - torch.from_numpy(expected)).abs().max() < EXACT
+
+
+# ---- Sinkhorn ----
+
+
+@pytest.mark.parametrize("n_tokens", [1, 64, 65, 300])
+@pytest.mark.parametrize("iterations", [1, 2, 20])
+def test_sinkhorn_agrees_with_the_loops_of_the_paper_for_few_and_for_many_tokens(n_tokens, iterations):
+    raw = logits(n_tokens, 3.0)
+    ours = sinkhorn(raw, iterations, 1e-6)
+    for t in (0, n_tokens // 2, n_tokens - 1):
+        expected = torch.from_numpy(paper.sinkhorn(raw[..., t].numpy(), iterations, 1e-6))
+        assert (ours[..., t] - expected).abs().max() < 1e-14  # 40 divisions of numbers below 1
+
+
+@pytest.mark.parametrize("std", [0.1, 1.0, 3.0, 10.0])
+def test_new_streams_are_means_of_old_ones_tightly_and_old_ones_are_kept_loosely(std):
+    carry = sinkhorn(logits(2000, std), 20, 1e-6)
+    assert (carry >= 0).all()
+    assert (carry.sum(0) - 1).abs().max() < 2e-6  # the columns come last: eps, once in a divisor and once in a sum
+    rows = {0.1: 2e-6, 1.0: 1e-2, 3.0: 0.15, 10.0: 0.3}[std]  # 20 rounds do not reach the limit for large logits
+    assert (carry.sum(1) - 1).abs().max() < rows
+    assert std == 0.1 or (carry.sum(1) - 1).abs().max() > 2e-6
+
+
+def test_a_product_of_many_carries_does_not_grow():
+    product, carry = torch.eye(N, dtype=torch.float64), sinkhorn(logits(64, 1.0), 20, 1e-6)
+    for t in range(64):
+        product = carry[..., t].T @ product  # B = carry transposed
+        assert torch.linalg.matrix_norm(product, 2) < 1.01  # 1 for a doubly stochastic matrix; rows miss 1 by 1e-3
+
+
+@pytest.mark.parametrize("few", [0, 64])
+def test_the_gradient_of_sinkhorn_is_right(few, monkeypatch):
+    monkeypatch.setattr(hyper_connection, "FEW_TOKENS", few)
+    assert torch.autograd.gradcheck(lambda z: sinkhorn(z, 5, 1e-3), (logits(3, 2.0).requires_grad_(),))
+
+
+def test_sinkhorn_keeps_its_input_and_survives_large_logits():
+    raw = logits(70, 300.0)
+    before = raw.clone()
+    carry = sinkhorn(raw, 20, 1e-6)
+    assert torch.equal(raw, before)
+    assert carry.isfinite().all() and (carry.sum(0) - 1).abs().max() < 2e-6
+
+
+# ---- the site ----
+
+
+def test_reads_lie_above_0_up_to_1_and_writes_between_0_and_2():
+    site = build()
+    site.scale.data.fill_(3.0)
+    mix = site(normal(B, 500, N, D))
+    assert (mix.pre_BTN > 0).all() and (mix.pre_BTN <= 1 + TINY.hc_eps).all()
+    assert (mix.post_BTN > 0).all() and (mix.post_BTN < 2).all()
+    assert mix.post_BTN.max() > 1.9 and mix.pre_BTN.max() > 0.9  # both come near their bounds
+
+
+def test_scaling_the_streams_changes_no_coefficient():
+    site, streams_BTND = build(), normal(B, T, N, D)
+    for ours, scaled in zip(site(streams_BTND), site(1000 * streams_BTND)):
+        assert (ours - scaled).abs().max() < 1e-5  # eps = 1e-6 of the norm, over mean squares near 1
+
+
+def test_the_head_collapse_scales_with_the_streams():
+    head, streams_BTND = disturb(HeadCollapse(TINY).double()), normal(B, T, N, D)
+    assert off(head(1000 * streams_BTND), 1000 * head(streams_BTND)) < 1e-5  # eps = 1e-6 of the norm
+
+
+def test_permuting_streams_with_their_parameters_permutes_what_is_written():
+    site, streams_BTND, order = build(), normal(B, T, N, D), torch.tensor([2, 0, 3, 1])
+    mix, y_BTD = site(streams_BTND), normal(B, T, D, seed=1)
+    rows = torch.cat([order, N + order, 2 * N + (N * order[:, None] + order).flatten()])
+    site.fn.data = site.fn.data[rows].unflatten(1, (N, D))[:, order].flatten(1)
+    site.base.data = site.base.data[rows]
+    permuted = site(streams_BTND[:, :, order])
+    assert (
+        collapse(streams_BTND[:, :, order], permuted.pre_BTN) - collapse(streams_BTND, mix.pre_BTN)
+    ).abs().max() < EXACT
+    ours = write(streams_BTND[:, :, order], y_BTD, permuted)
+    assert (ours - write(streams_BTND, y_BTD, mix)[:, :, order]).abs().max() < EXACT
+
+
+def test_the_carry_goes_from_its_first_index_to_its_second():
+    streams_BTND, mix = normal(B, T, N, D), build()(normal(B, T, N, D))
+    carry = torch.zeros_like(mix.carry_BTNN)
+    carry[..., 1, 3] = 1.0  # old stream 1 becomes new stream 3
+    new = write(streams_BTND, torch.zeros(B, T, D).double(), mix._replace(carry_BTNN=carry))
+    assert torch.equal(new[:, :, 3], streams_BTND[:, :, 1]) and (new[:, :, :3] == 0).all()
+
+
+def one_hot(site, first=0):
+    """Read stream `first` alone, write 1 to every stream, keep each stream to itself."""
+    site.scale.data.zero_()
+    site.base.data = torch.cat([torch.full((N,), -200.0), torch.zeros(N), 200 * torch.eye(N).flatten()]).double()
+    site.base.data[first] = 200.0
+
+
+def test_with_a_one_hot_read_and_no_mixing_a_block_is_a_plain_pre_norm_residual_block():
+    config = TINY.replace(hc_eps=1e-30)  # the eps of the released code is added to every read weight
+    block = disturb(Block(config, v4.LayerKind.CSA, v4.Routing.LEARNED).double())
+    one_hot(block.hc_attn), one_hot(block.hc_ffn)
+    ids, streams_BTND = torch.zeros(2, 38, dtype=torch.long), normal(2, 38, N, D)
+
+    def parts():
+        return 0, memory_of(v4.LayerKind.CSA, 2), angles_of(v4.LayerKind.CSA, 38)
+
+    ours = block(streams_BTND, ids, *parts())
+    x_BTD = streams_BTND[:, :, 0]
+    y_BTD = block.attn(block.attn_norm(x_BTD), *parts())
+    z_BTD = block.ffn(block.ffn_norm(x_BTD + y_BTD), ids)
+    assert (ours[:, :, 0] - (x_BTD + y_BTD + z_BTD)).abs().max() < EXACT
+    assert (ours - streams_BTND - (y_BTD + z_BTD)[:, :, None]).abs().max() < EXACT  # every stream gets the same
+
+
+def test_streams_begin_as_equal_copies():
+    x_BTD = normal(B, T, D)
+    streams_BTND = expand(x_BTD, 3)
+    assert streams_BTND.shape == (B, T, 3, D) and all(torch.equal(streams_BTND[:, :, n], x_BTD) for n in range(3))
+
+
+def test_at_the_start_a_site_reads_the_mean_writes_one_and_keeps_each_stream():
+    site = HyperConnection(TINY).double()
+    torch.nn.init.normal_(site.fn, std=0.02)
+    mix = site(normal(B, T, N, D))
+    # 0.01 times logits of 0.02 sqrt(96) = 0.2, so base decides: sigmoid is 1/4 at most, softmax of 4 and 0 is 0.95.
+    assert (mix.pre_BTN - 1 / N).abs().max() < 0.003 and (mix.post_BTN - 1).abs().max() < 0.006
+    assert (torch.diagonal(mix.carry_BTNN, dim1=-2, dim2=-1) - 0.948).abs().max() < 0.003
+
+
+def test_one_stream_is_a_model_without_streams_to_mix():
+    config = TINY.replace(hc_mult=1)
+    mix = disturb(HyperConnection(config).double())(normal(B, T, 1, D))
+    assert (mix.carry_BTNN - 1).abs().max() < 2e-6  # eps
+
+
+def test_16_bit_streams_are_mixed_in_float32_and_keep_their_dtype():
+    site, streams_BTND = build().bfloat16(), normal(B, T, N, D).bfloat16()
+    mix = site(streams_BTND)
+    assert {part.dtype for part in mix} == {torch.float32}
+    wide = build().bfloat16().float()
+    for ours, theirs in zip(mix, wide(streams_BTND.float())):
+        assert torch.equal(ours, theirs)
+    assert write(streams_BTND, normal(B, T, D).bfloat16(), mix).dtype == torch.bfloat16

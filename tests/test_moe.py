@@ -1,0 +1,230 @@
+"""Mixture of experts: router, hash table, clamp and sorted experts against loops."""
+
+import pytest
+import torch
+from small import EXACT, TINY, disturb, normal, numpy_of, token_ids
+
+import minidsv4 as v4
+from minidsv4 import paper
+from minidsv4.model.moe import Experts, HashRouter, LearnedRouter, MoE, SharedExpert, hash_table, swiglu
+
+B, T, D, E, F = 2, 5, TINY.hidden_size, TINY.n_routed_experts, TINY.moe_intermediate_size
+LEARNED, HASH = v4.Routing.LEARNED, v4.Routing.HASH
+
+
+def example(n_tokens=T, seed=0):
+    return normal(B, n_tokens, D, seed=seed), token_ids(B, n_tokens, seed=seed)
+
+
+def build(module, seed=0):
+    return disturb(module.double(), seed)
+
+
+def loop_over_experts(experts, x_TD, picked_TA, weight_TA):
+    """Each expert on the tokens that picked it, its results put where they belong, and a sum over the picks."""
+    out_TAD = torch.zeros(*picked_TA.shape, x_TD.shape[1], dtype=x_TD.dtype)
+    for e in range(len(experts.w13)):
+        token, place = (picked_TA == e).nonzero(as_tuple=True)
+        if len(token) == 0:
+            continue
+        w1, w3 = experts.w13[e].chunk(2)
+        gate, up = (x_TD[token] @ experts.w13[e].T).split([len(w1), len(w3)], dim=1)
+        inner = swiglu(gate, up, experts.limit) * weight_TA[token, place][:, None]
+        out_TAD[token, place] = inner @ experts.w2[e].T
+    total = out_TAD[:, 0]
+    for place in range(1, picked_TA.shape[1]):
+        total = total + out_TAD[:, place]
+    return total
+
+
+def random_picks(n_tokens, n_active, seed=0, n_experts=E):
+    picked = normal(n_tokens, n_experts, seed=seed).argsort(-1)[:, :n_active]
+    return picked, normal(n_tokens, n_active, seed=seed + 1).abs()
+
+
+# ---- experts ----
+
+
+@pytest.mark.parametrize("n_active", [1, 2, 3, 9])
+@pytest.mark.parametrize("n_tokens", [1, 7, 40])
+def test_sorted_experts_equal_the_loop_over_experts(n_tokens, n_active):
+    experts, x_TD = build(Experts(TINY)), normal(n_tokens, D)
+    picked, weight = random_picks(n_tokens, n_active)
+    ours, expected = experts(x_TD, picked, weight), loop_over_experts(experts, x_TD, picked, weight)
+    # Last bits only: a silu in the middle of a vector register and one at its end may round apart.
+    assert (ours - expected).abs().max() < 1e-14
+
+
+def test_experts_that_nobody_picks_do_nothing_and_get_no_gradient():
+    experts, x_TD = build(Experts(TINY)), normal(7, D)
+    picked, weight = torch.tensor([[8, 3]] * 7), normal(7, 2).abs()
+    out = experts(x_TD, picked, weight)
+    assert (out - loop_over_experts(experts, x_TD, picked, weight)).abs().max() < 1e-14
+    out.sum().backward()
+    touched = experts.w13.grad.abs().amax(dim=(1, 2)) > 0
+    assert touched.nonzero().flatten().tolist() == [3, 8]
+
+
+def test_an_expert_named_twice_counts_twice():
+    experts, x_TD = build(Experts(TINY)), normal(7, D)
+    twice = experts(x_TD, torch.full((7, 2), 4), torch.tensor([[0.25, 0.5]] * 7).double())
+    once = experts(x_TD, torch.full((7, 1), 4), torch.full((7, 1), 0.75).double())
+    assert (twice - once).abs().max() < EXACT
+
+
+def test_the_order_of_the_tokens_does_not_matter():
+    experts, x_TD, order = build(Experts(TINY)), normal(40, D), normal(40, seed=3).argsort()
+    picked, weight = random_picks(40, 2)
+    mixed = experts(x_TD[order], picked[order], weight[order])
+    assert (mixed - experts(x_TD, picked, weight)[order]).abs().max() < EXACT
+
+
+def test_the_gradient_of_the_sorted_experts_is_that_of_the_loop():
+    picked, weight = random_picks(40, 3)
+    grads = []
+    for forward in (Experts.forward, loop_over_experts):
+        experts, x_TD, w = build(Experts(TINY)), normal(40, D).requires_grad_(), weight.clone().requires_grad_()
+        forward(experts, x_TD, picked, w).square().sum().backward()
+        grads.append([experts.w13.grad, experts.w2.grad, x_TD.grad, w.grad])
+    for ours, theirs in zip(*grads):
+        assert (ours - theirs).abs().max() < EXACT * theirs.abs().max()
+
+
+# ---- the clamp ----
+
+
+def test_the_clamp_bounds_the_gate_from_above_and_the_other_factor_on_both_sides():
+    gate, up = torch.tensor([30.0, 30.0, -20.0, 0.5]).double(), torch.tensor([-30.0, 30.0, 3.0, 0.25]).double()
+    silu = torch.nn.functional.silu
+    expected = torch.stack(
+        [silu(gate.new_tensor(g)) * u for g, u in [(10.0, -10), (10.0, 10), (-20.0, 3), (0.5, 0.25)]]
+    )
+    assert torch.equal(swiglu(gate, up, 10.0), expected)
+
+
+def test_no_gradient_flows_beyond_the_bound():
+    gate = torch.tensor([10.1, 9.9, -50.0, 1.0, 1.0]).double().requires_grad_()
+    up = torch.tensor([1.0, 1.0, 1.0, 10.1, -10.1]).double().requires_grad_()
+    swiglu(gate, up, 10.0).sum().backward()
+    assert (gate.grad != 0).tolist() == [False, True, True, True, True]
+    assert (up.grad != 0).tolist() == [True, True, True, False, False]
+    inside = (normal(2, 6).requires_grad_(), normal(2, 6, seed=1).requires_grad_())
+    assert torch.autograd.gradcheck(lambda g, u: swiglu(g, u, 0.7), inside)
+
+
+def test_what_an_expert_passes_on_is_bounded():
+    assert swiglu(1e6 * normal(40, F), 1e6 * normal(40, F, seed=1), 10.0).abs().max() <= 100
+
+
+def test_the_shared_expert_is_clamped_as_well():
+    shared, x_BTD = build(SharedExpert(TINY)), 50 * normal(B, T, D)
+    gate, up = shared.w1(x_BTD), shared.w3(x_BTD)
+    expected = shared.w2(torch.nn.functional.silu(gate.clamp(max=0.7)) * up.clamp(-0.7, 0.7))
+    assert torch.equal(shared(x_BTD), expected) and (gate > 0.7).any() and (up.abs() > 0.7).any()
+
+
+# ---- routers ----
+
+
+def test_a_learned_router_agrees_with_the_loops_of_the_paper():
+    router, (x_BTD, ids_BT) = build(LearnedRouter(TINY)), example(40)
+    routed, gate = router(x_BTD, ids_BT), router.weight.detach().numpy()
+    for b in range(B):
+        for t in range(40):
+            score_E = paper.affinities(x_BTD[b, t].numpy(), gate)
+            chosen, weight_A = paper.route(score_E, TINY.num_experts_per_tok, 1.5, router.bias.numpy())
+            assert (routed.score_BTE[b, t] - torch.from_numpy(score_E)).abs().max() < EXACT
+            assert set(routed.picked_BTA[b, t].tolist()) == set(chosen)
+            ours = dict(zip(routed.picked_BTA[b, t].tolist(), routed.weight_BTA[b, t].tolist()))
+            assert all(abs(ours[e] - w) < EXACT for e, w in zip(chosen, weight_A))
+
+
+def test_weights_sum_to_the_route_scale():
+    config = TINY.replace(routed_scaling_factor=2.5, num_experts_per_tok=3)
+    for router in (LearnedRouter(config), HashRouter(config)):
+        assert (build(router)(*example()).weight_BTA.sum(-1) - 2.5).abs().max() < EXACT
+
+
+def test_a_constant_added_to_the_bias_changes_nothing_and_one_experts_bias_its_choice_only():
+    router, (x_BTD, ids_BT) = build(LearnedRouter(TINY)), example(40)
+    before = router(x_BTD, ids_BT)
+    router.bias += 3.0
+    assert all(torch.equal(*pair) for pair in zip(router(x_BTD, ids_BT), before))
+    router.bias[4] += 100.0
+    after = router(x_BTD, ids_BT)
+    assert (after.picked_BTA == 4).any(-1).all() and torch.equal(after.score_BTE, before.score_BTE)
+    chosen = after.score_BTE.gather(-1, after.picked_BTA)
+    assert (after.weight_BTA - 1.5 * chosen / chosen.sum(-1, keepdim=True)).abs().max() < EXACT
+
+
+def test_equal_scores_choose_the_lower_experts():
+    router = LearnedRouter(TINY).double()
+    router.weight.data.zero_()
+    assert (router(*example()).picked_BTA == torch.tensor([0, 1])).all()
+
+
+def test_large_affinities_stay_finite():
+    router, (x_BTD, ids_BT) = build(LearnedRouter(TINY)), example()
+    routed = router(1e4 * x_BTD, ids_BT)
+    assert routed.weight_BTA.isfinite().all() and routed.score_BTE.max() > 50
+    tiny = router(torch.full_like(x_BTD, 0.0), ids_BT)
+    assert (tiny.weight_BTA.sum(-1) - 1.5).abs().max() < EXACT
+
+
+def test_a_hash_router_gives_a_token_the_same_experts_anywhere_and_weighs_them_by_its_own_gate():
+    router = build(HashRouter(TINY))
+    x_BTD, ids_BT = normal(B, T, D), torch.tensor([[7, 3, 7, 60, 0], [0, 7, 7, 1, 3]])
+    routed = router(x_BTD, ids_BT)
+    assert torch.equal(routed.picked_BTA, router.tid2eid[ids_BT])
+    assert torch.equal(routed.picked_BTA[0, 0], routed.picked_BTA[1, 2])
+    assert not torch.equal(routed.weight_BTA[0, 0], routed.weight_BTA[1, 2])
+    score_E = paper.affinities(x_BTD[1, 2].numpy(), router.weight.detach().numpy())
+    _, weight_A = paper.route(score_E, 2, 1.5, fixed=router.tid2eid[7].tolist())
+    assert (routed.weight_BTA[1, 2] - torch.from_numpy(weight_A)).abs().max() < EXACT
+
+
+def test_the_hash_table_names_distinct_experts_uses_all_of_them_and_is_the_same_every_time():
+    table = hash_table(1000, 9, 4)
+    assert table.shape == (1000, 4) and table.dtype == torch.long
+    assert all(len(set(row)) == 4 for row in table.tolist())
+    assert (table.flatten().bincount(minlength=9) > 350).all()  # 444 on average, standard deviation about 16
+    assert torch.equal(table, hash_table(1000, 9, 4)) and not torch.equal(table, hash_table(1000, 9, 4, seed=1))
+
+
+# ---- the layer ----
+
+
+@pytest.mark.parametrize("routing", [LEARNED, HASH])
+def test_a_layer_agrees_with_the_loops_of_the_paper(routing):
+    layer, (x_BTD, ids_BT) = build(MoE(TINY, routing)), example(12)
+    ours, params = layer(x_BTD, ids_BT), numpy_of(layer)
+    for b in range(B):
+        expected = paper.moe_layer(params, x_BTD[b].numpy(), ids_BT[b].tolist(), TINY)
+        assert (ours[b] - torch.from_numpy(expected)).abs().max() < EXACT
+
+
+def test_with_every_expert_active_routing_is_dense():
+    config = TINY.replace(num_experts_per_tok=E)
+    layer, (x_BTD, ids_BT) = build(MoE(config, LEARNED)), example(12)
+    score_BTE = layer.gate(x_BTD, ids_BT).score_BTE
+    total = layer.shared_experts(x_BTD)
+    for e in range(E):
+        share = 1.5 * score_BTE[..., e : e + 1] / score_BTE.sum(-1, keepdim=True)
+        gate, up = (x_BTD @ layer.experts.w13[e].T).chunk(2, dim=-1)
+        total = total + share * (swiglu(gate, up, config.swiglu_limit) @ layer.experts.w2[e].T)
+    assert (layer(x_BTD, ids_BT) - total).abs().max() < EXACT
+
+
+def test_a_token_gives_the_same_output_alone_and_in_company():
+    layer, (x_BTD, ids_BT) = build(MoE(TINY, LEARNED)), example(12)
+    whole = layer(x_BTD, ids_BT)
+    assert (layer(x_BTD[1:, 4:5], ids_BT[1:, 4:5]) - whole[1:, 4:5]).abs().max() < EXACT
+
+
+def test_every_parameter_that_was_used_has_a_gradient_and_the_bias_has_none():
+    for routing in (LEARNED, HASH):
+        layer, (x_BTD, ids_BT) = build(MoE(TINY, routing)), example(40)
+        layer(x_BTD, ids_BT).square().sum().backward()
+        for name, parameter in layer.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+    assert "gate.bias" not in dict(MoE(TINY, LEARNED).named_parameters())

@@ -1,0 +1,166 @@
+"""The training loop: it learns, it stops when told, it goes on as if it had never stopped; bits per byte are exact."""
+
+import io
+import math
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from minidsv4 import Config, Model
+from minidsv4.train.data import Batches, Tokenizer, programs
+from minidsv4.train.loop import Recipe, Trainer, asked_to_stop, bits_per_byte, fastest_threads
+
+SOURCES = [program.source for program in programs(seed=2, n=60)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(SOURCES, vocab_size=300)
+
+
+@pytest.fixture
+def batches(tokenizer):
+    return Batches(tokenizer.encode_all(SOURCES), batch_size=2, length=24, seed=0)
+
+
+def new_model():
+    torch.manual_seed(0)
+    return Model(Config.tiny().replace(vocab_size=300)).double()
+
+
+def new_trainer(batches, **recipe):
+    return Trainer(new_model(), batches.at, Recipe(**{"warm_up": 2, "rate": 1e-2} | recipe))
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+class Uniform(torch.nn.Module):
+    """Gives every token but the first two the same probability, and remembers what it was asked."""
+
+    def __init__(self, n_tokens):
+        super().__init__()
+        self.logits_V = torch.nn.Parameter(torch.zeros(n_tokens, dtype=torch.float64))
+        self.logits_V.data[:2] = -torch.inf
+
+    def forward(self, ids_BT):
+        return self.logits_V.expand(*ids_BT.shape, -1)
+
+
+# --- learning ---
+
+
+def test_a_model_learns_programs(batches):
+    trainer = new_trainer(batches, steps=20)
+    assert trainer.train() and trainer.step == len(trainer.losses) == 20
+    # 300 tokens at random cost ln 300 = 5.7 nats; which ones are frequent is learned within 20 steps (measured: 4.6)
+    assert trainer.losses[0] == pytest.approx(math.log(300), abs=0.3) and sum(trainer.losses[-5:]) / 5 < 5.2
+
+
+def test_a_run_that_stopped_and_went_on_equals_one_that_never_stopped(batches):
+    straight = new_trainer(batches, steps=6)
+    straight.train()
+    first = new_trainer(batches, steps=6)
+    for step in range(3):
+        first.learn(batches.at(step))
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    second = new_trainer(batches, steps=6)
+    second.model.load_state_dict(first.model.state_dict())
+    second.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    second.train()
+    assert torch.equal(weights(second.model), weights(straight.model)) and second.losses == straight.losses
+
+
+def test_only_matrices_decay(batches):
+    kinds = {group["weight_decay"]: {p.ndim for p in group["params"]} for group in new_trainer(batches, steps=1).optimizer.param_groups}  # fmt: skip
+    assert min(kinds[0.1]) == 2 and kinds[0.0] == {1}
+
+
+def test_gradients_are_clipped_to_the_norm_that_the_recipe_says(batches):
+    trainer = new_trainer(batches, steps=1, clip=1e-3)
+    trainer.learn(batches.at(0))
+    gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+    assert torch.cat(gradients).norm().item() == pytest.approx(1e-3, rel=1e-3)  # torch adds 1e-6 to the norm it divides by
+
+
+def test_the_rate_rises_linearly_and_falls_as_a_cosine_to_a_tenth():
+    recipe = Recipe(steps=100, rate=1.0, warm_up=10)
+    rates = [recipe.rate_at(step, recipe.progress(step, 0.0)) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[4] == pytest.approx(0.5, abs=0.01)
+    assert rates[50] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_measuring_threads_changes_nothing(batches):
+    trainer, before = new_trainer(batches, steps=1), torch.get_num_threads()
+    untouched = weights(trainer.model)
+    assert fastest_threads(trainer) == 1  # tests run on one thread, so there is no other choice
+    assert torch.equal(weights(trainer.model), untouched) and torch.get_num_threads() == before
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+# --- stopping ---
+
+
+def test_a_budget_of_seconds_ends_the_run_and_counts_only_time_spent_learning(batches):
+    trainer = new_trainer(batches, seconds=0.3)
+    assert trainer.train()
+    longest = trainer.seconds / trainer.step * 20  # the last step may be any length on a busy machine, but it is one step
+    assert 0.3 <= trainer.seconds < 0.3 + longest and trainer.train() and trainer.recipe.progress(0, 0.15) == 0.5
+
+
+def test_ctrl_c_ends_the_run_after_the_step_under_way(batches):
+    def batch_at(step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batches.at(step)
+
+    trainer = Trainer(new_model(), batch_at, Recipe(steps=50))
+    assert trainer.train() is False and trainer.step == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    with pytest.raises(KeyboardInterrupt), asked_to_stop() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.wait(5)
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(5)
+
+
+@pytest.mark.parametrize(("recipe", "words"), [({}, "neither"), ({"steps": 0}, "steps = 0"), ({"seconds": -1.0}, "seconds"), ({"seconds": math.nan}, "nan")])  # fmt: skip
+def test_a_recipe_without_an_end_is_refused_with_a_sentence(recipe, words):
+    with pytest.raises(ValueError, match=words):
+        Recipe(**recipe)
+
+
+# --- bits per byte ---
+
+
+def test_bits_per_byte_of_even_odds_are_tokens_times_log2_of_the_choices_over_bytes(tokenizer):
+    texts = ["def f(x):\n    return x\n", "é = 1\n", "", "print('a b c')\n" * 9]
+    n_tokens, n_bytes = sum(map(len, tokenizer.encode_all(texts))), sum(len(text.encode()) for text in texts)
+    for length in (3, 8, 1000):
+        measured = bits_per_byte(Uniform(300), tokenizer, texts, length)
+        assert measured == pytest.approx(n_tokens * math.log2(298) / n_bytes, rel=1e-9)
+
+
+def test_bits_per_byte_equal_the_sum_over_tokens_one_at_a_time(tokenizer):
+    model, text, length = new_model(), SOURCES[0] + SOURCES[1], 16
+    tokens, nats = [0, *tokenizer.encode(text)], 0.0
+    for place in range(1, len(tokens)):
+        start = (place - 1) // length * length
+        with torch.no_grad():
+            nats -= model(torch.tensor([tokens[start:place]]))[0, -1].log_softmax(-1)[tokens[place]].item()
+    wanted = nats / math.log(2) / len(text.encode())
+    assert bits_per_byte(model, tokenizer, [text], length) == pytest.approx(wanted, rel=1e-10)
+
+
+def test_texts_without_a_byte_cannot_be_measured(tokenizer):
+    with pytest.raises(ValueError, match="hold no byte"):
+        bits_per_byte(Uniform(300), tokenizer, ["", ""])
