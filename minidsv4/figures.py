@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from minidsv4 import plots
 from minidsv4.config import Config, LayerKind
 from minidsv4.cost import V32, flops, memory
+from minidsv4.model.indexer import Hadamard, index_scores, stable_topk
 from minidsv4.model.losses import watch
 from minidsv4.model.model import Model
 from minidsv4.model.moe import LearnedRouter
@@ -153,11 +154,45 @@ def bias_rule():
     return plots.bias_rule(without, with_rule, bias_TE.numpy())
 
 
+def picks_in_4_bits():
+    """Notebook 03: how many of the right picks an indexer with MXFP4 keys finds, by loudness of 4 of 128 channels."""
+    loud = (1, 2, 4, 8, 16, 32)
+    found = [[[*_found_in_4_bits(factor, seed)] for seed in range(3)] for factor in loud]
+    return plots.recall_in_4_bits(loud, np.array(found))
+
+
+def _found_in_4_bits(loud, seed):
+    """Shares of the exact best 32 of 256: FP4 keys with both sides turned, as they are, and one side turned unrounded.
+
+    loud  how many times louder every 32nd channel of the keys is; in the queries it is as many times quieter
+    """
+    torch.manual_seed(seed)
+    sizes, turn = ((1, 64, 8, 128), (1, 64, 8), (1, 256, 128)), Hadamard(128).double()
+    query_BTUZ, weight_BTU, key_BSZ = (torch.randn(size, dtype=torch.float64) for size in sizes)
+    query_BTUZ[..., ::32] /= loud
+    key_BSZ[..., ::32] *= loud
+    pairs = ((query_BTUZ, key_BSZ), (turn(query_BTUZ), _mxfp4(turn(key_BSZ))), (query_BTUZ, _mxfp4(key_BSZ)))
+    pairs = (*pairs, (turn(query_BTUZ), key_BSZ))
+    exact, *others = (stable_topk(index_scores(query, weight_BTU.abs(), key), 32) for query, key in pairs)
+    return ((picks[..., None] == exact[..., None, :]).any(-1).double().mean().item() for picks in others)
+
+
+def _mxfp4(x):
+    """Blocks of 32 over `2^ceil(log2(largest / 6))`, each value to the nearest level of e2m1, ties to even."""
+    blocks = x.unflatten(-1, (-1, 32))
+    mantissa, exponent = torch.frexp(blocks.abs().amax(-1, keepdim=True).clamp_min(6 * 2.0**-126) / 6)
+    scale = torch.ldexp(torch.ones_like(mantissa), exponent - (mantissa == 0.5).int())
+    level = blocks / scale
+    step = 0.5 * (1 + (level.abs() >= 2) + 2 * (level.abs() >= 4))  # levels lie 0.5, 1 or 2 apart
+    return ((level / step).round() * step * scale).flatten(-2)
+
+
 FOLDER = Path(__file__).resolve().parents[1] / "figures"
 FIGURES = {
     "00_map_of_the_model": plots.map_of_model,
     "01_attention": moved_text,
     "02_compression": pooled_tokens,
+    "03_indexer": picks_in_4_bits,
     "04_who_sees_what": masks,
     "05_cache": cache_while_decoding,
     "06_streams": streams_through_depth,

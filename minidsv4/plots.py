@@ -318,7 +318,7 @@ def pooled_tokens(csa, hca):
     halves = ((csa, csa.shape[1] // 2, "CSA: own window and the one before"), (hca, 0, "HCA: own window only"))
     for axes, (share, overlap, words) in zip(panels, halves):
         n_entries, step = len(share), share.shape[1] - overlap
-        table = np.ma.masked_all((n_entries, n_entries * step))
+        table = np.full((n_entries, n_entries * step), np.nan)  # not pooled: nothing is drawn
         for entry in range(n_entries):
             first = entry * step - overlap
             table[entry, max(0, first) : first + share.shape[1]] = share[entry, max(0, -first) :]
@@ -340,7 +340,7 @@ def cache_growth(reports):
     returns  a matplotlib Figure of stacked steps
     """
     colours = {"window": COLOURS["key"], "CSA entries": COLOURS["compressed"], "indexer keys": "#7FCEB5"}
-    colours |= {"HCA entries": "#005C43", "tail state": COLOURS["masked"]}  # greens lighter and darker than the fixed one
+    colours |= {"HCA entries": "#005C43", "tail state": COLOURS["masked"]}  # a lighter and a darker green
     figure = Figure(figsize=(6.0, 3.0))
     axes, below = figure.subplots(), np.zeros(len(reports))
     edges = np.arange(len(reports) + 1) + 0.5
@@ -364,10 +364,10 @@ def streams_through_depth(flows):
     styles = {"HC": ("key", "-"), "mHC": ("compressed", "-"), "residual": ("masked", "--")}
     panels = {
         "Signal": ("RMS of the streams", lambda flow: flow.signal),
-        "Gradient": ("RMS, over that at the end", lambda flow: flow.gradient / flow.gradient[-1]),
-        "Gain of all mixes so far": ("largest factor", lambda flow: flow.forward),
+        "Gradient": ("RMS over that at the end", lambda flow: flow.gradient / flow.gradient[-1]),
+        "Gain of the mixes": ("largest factor", lambda flow: flow.forward),
     }
-    figure = Figure(figsize=(6.6, 3.0))
+    figure = Figure(figsize=(6.0, 3.0))
     for axes, (title, (unit, values)) in zip(figure.subplots(1, 3), panels.items()):
         for kind, (colour, line) in styles.items():
             for number, flow in enumerate(flows[kind]):
@@ -377,8 +377,9 @@ def streams_through_depth(flows):
                 axes.plot(depth, values(flow).numpy(), color=COLOURS[colour], **style)
         axes.set(yscale="log", xlabel="layer", ylabel=unit, xticks=(0, 32, 64))
         axes.set_title(title, fontweight="normal")
-    figure.axes[0].legend(loc="upper left")
-    title = f"64 layers: HC drifts by orders of magnitude, mHC keeps its measure ({len(flows['HC'])} seeds)"
+    figure.axes[1].legend(loc="upper right")
+    wild, tame = (max(flow.forward.max().item() for flow in flows[kind]) for kind in ("HC", "mHC"))
+    title = f"64 layers, {len(flows['HC'])} seeds: HC's mixes gain up to {wild:,.0f}, mHC's {tame:.2f}"
     figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure
 
@@ -401,4 +402,30 @@ def bias_rule(without, with_rule, bias_TE):
     right.set_title(f"The {bias_TE.shape[1]} biases that did it", fontweight="normal")
     title = "Each bias follows its expert's load, until the loads are even"
     figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def recall_in_4_bits(loud, found):
+    """Notebook 03: the part of the right picks found, by loudness of 4 channels, in three ways.
+
+    loud     how many times louder the 4 channels of the keys are, one a row of found
+    found    numpy array (loud, seeds, ways): FP4 with both sides turned, FP4 as they are, one side turned
+    returns  a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 3.0))
+    axes = figure.add_subplot()
+    looks = (
+        ("FP4 keys, Hadamard on both sides", "compressed", "o-"),
+        ("FP4 keys as they are", "key", "s--"),
+        ("Hadamard on one side, no rounding", "masked", "^:"),
+    )
+    for way, (name, colour, look) in enumerate(looks):
+        share = found[:, :, way]
+        axes.plot(loud, share.mean(1), look, color=COLOURS[colour], label=name)
+        axes.fill_between(loud, share.min(1), share.max(1), color=COLOURS[colour], alpha=0.2)
+    axes.set(xscale="log", xticks=loud, xticklabels=loud, ylim=(0, 1.02), ylabel="part of the right picks found")
+    axes.set_xlabel("loudness of 4 of 128 channels, times the others")
+    axes.set_title("Loud channels cost FP4 keys their picks; turned keys keep more")
+    axes.minorticks_off()
+    axes.legend(loc="center right", bbox_to_anchor=(1, 0.36))
     return figure

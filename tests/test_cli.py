@@ -218,5 +218,6 @@ def test_commands_that_do_not_exist_and_no_command_give_a_sentence(capsys):
 
 
 def test_python_m_minidsv4_runs_the_commands_without_a_traceback():
-    done = subprocess.run([sys.executable, "-m", "minidsv4", "generate", "x", "--model", "nowhere"], capture_output=True, text=True)  # fmt: skip
+    words = ["generate", "x", "--model", "nowhere"]
+    done = subprocess.run([sys.executable, "-m", "minidsv4", *words], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr

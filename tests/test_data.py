@@ -117,7 +117,9 @@ def tokenizer():
     return Tokenizer.train(SOURCES, vocab_size=400)
 
 
-@pytest.mark.parametrize("text", ["", "def f(x):\n\treturn x\r\n", "  é ∑ 😀\x00", "<bos> and <eos>", "\n\n    \n", "\ufeff"])
+@pytest.mark.parametrize(
+    "text", ["", "def f(x):\n\treturn x\r\n", "  é ∑ 😀\x00", "<bos> and <eos>", "\n\n    \n", "\ufeff"]
+)
 def test_any_text_comes_back_from_its_tokens(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 

@@ -77,7 +77,8 @@ def test_a_run_that_stopped_and_went_on_equals_one_that_never_stopped(batches):
 
 
 def test_only_matrices_decay(batches):
-    kinds = {group["weight_decay"]: {p.ndim for p in group["params"]} for group in new_trainer(batches, steps=1).optimizer.param_groups}  # fmt: skip
+    groups = new_trainer(batches, steps=1).optimizer.param_groups
+    kinds = {group["weight_decay"]: {parameter.ndim for parameter in group["params"]} for group in groups}
     assert min(kinds[0.1]) == 2 and kinds[0.0] == {1}
 
 
@@ -85,7 +86,9 @@ def test_gradients_are_clipped_to_the_norm_that_the_recipe_says(batches):
     trainer = new_trainer(batches, steps=1, clip=1e-3)
     trainer.learn(batches.at(0))
     gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
-    assert torch.cat(gradients).norm().item() == pytest.approx(1e-3, rel=1e-3)  # torch adds 1e-6 to the norm it divides by
+    assert torch.cat(gradients).norm().item() == pytest.approx(
+        1e-3, rel=1e-3
+    )  # torch adds 1e-6 to the norm it divides by
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine_to_a_tenth():
@@ -110,7 +113,9 @@ def test_measuring_threads_changes_nothing(batches):
 def test_a_budget_of_seconds_ends_the_run_and_counts_only_time_spent_learning(batches):
     trainer = new_trainer(batches, seconds=0.3)
     assert trainer.train()
-    longest = trainer.seconds / trainer.step * 20  # the last step may be any length on a busy machine, but it is one step
+    longest = (
+        trainer.seconds / trainer.step * 20
+    )  # the last step may be any length on a busy machine, but it is one step
     assert 0.3 <= trainer.seconds < 0.3 + longest and trainer.train() and trainer.recipe.progress(0, 0.15) == 0.5
 
 
@@ -133,7 +138,10 @@ def test_a_second_ctrl_c_interrupts_at_once():
         threading.Event().wait(5)
 
 
-@pytest.mark.parametrize(("recipe", "words"), [({}, "neither"), ({"steps": 0}, "steps = 0"), ({"seconds": -1.0}, "seconds"), ({"seconds": math.nan}, "nan")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [({}, "neither"), ({"steps": 0}, "steps = 0"), ({"seconds": -1.0}, "seconds"), ({"seconds": math.nan}, "nan")],
+)
 def test_a_recipe_without_an_end_is_refused_with_a_sentence(recipe, words):
     with pytest.raises(ValueError, match=words):
         Recipe(**recipe)
