@@ -70,12 +70,14 @@ class LayerRecord:
         """How many compressed entries each query may see."""
         return self._call(self.block.attn.attend)[0][2].visible_T
 
+    @torch.no_grad()
     def slot_shares(self, index: bool = False) -> Tensor:
         """What part of each entry every pooled slot gives [B, C, S, K]; of the indexer's keys if `index`."""
         attn = self.block.attn
         (_, gates_BCSK, bias_SK), _ = self._call((attn.indexer if index else attn).compressor.pool)
         return slot_shares(gates_BCSK, bias_SK)
 
+    @torch.no_grad()
     def index_scores(self) -> Tensor:
         """The indexer's score of every entry [B, T, C]; -inf where the query may not look."""
         indexer = self.block.attn.indexer
@@ -87,6 +89,7 @@ class LayerRecord:
         hidden = torch.arange(score_BTC.shape[2]) >= visible_T[:, None]
         return score_BTC.masked_fill(hidden, -torch.inf)
 
+    @torch.no_grad()
     def weights(self) -> tuple[Tensor, Tensor]:
         """Weights over window tokens [B, T, H, S] and compressed entries [B, T, H, C]; the sink has the rest."""
         (query_BTHK, near, far, sinks_H), _ = self._call(self.block.attn.attend)
