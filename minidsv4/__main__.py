@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from minidsv4 import plots
 from minidsv4.checkpoint import load, save
@@ -39,7 +40,7 @@ TOUR = Config.mini().replace(  # found by measurement: the most learned in three
 BATCH_SIZE, LENGTH = 4, 128
 RATE = 7e-3
 HELD_OUT_BYTES = 65536
-PROMPTS = ("def fib(n):\n", "import os\n\nclass File:\n    def __init__(self, ", "for i in range(10):\n    ")
+PROMPTS = ("def fib(n):\n", "import os\n\nclass File:\n    def __init__(self,", "for i in range(10):\n")
 WRITTEN, TEMPERATURE = 60, 0.5  # tokens after each prompt
 LENGTHS = tuple(1 << power for power in range(5, 15))  # tokens at which the cache is weighed
 STATE = "training.pt"
@@ -167,7 +168,8 @@ def report(run: Run, rows: torch.Tensor, held_out: list[str], folder: Path) -> N
     say("7. Cache", f"bytes by kind (float32), and what other attentions of {n_heads} heads as wide would keep:\n")
     say("", *cache_table(run.model.config, growth))
     draw(run, growth, after, folder / "tour.png")
-    say("\n8. Kept", f"in {folder}: model, tokenizer, state of the training, and a picture, tour.png.")
+    print()
+    say("8. Kept", f"in {folder}: model, tokenizer, state of the training, and a picture, tour.png.")
 
 
 def show_completion(run: Run, prompt: str) -> None:
@@ -204,11 +206,11 @@ def others(config: Config) -> dict[str, int]:
 
 def cache_table(config: Config, growth: dict[int, dict[str, int]]) -> list[str]:
     """Rows: kinds of entries, their sum, the other attentions with V4's share of each; columns: lengths."""
-    columns = [length for length in growth if length in (32, 512, 4096, LENGTHS[-1])]
+    columns = [length for length in growth if length in (32, 512, LENGTHS[-1])]
     totals = {length: sum(growth[length].values()) for length in columns}
 
     def line(name: str, cells: list[str]) -> str:
-        return f"{name:14}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, (16, 16, 18, 19)))
+        return f"{name:12}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, (16, 18, 20)))
 
     lines = [line("tokens", [f"{length:,}" for length in columns])]
     lines += [line(kind, [f"{growth[length][kind]:,}" for length in columns]) for kind in KINDS]
@@ -222,31 +224,22 @@ def cache_table(config: Config, growth: dict[int, dict[str, int]]) -> list[str]:
 
 def draw(run: Run, growth: dict[int, dict[str, int]], after: float, path: Path) -> None:
     """One picture: what was learned over the steps, and what is remembered over the length."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     plots.use_style()
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(6, 3))
-    steps, losses = smoothed(run.trainer.losses)
-    left.plot(steps, losses, color=plots.COLOURS["query"])
-    left.set(
-        xlabel="training step",
-        ylabel="loss (nats per token)",
-        title=f"held out: {run.before:.2f} to {after:.2f} bits/byte",
-    )
+    figure = Figure(figsize=(6, 3))
+    left, right = figure.subplots(1, 2)
+    left.plot(*smoothed(run.trainer.losses), color=plots.COLOURS["query"])
+    left.set(xlabel="training step", ylabel="loss (nats per token)")
+    left.set_title(f"held out: {run.before:.2f} to {after:.2f} bits/byte")
     config, lengths = run.model.config, list(growth)
     for (name, kept), colour in zip(others(config).items(), ("key", "sink", "masked")):
         sizes = [4 * kept * config.num_hidden_layers * length / 1e6 for length in lengths]
         right.loglog(lengths, sizes, label=name, color=plots.COLOURS[colour], linestyle="--")
-    right.loglog(
-        lengths, [sum(growth[n].values()) / 1e6 for n in lengths], label="V4", color=plots.COLOURS["compressed"]
-    )
-    right.set(xlabel="tokens in the cache", ylabel="cache (MB)", title="it remembers little")
+    sizes = [sum(kinds.values()) / 1e6 for kinds in growth.values()]
+    right.loglog(lengths, sizes, label="V4", color=plots.COLOURS["compressed"], linestyle="-")
+    right.set(xlabel="tokens in the cache", ylabel="cache (MB)")
+    right.set_title(f"V4: {lengths[-1]:,} tokens in {sizes[-1]:.1f} MB")
     right.legend()
     figure.savefig(path)
-    pyplot.close(figure)
 
 
 def smoothed(losses: list[float], n_points: int = 50) -> tuple[list[float], list[float]]:

@@ -152,7 +152,7 @@ def test_the_cache_table_adds_up_and_gives_each_share():
     config = Config.tiny()
     ids = torch.arange(600) % config.vocab_size
     growth = {n: report for n, report in weigh_cache(Model(config), ids).items() if n in (32, 512)}
-    rows = {line[:14].strip(): re.findall(r"[\d,.]+%?", line[14:]) for line in cache_table(config, growth)[:-1]}
+    rows = {line[:12].strip(): re.findall(r"[\d,.]+%?", line[12:]) for line in cache_table(config, growth)[:-1]}
     number = {name: [float(cell.strip("%").replace(",", "")) for cell in cells] for name, cells in rows.items()}
     kinds = ("window", "tail state", "CSA entries", "indexer keys", "HCA entries")
     assert number["tokens"] == [32, 512]

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from small import EXACT, TINY, numpy_of, off, small_model, token_ids
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import minidsv4 as v4
 from minidsv4 import paper
@@ -164,21 +165,34 @@ def tensors_in(value):
             yield from tensors_in(part)
 
 
-def test_no_module_of_a_float64_model_gives_or_takes_float32():
-    net, narrow = small_model(), []
+class Watch(TorchDispatchMode):
+    """Note every operation, in modules and between them, that gives numbers of 32 bits."""
 
-    def look(name):
-        def hook(module, inputs, output):
-            parts = [*tensors_in(inputs), *tensors_in(output)]
-            narrow.extend(name for part in parts if part.dtype in (torch.float32, torch.complex64))
+    def __init__(self):
+        super().__init__()
+        self.narrow, self.n_calls = set(), 0
 
-        return hook
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.n_calls += 1
+        if any(part.dtype in (torch.float32, torch.complex64) for part in tensors_in(out)):
+            self.narrow.add(str(func))
+        return out
 
-    for name, module in net.named_modules():
-        module.register_forward_hook(look(name))
-    net.loss(token_ids(2, N_TOKENS)).total.backward()
-    net(token_ids(2, 9), net.new_cache(2))
-    assert narrow == []
+
+def test_nothing_in_a_forward_of_a_float64_model_is_float32():
+    net = small_model()
+    with Watch() as watch:
+        net(token_ids(2, 9), net.new_cache(2))
+        drafted(token_ids(2, N_TOKENS), net).sum().backward()
+    assert watch.narrow == set() and watch.n_calls > 1000
+
+
+def test_nothing_in_the_losses_of_a_float64_model_is_float32():
+    net = small_model()
+    with Watch() as watch:
+        net.loss(token_ids(2, N_TOKENS)).total.backward()
+    assert watch.narrow == set() and watch.n_calls > 1000
     assert {parameter.grad.dtype for parameter in net.parameters() if parameter.grad is not None} == {torch.float64}
 
 
