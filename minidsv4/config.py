@@ -92,15 +92,16 @@ class Config:
     mlp_layer_types: tuple[Routing, ...] | None = None
 
     def __post_init__(self):
-        ratios = tuple(self.compress_ratios)
+        n_hash, n_layers = self.num_hash_layers, self.num_hidden_layers
+        for name, value in (("num_hash_layers", n_hash), ("num_hidden_layers", n_layers)):
+            _require(isinstance(value, int) and value >= 0, name, value, "it counts layers: a whole number from 0")
+        ratios, n_hash = tuple(self.compress_ratios), min(n_hash, n_layers)
         kinds = self.layer_types or [_released_kind(ratio) for ratio in ratios]
-        n_hash = min(self.num_hash_layers, self.num_hidden_layers)
-        routing = self.mlp_layer_types or [Routing.HASH] * n_hash + [Routing.LEARNED] * (
-            self.num_hidden_layers - n_hash
-        )
+        routing = self.mlp_layer_types or [Routing.HASH] * n_hash + [Routing.LEARNED] * (n_layers - n_hash)
         object.__setattr__(self, "compress_ratios", ratios)
-        object.__setattr__(self, "layer_types", tuple(LayerKind(kind) for kind in kinds))
-        object.__setattr__(self, "mlp_layer_types", tuple(Routing(kind) for kind in routing))
+        object.__setattr__(self, "layer_types", _named("layer_types", kinds, LayerKind))
+        object.__setattr__(self, "mlp_layer_types", _named("mlp_layer_types", routing, Routing))
+        object.__setattr__(self, "num_hash_layers", self.mlp_layer_types.count(Routing.HASH))
         _check_sizes(self)
         _check_schedule(self)
         _check_rope(self)
@@ -113,8 +114,9 @@ class Config:
         """A copy with the named fields changed; derived schedules are derived anew when their source changes."""
         unknown = set(changes) - {field.name for field in dataclasses.fields(self)}
         _require(not unknown, "replace", sorted(unknown), "the fields are those of the released config.json")
-        for source, derived in (("compress_ratios", "layer_types"), ("num_hash_layers", "mlp_layer_types")):
-            if source in changes:
+        sources = {"layer_types": {"compress_ratios"}, "mlp_layer_types": {"num_hash_layers", "num_hidden_layers"}}
+        for derived, names in sources.items():
+            if names & set(changes):
                 changes.setdefault(derived, None)
         return dataclasses.replace(self, **changes)
 
@@ -141,6 +143,8 @@ class Config:
             fields = json.loads(file.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"config: {file.name} is not JSON ({error}); it may be cut off") from error
+        if not isinstance(fields, dict):
+            raise ValueError(f"config: {file.name} holds {fields!r}; it should hold fields and values in braces")
         return cls.from_dict(fields)
 
     @classmethod
@@ -225,20 +229,20 @@ def _schedule_fields(fields: dict) -> dict:
             **(fields.get("compress_rates") or {}),
         }
         kinds = [*fields["layer_types"][:n_layers], LayerKind.WINDOW.value]  # transformers has no MTP block
-        _check_names("layer_types", kinds, LayerKind)
+        _named("layer_types", kinds, LayerKind)
         out = {"layer_types": kinds, "compress_ratios": [rates.get(kind, 0) for kind in kinds]}
         out["num_nextn_predict_layers"] = fields.get("num_nextn_predict_layers", 1)
     elif len(fields.get("compress_ratios") or ()) == n_layers:
         out = {"compress_ratios": [*fields["compress_ratios"], 0]}
-    if fields.get("mlp_layer_types") is not None:
-        _check_names("mlp_layer_types", fields["mlp_layer_types"], Routing)
     return out
 
 
-def _check_names(field: str, names: list, kinds: type[enum.Enum]) -> None:
+def _named(field: str, names: list, kinds: type[enum.Enum]) -> tuple:
+    """The members of an enum that a schedule names, by value or as they are."""
     known = [kind.value for kind in kinds]
-    wrong = [name for name in names if name not in known]
+    wrong = [name for name in names if getattr(name, "value", name) not in known]
     _require(not wrong, field, wrong[:1], f"each layer is one of {', '.join(known)}")
+    return tuple(kinds(name) for name in names)
 
 
 def _rope_fields(fields: dict) -> dict:
@@ -299,7 +303,6 @@ def _check_schedule(config: Config) -> None:
     _require(len(config.layer_types) == n_layers + 1, "layer_types", f"{len(config.layer_types)} entries", right)
     n_routing = len(config.mlp_layer_types)
     _require(n_routing == n_layers, "mlp_layer_types", f"{n_routing} entries", f"there are {n_layers} layers")
-    _require(config.num_hash_layers >= 0, "num_hash_layers", config.num_hash_layers, "it counts layers, from 0")
     _require(
         all(isinstance(r, int) and r >= 0 for r in ratios), "compress_ratios", ratios, "ratios count tokens, from 0"
     )

@@ -78,7 +78,7 @@ def weights(query_BTHK: Tensor, near_BSK: Tensor, seen_TS: Tensor, far: Far, sin
     score_near, score_far = _scores(query_BTHK, near_BSK), _scores(query_BTHK, far.entries_BCK)
     if query_BTHK.shape[1] > 1:  # a single query sees the whole band and all the entries it was cut
         score_near = score_near.masked_fill(~seen_TS[:, None], -torch.inf)
-    if far.visible_T[0] < score_far.shape[-1]:  # otherwise every query sees all of them
+    if far.picks_BTP is not None or far.visible_T[0] < score_far.shape[-1]:  # otherwise every query sees all of them
         index_CP = torch.arange(score_far.shape[-1], device=seen_TS.device) if far.picks_BTP is None else far.picks_BTP
         hidden = index_CP >= far.visible_T[:, None]  # [T, C] or [B, T, P]
         score_far = score_far.masked_fill(hidden.unsqueeze(-2), -torch.inf)

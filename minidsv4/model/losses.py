@@ -78,6 +78,7 @@ def balance_loss(routed: Routed) -> Tensor:
     """
     n_tokens, n_experts = routed.score_BTE.shape[1:]
     n_active = routed.picked_BTA.shape[-1]
-    load_BE = F.one_hot(routed.picked_BTA, n_experts).sum((1, 2)) * (n_experts / (n_active * n_tokens))
+    count_BE = F.one_hot(routed.picked_BTA, n_experts).sum((1, 2)).to(routed.score_BTE.dtype)
+    load_BE = count_BE * (n_experts / (n_active * n_tokens))
     share_BTE = routed.score_BTE / routed.score_BTE.sum(-1, keepdim=True)
     return (load_BE * reduce(share_BTE, "b t e -> b e", "mean")).sum(-1).mean()
