@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor, nn
 
 from minidsv4.model.losses import watch
@@ -69,7 +69,7 @@ def rank_loads(load_E: Tensor, n_ranks: int) -> Tensor:
     """
     if n_ranks < 1 or len(load_E) % n_ranks:
         raise ValueError(f"rank_loads: n_ranks = {n_ranks} cannot share {len(load_E)} experts; it must divide them")
-    return reduce(load_E, "(rank e) -> rank", "sum", rank=n_ranks)
+    return load_E.unflatten(0, (n_ranks, -1)).sum(-1)
 
 
 class Clamped(NamedTuple):
