@@ -104,21 +104,14 @@ class Experts(nn.Module):
         n_active = picked_TA.shape[1]
         expert, order = picked_TA.flatten().sort(stable=True)
         counts = expert.bincount(minlength=len(self.w13)).tolist()
-        gate, up = by_expert(x_TD[order // n_active], self.w13, counts).chunk(2, dim=-1)
-        weight = weight_TA.flatten()[order, None].to(x_TD.dtype)
-        inner = swiglu(gate, up, self.limit) * weight  # the weight enters before the way back, as released
-        out = by_expert(inner, self.w2, counts)[order.argsort()]
-        return reduce(out, "(t a) d -> t d", "sum", a=n_active)
+        rows = zip(x_TD[order // n_active].split(counts), weight_TA.flatten()[order, None].split(counts))
+        out = torch.cat([self.one(e, x, weight) for e, (x, weight) in enumerate(rows) if len(x)])
+        return reduce(out[order.argsort()], "(t a) d -> t d", "sum", a=n_active)
 
-
-def by_expert(x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
-    """The first `counts[0]` rows through the first matrix, the next `counts[1]` through the second, and so on.
-
-    x       [rows, in], sorted by expert
-    weight  [E, out, in]
-    """
-    rows = zip(weight, x.split(counts), counts)
-    return torch.cat([part @ matrix.T for matrix, part, n in rows if n])
+    def one(self, e: int, x_TD: Tensor, weight: Tensor) -> Tensor:
+        """Expert `e` on its tokens; the routing weight [T, 1] enters before the way back, as released."""
+        gate, up = (x_TD @ self.w13[e].T).chunk(2, dim=-1)
+        return (swiglu(gate, up, self.limit) * weight.to(x_TD.dtype)) @ self.w2[e].T
 
 
 class MoE(nn.Module):
