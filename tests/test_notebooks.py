@@ -180,7 +180,7 @@ def exercises(notebook):
     for stub in code:
         if named := STUB.match(stub.source):
             name = named.group(1)
-            check = next((cell for cell in code if f"show.exercise({name}," in cell.source), None)
+            check = next((cell for cell in code if re.search(rf"show\.exercise\(\s*{name},", cell.source)), None)
             solution = re.search(SOLUTION.format(name=name), prose, re.DOTALL)
             yield name, stub, check, solution and solution.group(1)
 
