@@ -22,6 +22,7 @@ import torch
 from matplotlib.figure import Figure
 
 from minidsv4 import plots
+from minidsv4.bench import report as bench_report
 from minidsv4.checkpoint import load, save
 from minidsv4.config import Config, LayerKind
 from minidsv4.cost import report as cost_report
@@ -332,6 +333,18 @@ class Typewriter:
         print()
 
 
+# --- bench ---
+
+
+def measure(arguments: argparse.Namespace) -> int:
+    """Measure, and draw what was found where a picture is asked for."""
+    rows = bench_report.run(arguments)
+    if arguments.plot:
+        plots.use_style()
+        plots.bench_ratios(rows).savefig(arguments.plot)
+    return 0
+
+
 # --- the command line ---
 
 
@@ -370,6 +383,7 @@ class Command:
 COMMANDS = {
     "tour": Command("train a small V4 on this machine's Python, and see what it learns and remembers", add_tour, tour),
     "generate": Command("write with a model", add_generate, write),
+    "bench": Command("speed and memory, beside transformers on the same weights", bench_report.add_options, measure),
     "bill": Command(
         "what a model costs: parameters, FLOPs, bytes, time, dollars", cost_report.add_options, cost_report.main
     ),

@@ -429,3 +429,32 @@ def recall_in_4_bits(loud, found):
     axes.minorticks_off()
     axes.legend(loc="center right", bbox_to_anchor=(1, 0.36))
     return figure
+
+
+BENCH_COLOURS = dict(zip(("prefill", "decode", "train", "memory", "cache"), COLOURS.values()))
+
+
+def bench_ratios(rows):
+    """How many times less the package takes than transformers: a bar a row of the bench, a panel a size.
+
+    rows     minidsv4.bench.measure.Row; those without the peer are left out
+    returns  a matplotlib Figure; the thin line is the range of the rounds
+    """
+    compared = {}
+    for row in rows:
+        if row.ratio() is not None:
+            compared.setdefault(row.size, []).append(row)
+    longest = max(map(len, compared.values()), default=1)
+    figure = Figure(figsize=(4.6 * max(1, len(compared)), 0.9 + 0.24 * longest))
+    for axes, (size, found) in zip(np.ravel(figure.subplots(1, len(compared) or 1)), compared.items()):
+        for place, row in enumerate(found):
+            low, high = row.spread()
+            axes.barh(place, row.ratio() - 1, left=1, color=BENCH_COLOURS[row.phase], height=0.7)
+            axes.plot((low, high), (place, place), color=INK, linestyle="-", linewidth=0.8)
+            axes.text(max(1, high) * 1.06, place, f"{row.ratio():.3g}", va="center")
+        names = [f"{row.phase} {row.n_tokens:,} {row.way}".strip() for row in found]
+        axes.set(xscale="log", yticks=range(len(found)), yticklabels=names, ylim=(len(found) - 0.4, -0.6))
+        axes.set(xlabel="transformers over minidsv4 (log)", xlim=(None, 2 * max(row.spread()[1] for row in found)))
+        axes.axvline(1, color=INK, linestyle="-", linewidth=0.8)
+        axes.set_title(f"{size}: times less", fontweight="normal")
+    return figure

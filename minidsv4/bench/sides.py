@@ -1,0 +1,161 @@
+"""The two that are compared, behind one interface: this package's model, and Hugging Face transformers' `deepseek_v4`.
+
+B batch, T tokens. `prefill` takes in a prompt and gives the cache, `step` decodes one token, `train` is one training
+step. Both hold the same weights in float32; transformers runs its eager attention.
+"""
+
+import inspect
+import os
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from minidsv4.checkpoint import from_released, hf_config
+from minidsv4.config import Config
+from minidsv4.model.losses import cross_entropy
+from minidsv4.model.model import Model
+
+
+class Ours:
+    """minidsv4 as its users call it."""
+
+    name = "minidsv4"
+
+    def __init__(self, config: Config, device: str = "cpu"):
+        torch.manual_seed(0)
+        self.model = Model(config).to(device)
+        self.optimizer = None
+
+    @torch.inference_mode()
+    def logits(self, ids_BT: Tensor) -> Tensor:
+        return self.model(ids_BT)
+
+    @torch.inference_mode()
+    def prefill(self, ids_BT: Tensor, chunk: int | None = None):
+        cache = self.model.new_cache()
+        self.model.prefill(ids_BT, cache)
+        return cache
+
+    @torch.inference_mode()
+    def step(self, ids_BT: Tensor, cache) -> Tensor:
+        return self.model(ids_BT, cache=cache)
+
+    def train(self, ids_BT: Tensor) -> float:
+        return _train(self, self.model(ids_BT), ids_BT)
+
+    def cache_bytes(self, cache) -> tuple[int, int]:
+        """Bytes remembered, and bytes of the buffers that hold them."""
+        return cache.n_bytes(), cache.n_bytes() + cache.spare_bytes()
+
+
+class Peer:
+    """transformers' own code and eager attention, with the backend for experts that is fastest for each kind of work.
+
+    weights  a Model to take the weights from; where there is none they stay as transformers draws them
+    """
+
+    name = "transformers"
+
+    def __init__(self, config: Config, device: str = "cpu", weights: Model | None = None):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        torch.manual_seed(0)
+        self.config = DeepseekV4Config(**hf_config(config, torch.float32), attn_implementation="eager")
+        self.model = DeepseekV4ForCausalLM(self.config).to(device)
+        if weights is not None:
+            _give(self.model, weights)
+        names = inspect.signature(DeepseekV4ForCausalLM.forward).parameters
+        self.cache_name = "cache" if "cache" in names else "past_key_values"
+        self.optimizer, self.backends = None, {}
+        self.use_backend("eager")  # the only one that can do every width
+
+    @torch.inference_mode()
+    def logits(self, ids_BT: Tensor) -> Tensor:
+        return self.model.eval()(input_ids=ids_BT, use_cache=False).logits
+
+    @torch.inference_mode()
+    def prefill(self, ids_BT: Tensor, chunk: int | None = None):
+        """In one call, as `generate` does it, or cut by hand into chunks."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.config)
+        for part_BT in ids_BT.split(chunk or ids_BT.shape[1], dim=1):
+            self.step(part_BT, cache)
+        return cache
+
+    @torch.inference_mode()
+    def step(self, ids_BT: Tensor, cache) -> Tensor:
+        remembered = {self.cache_name: cache}
+        return self.model.eval()(input_ids=ids_BT, **remembered, use_cache=True, logits_to_keep=1).logits
+
+    def train(self, ids_BT: Tensor) -> float:
+        return _train(self, self.model.train()(input_ids=ids_BT, use_cache=False).logits, ids_BT)
+
+    def cache_bytes(self, cache) -> tuple[int, int]:
+        """Bytes remembered, and bytes of the buffers of which they are views."""
+        found = {(t.data_ptr(), t.shape): t for layer in cache.layers for t in _tensors(vars(layer).values())}.values()
+        buffers = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}
+        return sum(t.nbytes for t in found), sum(buffers.values())
+
+    def use_backend(self, name: str) -> None:
+        """Let the experts run on this backend: eager, batched_mm or grouped_mm."""
+        self.model.set_experts_implementation(name)
+
+    def settle(self, kind: str, work: Callable[[], object]) -> str:
+        """Try every backend on a small `work` and keep the fastest that can do it; tried once for each kind."""
+        if kind not in self.backends:
+            tried = {name: _trial(self, name, work) for name in ("eager", "batched_mm", "grouped_mm")}
+            self.backends[kind] = min(tried, key=tried.get)
+        self.use_backend(self.backends[kind])
+        return self.backends[kind]
+
+
+def _trial(peer: Peer, backend: str, work: Callable[[], object]) -> float:
+    """Seconds of the second of two runs; infinite where this backend cannot do the work here."""
+    try:
+        peer.use_backend(backend)
+        work()
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+    except (RuntimeError, ValueError, ImportError, NotImplementedError):
+        return float("inf")
+
+
+@torch.no_grad()
+def _give(peer: torch.nn.Module, model: Model) -> None:
+    """Copy the weights of `model` into transformers' module, whose experts are stacked as here."""
+    ours = model.state_dict()
+    for name, tensor in from_released(peer.state_dict()).items():
+        tensor.copy_(ours[name])
+
+
+def _train(side, logits_BTV: Tensor, ids_BT: Tensor) -> float:
+    """Main loss, gradients, one step of AdamW at rate 0: the work is whole and every repeat does the same."""
+    if side.optimizer is None:
+        side.optimizer = torch.optim.AdamW(side.model.parameters(), lr=0.0)
+    side.optimizer.zero_grad(set_to_none=True)
+    loss = cross_entropy(logits_BTV[:, :-1], ids_BT[:, 1:])
+    loss.backward()
+    side.optimizer.step()
+    return loss.item()
+
+
+def _tensors(values: Iterable) -> list[Tensor]:
+    """Tensors among values and in dictionaries of them."""
+    flat = [inner for value in values for inner in (value.values() if isinstance(value, dict) else [value])]
+    return [value for value in flat if isinstance(value, Tensor)]
+
+
+def peer_is_here() -> bool:
+    """Whether transformers is installed, in a release that knows DeepSeek-V4."""
+    try:
+        from transformers import DeepseekV4ForCausalLM  # noqa: F401
+    except ImportError:
+        return False
+    return True

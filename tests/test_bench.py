@@ -1,0 +1,184 @@
+"""The bench: its sizes are the published ones, both sides compute the same, and what cannot be measured is refused.
+
+Nothing here asks how long anything takes.
+"""
+
+import json
+import sys
+
+import pytest
+import torch
+from test_cli import refusal
+
+from minidsv4 import Config, Model
+from minidsv4.__main__ import main
+from minidsv4.bench import fresh, measure, report, sides, sizes
+from minidsv4.bench.measure import Bench, Row
+from minidsv4.cost import parameters
+
+QUICK = ("--lengths", "24,40", "--repeats", "2")
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A config.json of 60 thousand parameters, and training steps of 2 x 12 tokens."""
+    monkeypatch.setattr(sizes, "TRAINED", (2, 12))
+    Config.tiny().to_json(tmp_path / "config.json")
+    return str(tmp_path)
+
+
+def bench_of(folder, with_peer=True):
+    """Both sides of a size, two rounds a row."""
+    config = sizes.load_size(folder)
+    ours = sides.Ours(config)
+    return Bench("small", config, ours, sides.Peer(config, weights=ours.model) if with_peer else None, repeats=2)
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 1.26), ("mini", 26.9), ("peer", 19.0)])
+def test_a_size_has_the_parameters_that_its_model_has(name, millions):
+    config = sizes.load_size(name)
+    with torch.device("meta"):
+        model = Model(config)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert round(n_parameters / 1e6, 2 if millions < 10 else 1) == millions
+    assert parameters.total(parameters.parameters(parameters.weights(config))).total - n_parameters in range(200)
+    buffers = sum(b.nbytes for n, b in model.named_buffers() if n.endswith("tid2eid"))
+    assert 0 <= sizes.weight_bytes(config) - 4 * n_parameters - buffers < 1000  # router biases are buffers here
+
+
+def test_the_closed_form_of_the_cache_is_what_a_cache_holds(small):
+    bench = bench_of(small, with_peer=False)
+    for n_tokens in (1, 11, 24, 50):
+        remembered, held = bench.ours.cache_bytes(bench.ours.prefill(bench.ids(1, n_tokens)))
+        assert sizes.cache_bytes(bench.config, n_tokens) == remembered <= held
+
+
+def test_needs_grow_with_the_length_and_a_whole_prompt_needs_more_than_chunks():
+    for name in sizes.SIZES:
+        config = sizes.load_size(name)
+        for needs in (
+            sizes.ours_needs,
+            lambda c, n: sizes.peer_needs(c, n, n),
+            lambda c, n: sizes.peer_needs(c, n, 512),
+        ):
+            found = [needs(config, n_tokens) for n_tokens in (128, 1024, 8192, 1 << 17, 1 << 20)]
+            assert found == sorted(found) and found[0] > sizes.weight_bytes(config)
+        assert sizes.peer_needs(config, 8192, 8192) > 5 * sizes.peer_needs(config, 8192, 512)
+
+
+# --- sides ---
+
+
+def test_both_sides_compute_the_same_logits_losses_and_steps(small):
+    bench = bench_of(small)
+    assert measure.agreement(bench, 40) < 1e-5  # float32
+    ids_BT, caches = bench.ids(1, 40), []
+    for side in (bench.ours, bench.peer):
+        caches.append(side.prefill(ids_BT, chunk=16))
+    steps = [side.step(bench.ids(1, 1), cache) for side, cache in zip((bench.ours, bench.peer), caches)]
+    assert torch.allclose(*steps, atol=1e-5)
+    losses = [[side.train(bench.ids(2, 12)) for _ in range(2)] for side in (bench.ours, bench.peer)]
+    assert (
+        losses[0] == pytest.approx(losses[1], abs=1e-5) and losses[0][0] == losses[0][1]
+    )  # rate 0: nothing is learned
+
+
+def test_sides_that_compute_different_things_are_not_compared(small):
+    bench = bench_of(small)
+    with torch.no_grad():
+        bench.peer.model.lm_head.weight.mul_(1.5)
+    with pytest.raises(ValueError, match="do not compute the same"):
+        measure.agreement(bench, 40)
+
+
+def test_a_backend_that_cannot_do_the_work_is_not_chosen(small):
+    peer, asked = bench_of(small).peer, []
+    peer.use_backend = asked.append
+
+    def work():
+        if asked[-1] != "batched_mm":
+            raise RuntimeError("not here")
+
+    assert peer.settle("decode", work) == "batched_mm" == asked[-1]
+
+
+# --- measuring ---
+
+
+def test_rounds_run_the_sides_in_turn(small):
+    order, bench = [], bench_of(small, with_peer=False)
+    times = bench.rounds({"ours": lambda: order.append("ours"), "peer": lambda: order.append("peer")})
+    assert order == ["ours", "peer"] * 3  # one round to warm up, then two
+    assert [len(found) for found in times.values()] == [2, 2]
+
+
+def test_a_row_compares_medians_and_rounds():
+    row = Row("small", "prefill", 64, "whole", "s", ours=[1.0, 2.0, 9.0], peer=[4.0, 12.0, 9.0])
+    assert row.ratio() == 4.5 and row.spread() == (1.0, 6.0)
+    assert row.to_dict() | {"ours_median": 2.0, "peer_median": 9.0, "ratio": 4.5} == row.to_dict()
+    assert Row("small", "prefill", 64, "", "s", ours=[1.0]).ratio() is None
+
+
+def test_the_high_water_mark_of_a_fresh_process_sees_what_was_held_and_let_go():
+    assert 64 << 20 <= fresh.run_alone(_hold, 64 << 20) < 96 << 20
+
+
+def _hold(n_bytes):
+    before = fresh.reset_mark()
+    torch.ones(n_bytes // 4)
+    return fresh.high_water() - before
+
+
+# --- the command ---
+
+
+def test_the_bench_prints_a_table_and_writes_every_value(small, tmp_path, capsys):
+    files = [str(tmp_path / name) for name in ("found.json", "found.png")]
+    asked = ["--size", small, "--phases", "prefill,decode,train,cache", *QUICK, "--json", files[0], "--plot", files[1]]
+    assert main(["bench", *asked]) == 0
+    out = capsys.readouterr().out
+    assert "the same weights: logits differ by" in out and "transformers' experts: prefill" in out
+    found = json.loads((tmp_path / "found.json").read_text())
+    labels = [(row["phase"], row["n_tokens"], row["way"]) for row in found["rows"]]
+    prompts = [("prefill", n, way) for n in (24, 40) for way in ("whole", "chunks of 512")]
+    assert labels[:7] == [*prompts, ("decode", 24, ""), ("decode", 40, ""), ("train", 24, "")]
+    assert all(row["ratio"] > 0 and len(row["ours"]) == len(row["peer"]) for row in found["rows"])
+    assert found["settings"]["threads"] == 1 and (tmp_path / "found.png").stat().st_size > 5000
+    assert out.count("x  ") >= 7 and "tokens/s" in out
+
+
+def test_without_transformers_the_bench_says_what_to_install_and_runs_alone(small, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert main(["bench", "--size", small, "--phases", "prefill,cache", *QUICK]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and "pip install" in said.err
+    assert "prefill at 40" in said.out and "ratio" not in said.out
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--size", "huge"), "none of tiny, mini, peer"),
+        (("--phases", "prefill,sleep"), "names no phases"),
+        (("--lengths", "1K,-3"), "is no length"),
+        (("--lengths", "0"), "is no length"),
+        (("--threads", "1000"), "this machine has"),
+        (("--threads", "0"), "counts nothing"),
+        (("--repeats", "two"), "counts nothing"),
+        (("--plot", "found.txt"), "ends in .png"),
+        (("--json", "no/such/folder/found.json"), "cannot be written to"),
+        (("--lengths", "1000000000M"), "of memory and"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_with_a_sentence(asked, said, capsys):
+    assert said in refusal(capsys, "bench", "--phases", "prefill", *asked)
+
+
+def test_too_long_a_prompt_is_refused_before_anything_is_allocated(monkeypatch, capsys):
+    monkeypatch.setattr(sizes, "memory_left", lambda device: 100 << 20)
+    monkeypatch.setattr(report, "Ours", None)  # nothing is built
+    said = refusal(capsys, "bench", "--size", "mini", "--lengths", "1M")
+    assert "mini at 1,048,576 tokens needs about" in said and "105 MB are free" in said
