@@ -5,7 +5,9 @@ from minidsv4.checkpoint import export_hf, load, save
 from minidsv4.config import Config, LayerKind, Routing
 from minidsv4.model.losses import Losses
 from minidsv4.model.model import Model
+from minidsv4.serve.measure import measure
 from minidsv4.serve.sample import generate
+from minidsv4.serve.speculate import Speculation
 
 __version__ = "0.1.0"
 __all__ = [
@@ -14,10 +16,12 @@ __all__ = [
     "Losses",
     "Model",
     "Routing",
+    "Speculation",
     "__version__",
     "cost",
     "export_hf",
     "generate",
     "load",
+    "measure",
     "save",
 ]

@@ -52,6 +52,13 @@ def test_the_total_weighs_mtp_with_0_3_and_balance_with_a_ten_thousandth(case):
     assert losses.main > 0 and losses.mtp > 0 and losses.balance > 0
 
 
+def test_the_weight_of_the_mtp_loss_can_be_lowered_as_at_the_decay(case):
+    model, ids_BT, before, _ = case
+    losses = model.loss(ids_BT, mtp_weight=0.1)
+    assert losses[1:] == before[1:]
+    assert abs(losses.total.item() - (before.total - 0.2 * before.mtp).item()) < EXACT
+
+
 def test_the_balance_loss_is_1_when_experts_share_the_load_and_e_over_a_when_one_group_has_it_all():
     even = Routed(torch.tensor([[[0, 1], [2, 3]] * 3]), torch.ones(1, 6, 2), torch.ones(1, 6, 4).double())
     assert abs(balance_loss(even).item() - 1) < 1e-15

@@ -110,14 +110,15 @@ class Cache:
 
     config      of the model it belongs to
     batch_size  sequences side by side
+    kinds       LayerKinds of its layers; None: all of the model's, without the MTP block
     """
 
-    def __init__(self, config: Config, batch_size: int, dtype: torch.dtype, device: torch.device):
+    def __init__(self, config: Config, batch_size: int, dtype: torch.dtype, device: torch.device, kinds=None):
         if batch_size < 1:
             raise ValueError(f"cache: batch_size = {batch_size} cannot be; it counts sequences, from 1")
         self.config, self.batch_size, self.dtype, self.n_tokens = config, batch_size, dtype, 0
         self._numbers: list[int] = [0]  # of the snapshots that can still be restored, oldest first
-        kinds = config.layer_types[: config.num_hidden_layers]
+        kinds = kinds or config.layer_types[: config.num_hidden_layers]
         self.layers = [new_layer_memory(config, kind, batch_size, dtype, device) for kind in kinds]
 
     def report(self) -> dict[str, int]:

@@ -20,7 +20,7 @@ BALANCE_WEIGHT = 1e-4
 
 
 class Losses(NamedTuple):
-    """Nats per token; `total = main + 0.3 mtp + 1e-4 balance + indexer`."""
+    """Nats per token; `total = main + mtp_weight mtp + 1e-4 balance + indexer`."""
 
     total: Tensor
     main: Tensor
@@ -44,11 +44,11 @@ def watch(model: nn.Module, *kinds: type) -> Iterator[list[tuple[nn.Module, tupl
             hook.remove()
 
 
-def model_losses(model: nn.Module, ids_BT: Tensor) -> Losses:
+def model_losses(model: nn.Module, ids_BT: Tensor, mtp_weight: float = MTP_WEIGHT) -> Losses:
     """All losses of one batch of whole sequences.
 
-    ids_BT  at least 3 tokens: position i predicts i + 1, the MTP block i + 2
-    raises  ValueError for shorter sequences
+    ids_BT      at least 3 tokens: position i predicts i + 1, the MTP block i + 2, with `mtp_weight` in the total
+    raises      ValueError for shorter sequences
     """
     if ids_BT.shape[1] < 3:
         raise ValueError(
@@ -63,7 +63,7 @@ def model_losses(model: nn.Module, ids_BT: Tensor) -> Losses:
             mtp = cross_entropy(drafted[:, :-1], ids_BT[:, 2:])
     balance = sum((balance_loss(routed) for _, _, routed in routers), start=main.new_zeros(()))
     indexer = main.new_zeros(())
-    return Losses(main + MTP_WEIGHT * mtp + BALANCE_WEIGHT * balance + indexer, main, mtp, balance, indexer)
+    return Losses(main + mtp_weight * mtp + BALANCE_WEIGHT * balance + indexer, main, mtp, balance, indexer)
 
 
 def cross_entropy(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from minidsv4.config import Config, LayerKind
 from minidsv4.model.block import Block
-from minidsv4.model.cache import Cache, new_layer_memory
+from minidsv4.model.cache import Cache
 from minidsv4.model.hyper_connection import HeadCollapse, expand
-from minidsv4.model.losses import Losses, model_losses
+from minidsv4.model.losses import MTP_WEIGHT, Losses, model_losses
 from minidsv4.model.mtp import MTP
 from minidsv4.model.norm import RMSNorm
 from minidsv4.model.rope import Angles, frequencies
@@ -70,9 +70,10 @@ class Model(nn.Module):
         cache.n_tokens += n_new
         return streams_BTND
 
-    def logits(self, streams_BTND: Tensor) -> Tensor:
-        """Collapse, norm, vocabulary head: [B, T, V]."""
-        return self.head(self.norm(self.hc_head(streams_BTND)))
+    def logits(self, streams_BTND: Tensor, of: nn.Module | None = None) -> Tensor:
+        """Collapse, norm, vocabulary head: [B, T, V]. Collapse and norm are the model's or those `of` the MTP block."""
+        of = of or self
+        return self.head(of.norm(of.hc_head(streams_BTND)))
 
     def angles(self, start: int, stop: int) -> dict[LayerKind, Angles]:
         """The turns of positions up to `stop` for each kind of layer, from the start of the oldest open window."""
@@ -85,27 +86,29 @@ class Model(nn.Module):
         return {LayerKind.WINDOW: plain, LayerKind.CSA: slowed, LayerKind.HCA: slowed}
 
     def mtp_logits(self, streams_BTND: Tensor, ids_BT: Tensor) -> Tensor:
-        """The MTP block's logits [B, T, V] for the token after the next.
+        """The MTP block's logits [B, T, V] for tokens i + 2, from the streams of positions i and the tokens i + 1."""
+        return self.logits(self.draft(streams_BTND, ids_BT, self.new_draft_cache(len(ids_BT))), of=self.mtp[0])
 
-        streams_BTND  after the last block, of positions i
-        ids_BT        the tokens one place later, i + 1
-        """
-        if not self.mtp:
-            raise ValueError("model: num_nextn_predict_layers = 0, so there is no MTP block; build the config with 1")
-        weight, block = self.embed.weight, self.mtp[0]
-        memory = new_layer_memory(self.config, LayerKind.WINDOW, len(ids_BT), weight.dtype, weight.device)
-        angles = self.angles(0, ids_BT.shape[1])[LayerKind.WINDOW]
-        drafted = block(streams_BTND, self.embed(ids_BT), ids_BT, 0, memory, angles)
-        return self.head(block.norm(block.hc_head(drafted)))
+    def draft(self, streams_BTND: Tensor, ids_BT: Tensor, cache: Cache) -> Tensor:
+        """The MTP block's own streams [B, T, N, D], which a chained draft reads in place of the model's."""
+        start, cache.n_tokens = cache.n_tokens, cache.n_tokens + ids_BT.shape[1]
+        angles = self.angles(start, cache.n_tokens)[LayerKind.WINDOW]
+        return self.mtp[0](streams_BTND, self.embed(ids_BT), ids_BT, start, cache.layers[0], angles)
 
-    def loss(self, ids_BT: Tensor) -> Losses:
+    def loss(self, ids_BT: Tensor, mtp_weight: float = MTP_WEIGHT) -> Losses:
         """Training losses on whole sequences of at least 3 tokens; see `losses.py`."""
         self.check(ids_BT, None)
-        return model_losses(self, ids_BT)
+        return model_losses(self, ids_BT, mtp_weight)
 
-    def new_cache(self, batch_size: int = 1) -> Cache:
-        """An empty memory for `batch_size` sequences, in the model's dtype and on its device."""
-        return Cache(self.config, batch_size, self.embed.weight.dtype, self.embed.weight.device)
+    def new_cache(self, batch_size: int = 1, kinds: list[LayerKind] | None = None) -> Cache:
+        """An empty memory for `batch_size` sequences, in the model's dtype and on its device; `kinds` as in `Cache`."""
+        return Cache(self.config, batch_size, self.embed.weight.dtype, self.embed.weight.device, kinds)
+
+    def new_draft_cache(self, batch_size: int = 1) -> Cache:
+        """An empty memory of the MTP block's own, for `draft`."""
+        if not self.mtp:
+            raise ValueError("model: num_nextn_predict_layers = 0, so there is no MTP block; build the config with 1")
+        return self.new_cache(batch_size, [LayerKind.WINDOW])
 
     def check(self, ids_BT: Tensor, cache: Cache | None) -> None:
         """Refuse, before anything is touched, what cannot be run."""

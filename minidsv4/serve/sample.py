@@ -1,12 +1,16 @@
 """Writing with a model: the prompt goes into a cache once, then every token costs one short pass.
 
-T tokens, V vocabulary.
+T tokens, V vocabulary. With `speculate` a pass checks drafts and makes several tokens certain (`speculate.py`).
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from minidsv4.serve.draw import draw, probabilities
+from minidsv4.serve.speculate import Speculation, Speculator
 
 
 @torch.inference_mode()
@@ -17,6 +21,7 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    speculate: bool | int | Speculation = False,
     stream: Callable[[int], object] | None = None,
     stop: int | None = None,
 ) -> list[int]:
@@ -26,25 +31,45 @@ def generate(
     n_tokens     how many to write, from 0
     temperature  0 takes the likeliest token; 1 draws from the model's own probabilities
     top_p        draw only among the likeliest tokens that together have this share, above 0 to 1
-    seed         the same seed, prompt and model write the same
+    seed         the same seed, prompt, model and speculation write the same
+    speculate    draft with the MTP block: True one token a pass, a number so many, a Speculation also counts the gain.
+                 Writes what the model writes without: token by token at temperature 0, in distribution above
     stream       called with each new token id at once
     stop         a token id after which nothing more is written, such as EOS
     returns      the new token ids, `stop` included where it was met
-    raises       ValueError for an empty prompt, ids that the model does not have, numbers out of range
+    raises       ValueError for an empty prompt, ids that the model does not have, numbers out of range, no MTP block
     """
     ids = _checked(ids, n_tokens, temperature, top_p).to(next(model.parameters()).device)
-    cache, chance = model.new_cache(batch_size=1), torch.Generator().manual_seed(seed)
-    written: list[int] = []
-    if n_tokens == 0:
-        model.check(ids[None], cache)
-    while len(written) < n_tokens and (stop is None or stop not in written[-1:]):
-        logits_V = model.prefill(ids[None], cache)[0] if not written else model(ids[None], cache=cache)[0, -1]
-        token = draw(probabilities(logits_V, temperature, top_p), chance)
+    model.check(ids[None], None)
+    chance, written = torch.Generator().manual_seed(seed), []
+    if speculate is False:
+        tokens = _one_by_one(model, ids, temperature, top_p, chance)
+    else:
+        tokens = Speculator(model, _speculation(speculate), temperature, top_p, chance).write(ids)
+    for token in itertools.islice(tokens, n_tokens):
         written.append(token)
-        ids = ids.new_tensor([token])
         if stream is not None:
             stream(token)
+        if token == stop:
+            break
     return written
+
+
+def _one_by_one(
+    model: nn.Module, ids: Tensor, temperature: float, top_p: float, chance: torch.Generator
+) -> Iterator[int]:
+    """One token a pass, without end."""
+    cache = model.new_cache(batch_size=1)
+    logits_V = model.prefill(ids[None], cache)[0]
+    while True:
+        token = draw(probabilities(logits_V, temperature, top_p), chance)
+        yield token
+        logits_V = model(ids.new_tensor([[token]]), cache=cache)[0, -1]
+
+
+def _speculation(speculate: int | Speculation) -> Speculation:
+    """What the caller's word for it stands for."""
+    return speculate if isinstance(speculate, Speculation) else Speculation(depth=speculate)
 
 
 def _checked(ids: Sequence[int] | Tensor, n_tokens: int, temperature: float, top_p: float) -> Tensor:
@@ -60,26 +85,3 @@ def _checked(ids: Sequence[int] | Tensor, n_tokens: int, temperature: float, top
     if not 0 < top_p <= 1:
         raise ValueError(f"generate: top_p = {top_p!r} is out of range; it is a share above 0, up to 1")
     return ids
-
-
-def probabilities(logits_V: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
-    """What the next token is drawn from [V]: `softmax(logits / temperature)`, the unlikely rest cut off, in float64.
-
-    Temperature 0 puts all on the likeliest token, the lowest id among equals.
-    """
-    logits_V = logits_V.double().cpu()
-    if temperature == 0:
-        return torch.zeros_like(logits_V).index_fill_(0, logits_V.argmax(), 1.0)
-    share_V = ((logits_V - logits_V.max()) / temperature).softmax(dim=-1)
-    if top_p == 1:
-        return share_V
-    ranked = share_V.sort(descending=True, stable=True)
-    before = ranked.values.cumsum(0) - ranked.values  # the share of all likelier tokens
-    kept_V = share_V.index_fill(0, ranked.indices[before >= top_p], 0.0)
-    return kept_V / kept_V.sum()
-
-
-def draw(share_V: Tensor, chance: torch.Generator) -> int:
-    """One token id: the first whose running sum passes a uniform number, which costs one random number a token."""
-    point = torch.rand((), generator=chance, dtype=torch.float64) * share_V.sum()
-    return int((share_V.cumsum(0) <= point).sum().clamp(max=int(share_V.nonzero()[-1])))
