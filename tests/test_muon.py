@@ -84,8 +84,9 @@ def test_products_in_bfloat16_are_stable():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_matrices_in_a_stack_do_not_touch_each_other(dtype):
-    stack = normal(5, 12, 18, dtype=dtype)
+@pytest.mark.parametrize("shape", [(12, 18), (9, 24), (13, 41), *SHAPES])
+def test_a_matrix_gives_the_same_bits_wherever_it_lies_in_a_stack(shape, dtype):
+    stack = normal(5, *shape, dtype=dtype)
     assert torch.equal(orthogonalise(stack), torch.cat([orthogonalise(matrix[None]) for matrix in stack]))
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from minidsv4.model.attention import WindowAttention
 from minidsv4.model.compressor import OverlapCompressor
@@ -24,6 +25,7 @@ FAST, EXACT = (3.4445, -4.7750, 2.0315), (2.0, -1.5, 0.5)  # coefficients of x, 
 SCHEDULE = (*[FAST] * 8, *[EXACT] * 2)
 UPDATE_RMS = 0.18  # the usual size of an AdamW update, so that AdamW's rate and decay can be used as they are
 AT_ONCE = 1 << 19  # numbers of a stack: 2 MB in float32, which stay near the core through all ten steps
+STRIDE = 8  # sides are filled up to this, so that all matrices of a stack lie alike in memory and are rounded alike
 WHOLE = (1,)  # the parts of a parameter that is one matrix
 
 
@@ -38,14 +40,17 @@ def orthogonalise(
     returns   the same shape and dtype; singular values from 1e-3 of the norm end in 1 to 1.0006, 0.99 to 1.01 in
               bfloat16, and 1e-4 at 1.002. A matrix of zeros stays zero
     """
-    x = _wide(stack).contiguous()
+    x = _wide(stack)
+    n, m = x.shape[1:]
+    x = F.pad(x, (0, -m % STRIDE, 0, -n % STRIDE))  # rows and columns of zeros stay zero
     smallest = torch.finfo(x.dtype).tiny
     x = x / x.abs().amax((-2, -1), keepdim=True).clamp(min=smallest)  # else squares of tiny gradients vanish
     x = (x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=smallest)).to(dtype or stack.dtype)
     for a, b, c in schedule:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x if x.shape == stack.shape else x.mT).to(stack.dtype)
+    x = x[:, :n, :m]
+    return (x if stack.shape[1] == n else x.mT).to(stack.dtype)
 
 
 class Place(NamedTuple):
