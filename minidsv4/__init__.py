@@ -1,6 +1,6 @@
 """minidsv4: DeepSeek-V4 at a small size, with the released semantics, to be read, run and checked."""
 
-from minidsv4 import cost
+from minidsv4 import cost, parallel
 from minidsv4.checkpoint import export_hf, load, save
 from minidsv4.config import Config, LayerKind, Routing
 from minidsv4.model.losses import Losses
@@ -23,5 +23,6 @@ __all__ = [
     "generate",
     "load",
     "measure",
+    "parallel",
     "save",
 ]

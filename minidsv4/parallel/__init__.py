@@ -1,0 +1,23 @@
+"""Many ranks: experts spread over them, and what carries rows between them."""
+
+from minidsv4.parallel.experts import STRATEGIES, expert_parallel_moe, shard, spread_experts, sum_gradients
+from minidsv4.parallel.launch import LostContact, RankError, join, run_ranks
+from minidsv4.parallel.layout import Layout, plan
+from minidsv4.parallel.transport import FakeClock, PacedTransport, Transport
+
+__all__ = [
+    "FakeClock",
+    "Layout",
+    "LostContact",
+    "PacedTransport",
+    "RankError",
+    "STRATEGIES",
+    "Transport",
+    "expert_parallel_moe",
+    "join",
+    "plan",
+    "run_ranks",
+    "shard",
+    "spread_experts",
+    "sum_gradients",
+]

@@ -1,0 +1,315 @@
+"""Experts spread over ranks: tokens go to the ranks of their experts, results come back, and nothing else changes.
+
+T tokens of this rank, D width, A active experts, F expert width, E experts of all ranks. Report section 3.1. Four ways:
+
+    allreduce  every rank has all tokens, computes what its experts give, and the results are summed: the released code
+    allgather  every rank fetches all tokens, computes likewise, and each token's partial sums go back to its rank
+    alltoall   each pair of token and expert goes to the expert's rank, its result comes back
+    waves      the same, wave by wave of experts: one wave's rows travel while another's are multiplied
+
+`alltoall` and `waves` give bit for bit what one process gives, gradients included: every expert meets the same rows in
+the same order, and every token's results are summed in the order of its picks, wherever they come from. The other two
+sum over ranks, which is another order; it makes no difference where a token has at most two experts.
+
+Gradients travel the same ways back. All ranks must call `backward`; there, exchanges and products take turns.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import reduce
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from minidsv4.model.moe import Experts, MoE
+from minidsv4.parallel.layout import Layout, by_place, plan
+from minidsv4.parallel.transport import Handle, Transport
+from minidsv4.parallel.wire import FORMATS, Wire
+
+STRATEGIES = ("allreduce", "allgather", "alltoall", "waves")
+
+
+def expert_parallel_moe(
+    x_TD: Tensor,
+    picked_TA: Tensor,
+    weight_TA: Tensor,
+    experts: Experts,
+    group: dist.ProcessGroup | None = None,
+    strategy: str = "alltoall",
+    waves: int = 1,
+    *,
+    seats: tuple[int, ...] = (),
+    dispatch: str = "exact",
+    combine: str = "exact",
+    transport: Transport | None = None,
+) -> Tensor:
+    """What `Experts` gives for this rank's tokens, when every rank holds a share of the experts. All ranks call it.
+
+    x_TD       this rank's tokens, possibly none; with "allreduce" the same tokens on every rank
+    picked_TA  the experts of each token, numbered over all ranks; -1 for none
+    weight_TA  their routing weights
+    experts    this rank's share, such as `shard(experts, group)`
+    group      None is all ranks
+    strategy   "allreduce", "allgather", "alltoall" or "waves"
+    waves      at most as many as a rank has experts; more than 1 with "waves" only
+    seats      where each expert sits (`Layout`); empty is in order
+    dispatch   what tokens travel as: "exact", "bf16" or "fp8"
+    combine    what results and gradients travel as: "exact" or "bf16"
+    transport  None sends as fast as it goes
+    returns    [T, D]
+    raises     ValueError, on every rank, for settings that make no sense or differ between ranks
+               LostContact where another rank is gone
+    """
+    transport = transport or Transport(group or dist.group.WORLD)
+    layout = _agreed_layout(x_TD, experts, transport, strategy, waves, seats, dispatch, combine)
+    call = _Call(experts, layout, transport, dispatch, combine)
+    way = {"allreduce": _allreduce, "allgather": _allgather}.get(strategy, _by_waves)
+    return way(call, x_TD, picked_TA, weight_TA.to(x_TD.dtype))
+
+
+def _agreed_layout(x_TD, experts, transport, strategy, waves, seats, dispatch, combine) -> Layout:
+    """The layout of experts, once all ranks are known to mean the same and that it makes sense."""
+    choices = (("strategy", strategy, STRATEGIES), ("dispatch", dispatch, FORMATS), ("combine", combine, FORMATS[:2]))
+    n_experts, seats = len(experts.w13) * transport.n_ranks, tuple(seats)
+    tokens = len(x_TD) if strategy == "allreduce" else "any number"
+    sizes = dict(experts=n_experts, width=x_TD.shape[1], dtype=x_TD.dtype, tokens=tokens)
+    transport.agree(waves=waves, strategy=strategy, dispatch=dispatch, combine=combine, seats=seats, **sizes)
+    for name, word, known in choices:
+        if word not in known:
+            raise ValueError(f"{name} = {word!r} is not known; it is one of {', '.join(known)}")
+    if strategy != "waves" and waves != 1:
+        raise ValueError(f"waves = {waves}: {strategy} has one; strategy = 'waves' has more")
+    if strategy == "allreduce" and (dispatch, combine) != ("exact", "exact"):
+        raise ValueError(f"dispatch = {dispatch!r}, combine = {combine!r}: allreduce sums exactly; leave both 'exact'")
+    return Layout(n_experts, transport.n_ranks, waves, seats)
+
+
+class _Call(NamedTuple):
+    """What one call of `expert_parallel_moe` works with."""
+
+    experts: Experts
+    layout: Layout
+    transport: Transport
+    dispatch: str
+    combine: str
+
+    def trip(self, sent: list[int], received: list[int], format: str, n_exact: int = 0) -> "Trip":
+        return Trip(self.transport, sent, received, Wire(format, n_exact), Wire(self.combine, n_exact))
+
+
+# --- one exchange of rows ---
+
+
+@dataclass
+class Trip:
+    """Rows to other ranks; in backward their gradients come the same way back."""
+
+    transport: Transport
+    sent: list[int]
+    received: list[int]
+    wire: Wire
+    gradient_wire: Wire
+    handle: Handle | None = None
+    out: Tensor | None = None
+
+    def start(self, rows: Tensor) -> Tensor:
+        """Send; the rows returned have their numbers after `wait`."""
+        self.handle = self.transport.issue(self.wire.pack(rows), self.sent, self.received)
+        self.out = rows.new_empty(sum(self.received), rows.shape[1])
+        return self.out
+
+    @torch.no_grad()
+    def wait(self) -> Tensor:
+        self.out.copy_(self.wire.unpack(self.handle.wait(), like=self.out))
+        return self.out
+
+    def back(self) -> "Trip":
+        return Trip(self.transport, self.received, self.sent, self.gradient_wire, self.gradient_wire)
+
+
+class Exchange(torch.autograd.Function):
+    """A trip of rows, begun but not awaited; the gradient's trip has the counts swapped."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, trip: Trip) -> Tensor:
+        ctx.trip = trip
+        return trip.start(rows)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        back = ctx.trip.back()
+        back.start(grad)
+        return back.wait(), None
+
+
+# --- pairs of token and expert travel: alltoall, waves ---
+
+
+def _by_waves(call: _Call, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) -> Tensor:
+    ours, n_active = plan(picked_TA, call.layout), picked_TA.shape[1]
+    # One gather by expert, whatever the waves: its backward adds up a token's gradients in the order of one process.
+    rows = torch.cat([x_TD[ours.by_expert // n_active], weight_TA.flatten()[ours.by_expert, None]], dim=1)
+    results = travel(call, taking_part(rows)[ours.to_send], ours.counts)
+    return sum_picks(results, ours.slots, picked_TA)
+
+
+def travel(call: _Call, rows: Tensor, counts: Tensor) -> Tensor:
+    """Rows [pairs, D + 1] to their experts, results [pairs, D] back in the same order; the last column is the weight.
+
+    All waves' rows are sent at once, so the link is never idle for want of work; results go back as they are made.
+    """
+    layout, transport = call.layout, call.transport
+    sent, came = layout.wave_counts(counts), layout.wave_counts(transport.swap(counts))
+    trips = [call.trip(*(n.sum(1).tolist() for n in pair), call.dispatch, n_exact=1) for pair in zip(sent, came)]
+    arriving = [Exchange.apply(part, trip) for part, trip in zip(rows.split([sum(t.sent) for t in trips]), trips)]
+    returns, returning = [call.trip(trip.received, trip.sent, call.combine) for trip in trips], []
+    for wave, (trip, back) in enumerate(zip(trips, returns)):
+        trip.wait()
+        with transport.computing(flops(call.experts, len(arriving[wave]))):
+            results = multiply(call.experts, layout.bounds[wave], arriving[wave], came[wave])
+        returning.append(Exchange.apply(results, back))
+    for back in returns:
+        back.wait()
+    return torch.cat(returning)
+
+
+def taking_part(rows: Tensor) -> Tensor:
+    """The rows, with a gradient if gradients are wanted: a rank without rows exchanges them with the others too."""
+    return rows.requires_grad_() if torch.is_grad_enabled() and not rows.requires_grad else rows
+
+
+def flops(experts: Experts, n_rows: int) -> int:
+    """Three products of D times F, two FLOPs for each number."""
+    return 6 * experts.w2[0].numel() * n_rows
+
+
+def multiply(experts: Experts, first: int, rows: Tensor, counts: Tensor) -> Tensor:
+    """Each expert on its rows.
+
+    first    place of the first of these experts in this rank's share
+    rows     [n, D + 1] from rank after rank, those of one rank by expert; the last column is the routing weight
+    counts   rows from each rank for each expert [ranks, experts]
+    returns  [n, D], in the order of the rows
+    """
+    order, sizes = by_place(counts), counts.sum(0).tolist()
+    x, weight = rows[:, :-1][order], rows[:, -1:][order]
+    parts = zip(x.split(sizes), weight.split(sizes))
+    results = [experts.one(first + place, *part) for place, part in enumerate(parts) if len(part[0])]
+    if not results:
+        results = [experts.one(first, x, weight)]  # no row: a gradient of zeros, as in one process, instead of none
+    return torch.cat(results)[order.argsort()]
+
+
+def sum_picks(results: Tensor, slots: Tensor, picked_TA: Tensor) -> Tensor:
+    """Each token's results, summed in the order of its picks.
+
+    slots  the pair that each result belongs to; pairs without one count as zero
+    """
+    by_pair = results.new_zeros(picked_TA.numel(), results.shape[1]).index_copy(0, slots, results)
+    return reduce(by_pair, "(t a) d -> t d", "sum", a=picked_TA.shape[1])
+
+
+# --- tokens travel, and sums over ranks: allgather, allreduce ---
+
+
+def _allgather(call: _Call, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) -> Tensor:
+    transport, n_ranks, n_tokens = call.transport, call.transport.n_ranks, len(x_TD)
+    ours = [n_tokens] * n_ranks
+    theirs = transport.swap(torch.tensor(ours, device=x_TD.device)).tolist()
+    there = call.trip(ours, theirs, call.dispatch, n_exact=weight_TA.shape[1])
+    rows = Exchange.apply(taking_part(torch.cat([x_TD, weight_TA], dim=1)).repeat(n_ranks, 1), there)
+    picked = transport.issue(picked_TA.repeat(n_ranks, 1), ours, theirs).wait()
+    there.wait()
+    back = call.trip(theirs, ours, call.combine)
+    out = Exchange.apply(_own_part(call, rows, picked), back)
+    back.wait()
+    return out.unflatten(0, (n_ranks, n_tokens)).sum(0)
+
+
+def _allreduce(call: _Call, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) -> Tensor:
+    rows = SummedBackward.apply(taking_part(torch.cat([x_TD, weight_TA], dim=1)), call.transport)
+    return Summed.apply(_own_part(call, rows, picked_TA), call.transport)
+
+
+def _own_part(call: _Call, rows: Tensor, picked_TA: Tensor) -> Tensor:
+    """What this rank's experts give for rows [T, D + A] of tokens and routing weights: partial sums [T, D]."""
+    n_local, n_active = call.layout.n_local, picked_TA.shape[1]
+    place = call.layout.seat_E.to(picked_TA.device)[picked_TA] - call.transport.rank * n_local
+    elsewhere = (picked_TA < 0) | (place < 0) | (place >= n_local)
+    ours = plan(place.masked_fill(elsewhere, -1), Layout(n_local, 1))
+    x_TD, weight_TA = rows[:, :-n_active], rows[:, -n_active:]
+    pairs = torch.cat([x_TD[ours.by_expert // n_active], weight_TA.flatten()[ours.by_expert, None]], dim=1)
+    with call.transport.computing(flops(call.experts, len(pairs))):
+        results = multiply(call.experts, 0, pairs, ours.counts)
+    return sum_picks(results, ours.slots, picked_TA)
+
+
+class Summed(torch.autograd.Function):
+    """The sum of all ranks' tensors; each rank's gradient is that of the sum already, as all compute the same loss."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, transport: Transport) -> Tensor:
+        return transport.all_reduce(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad, None
+
+
+class SummedBackward(torch.autograd.Function):
+    """A tensor that all ranks have alike and use for different things: its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, transport: Transport) -> Tensor:
+        ctx.transport = transport
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return ctx.transport.all_reduce(grad), None
+
+
+# --- a whole model ---
+
+
+class SpreadExperts(Experts):
+    """This rank's share of some experts, called like all of them."""
+
+    def __init__(self, experts: Experts, group: dist.ProcessGroup | None = None, **settings):
+        nn.Module.__init__(self)
+        self.group, self.settings, self.limit = group or dist.group.WORLD, settings, experts.limit
+        layout = Layout(len(experts.w13), self.group.size(), seats=tuple(settings.get("seats", ())))
+        mine = layout.experts_of(self.group.rank()).to(experts.w13.device)
+        self.w13, self.w2 = (nn.Parameter(matrix.detach()[mine]) for matrix in (experts.w13, experts.w2))
+
+    def forward(self, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) -> Tensor:
+        return expert_parallel_moe(x_TD, picked_TA, weight_TA, self, self.group, **self.settings)
+
+
+def shard(experts: Experts, group: dist.ProcessGroup | None = None, seats: tuple[int, ...] = ()) -> SpreadExperts:
+    """A rank's share of some experts, as `expert_parallel_moe` wants it; calling it does the same with "alltoall"."""
+    return SpreadExperts(experts, group, seats=seats)
+
+
+def spread_experts(model: nn.Module, group: dist.ProcessGroup | None = None, **settings) -> nn.Module:
+    """Let each rank keep its share of every layer's experts; the model is then called on all ranks at once.
+
+    model     changed in place: whatever it holds besides the routed experts stays whole on every rank
+    settings  of `expert_parallel_moe`: strategy, waves, seats, dispatch, combine, transport
+    returns   the model
+    raises    ValueError where experts cannot be shared out evenly
+    """
+    for layer in [module for module in model.modules() if isinstance(module, MoE)]:
+        layer.experts = SpreadExperts(layer.experts, group, **settings)
+    return model
+
+
+def sum_gradients(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
+    """Sum the gradients of what all ranks hold, as each saw other tokens; with "allreduce" they are equal."""
+    spread = {id(p) for module in model.modules() if isinstance(module, SpreadExperts) for p in module.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in spread and parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad, group=group)

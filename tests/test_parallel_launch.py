@@ -1,0 +1,182 @@
+"""Ranks as a user meets them: results in order, one sentence for every way to fail, and no process left behind."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import distributed as dist
+
+from minidsv4.parallel.launch import LostContact, RankError, contact, device_of, join, run_ranks
+
+WAIT = 3.0  # seconds that ranks wait for each other here
+
+
+def meet(group):
+    """Waits for all ranks."""
+    dist.all_reduce(torch.ones(3), group=group)
+
+
+def failure(fn, n=3):
+    """What run_ranks says of it; no rank may be left."""
+    with pytest.raises(RankError) as caught:
+        run_ranks(fn, n, timeout=WAIT)
+    assert multiprocessing.active_children() == []
+    return caught.value
+
+
+def test_results_come_back_by_rank_and_arguments_reach_every_rank():
+    shared = torch.tensor([1.0, 2.0])
+
+    def total(group, x, word):  # a local function: nothing is imported by the ranks
+        x = x * (group.rank() + 1)
+        dist.all_reduce(x, group=group)
+        return x, word + str(group.rank()), group.size(), torch.get_num_threads()
+
+    results = run_ranks(total, 3, shared, "rank ")
+    assert [torch.equal(x, 6 * shared) for x, *_ in results] == [True] * 3
+    assert [rest for _, *rest in results] == [["rank 0", 3, 1], ["rank 1", 3, 1], ["rank 2", 3, 1]]
+
+
+def test_ranks_that_never_meet_end_well_too(capsys):
+    assert run_ranks(lambda group: print("I am", group.rank()), 3) == [None] * 3
+    assert capsys.readouterr().out == "I am 0\nI am 1\nI am 2\n"
+
+
+def test_ranks_are_started_after_products_and_gradients_here():
+    weight = torch.ones(200, 200, requires_grad=True)
+    (weight @ weight).sum().backward()
+
+    def product(group):
+        (weight @ weight).sum().backward()
+        return float(weight.grad[0, 0])
+
+    assert run_ranks(product, 2) == [800.0, 800.0]
+
+
+def test_a_killed_rank_is_named_and_the_others_end():
+    def die(group):
+        if group.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        meet(group)
+
+    error = failure(die)
+    assert error.ranks == [1] and "rank 1 was killed (SIGKILL); ranks 0, 2 ended for that" in str(error)
+
+
+def test_a_rank_that_raises_is_named_with_its_traceback():
+    def stumble(group):
+        if group.rank() == 2:
+            raise KeyError("no such expert")
+        meet(group)
+
+    error = failure(stumble)
+    assert error.ranks == [2] and "rank 2 raised KeyError: 'no such expert'; ranks 0, 1" in str(error)
+    assert 'raise KeyError("no such expert")' in str(error)
+
+
+@pytest.mark.parametrize("waiting", [True, False], ids=["others wait", "others are done"])
+def test_a_rank_that_does_not_come_is_named_with_the_place_where_it_is(waiting):
+    def linger(group):
+        if group.rank() == 0:
+            time.sleep(1000)
+        if waiting:
+            meet(group)
+
+    began = time.monotonic()
+    error = failure(linger)
+    assert error.ranks == [0] and "rank 0 did not come while the others waited; ranks 1, 2" in str(error)
+    assert "in linger" in str(error) and "run_ranks(fn" not in str(error)
+    assert time.monotonic() - began < 20  # the promise; it takes about WAIT and 2 seconds
+
+
+def test_a_result_that_cannot_be_sent_back_and_an_exit_are_told():
+    assert "cannot be sent back" in str(failure(lambda group: lambda: group, 2))
+    assert "ranks 0, 1 raised SystemExit: 4" in str(failure(lambda group: sys.exit(4), 2))
+    assert "ranks 0, 1 ended with exit code 5" in str(failure(lambda group: os._exit(5), 2))
+
+
+def test_no_rank_outlives_a_killed_parent():
+    script = (
+        "import os, sys, time\nfrom minidsv4.parallel import run_ranks\n"
+        "def work(group):\n    os.write(fd, f'{os.getpid()}\\n'.encode())\n    time.sleep(1000)\n"
+        "fd = os.dup(1)\nrun_ranks(work, 3)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    ranks = [int(parent.stdout.readline()) for _ in range(3)]
+    assert all(map(alive, ranks))
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(200):
+        if not any(map(alive, ranks)):
+            break
+        time.sleep(0.05)
+    assert not any(map(alive, ranks))
+
+
+def alive(pid):
+    """Whether a process runs; one that waits to be counted by its parent does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(("n", "words"), [(0, "n = 0 starts nothing"), (2.0, "n = 2.0 starts nothing")])
+def test_no_ranks_are_refused(n, words):
+    with pytest.raises(ValueError, match=words):
+        run_ranks(meet, n)
+
+
+def test_unknown_backends_ranks_within_ranks_and_joining_outside_of_torchrun_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="backend = 'mpi' is not known; it is one of gloo, nccl, hccl"):
+        run_ranks(meet, 2, backend="mpi")
+    with pytest.raises(ValueError, match="backend = 'mpi'"):
+        device_of("mpi")
+    assert "this process is a rank itself" in str(failure(lambda group: run_ranks(meet, 2), 1))
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="join: RANK"):
+        join()
+
+
+def test_a_process_that_torchrun_started_joins_by_its_environment():
+    context = multiprocessing.get_context("fork")
+    results, port = context.SimpleQueue(), free_port()
+
+    def script(rank):
+        torch.set_num_threads(1)
+        os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port))
+        group, x = join("gloo", timeout=60), torch.ones(2) * (rank + 1)
+        dist.all_reduce(x, group=group)
+        results.put((group.rank(), x.tolist()))
+        dist.barrier()
+        os._exit(0)
+
+    ranks = [context.Process(target=script, args=(rank,)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert sorted(results.get() for _ in ranks) == [(0, [3.0, 3.0]), (1, [3.0, 3.0])]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def test_lost_connections_become_a_sentence_with_the_rank_and_other_errors_pass_unchanged():
+    with pytest.raises(LostContact, match="rank 3: while sending rows, another rank ended or did not come"):
+        with contact(3, "sending rows"):
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:5] Connection closed by peer")
+    with pytest.raises(RuntimeError, match="^shapes do not fit$"):
+        with contact(3, "sending rows"):
+            raise RuntimeError("shapes do not fit")
