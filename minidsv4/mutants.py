@@ -26,7 +26,20 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from minidsv4.config import LayerKind
-from minidsv4.model import attend, attention, block, cache, compressor, hyper_connection, indexer, model, moe, mtp, rope
+from minidsv4.model import (
+    attend,
+    attention,
+    block,
+    cache,
+    compressor,
+    hyper_connection,
+    indexer,
+    losses,
+    model,
+    moe,
+    mtp,
+    rope,
+)
 
 BOTH = ("agrees_with_transformers", "agrees_with_paper")
 SEES_AHEAD = (*BOTH, "chunks_equal_one_pass", "later_tokens_change_nothing_before")
@@ -467,7 +480,7 @@ def visible_as_in_the_report(right, x_BTD, start, ratio):
     21,
     at=[(attend, "_cut_far")],
     symptom="Only queries with fewer visible entries than k are wrong: they read the future, or garbage.",
-    killed_by=SEES_AHEAD,
+    killed_by=(*SEES_AHEAD, "indexers_learn_what_their_layers_read"),
 )
 def picks_of_nothing_are_read(right, far, start, stop):
     """Where fewer than k entries are visible top-k fills up with hidden ones, and they are attended to."""
@@ -545,6 +558,41 @@ def indexer_rounded_to_fp8(right, query_BTUZ, weight_BTU, keys_BSZ):
     """Index queries and keys are rounded to 8 bits in a model that was not trained with that rounding."""
     query, keys = (x.to(torch.float8_e4m3fn).to(x.dtype) for x in (query_BTUZ, keys_BSZ))
     return right(query, weight_BTU, keys)
+
+
+@trap(
+    27,
+    at=[(losses, "indexer_loss")],
+    symptom="The loss falls as ever, since the trunk adapts to random picks; what lies far back is not found.",
+    killed_by=("indexers_learn_what_their_layers_read",),
+)
+def indexer_never_taught(right, call):
+    """The indexer has no loss of its own, and a top-k has no gradient: it stays as random as it began."""
+    return right(call).detach()
+
+
+@trap(
+    27,
+    at=[(losses, "teacher")],
+    symptom="Heads that hardly read entries teach as loudly as those that do: picks for nobody.",
+    found="Primus#992",
+    killed_by=("indexers_learn_what_their_layers_read",),
+)
+def teacher_normed_in_each_head(right, share_BTHC):
+    """Each head's weights are divided by their sum over entries before heads are added, as if no window were there."""
+    return right(share_BTHC / share_BTHC.sum(-1, keepdim=True).clamp_min(torch.finfo(share_BTHC.dtype).tiny))
+
+
+@trap(
+    27,
+    at=[(losses, "indexer_loss")],
+    symptom="The trunk is bent towards what is easy to index; the text is predicted a little worse.",
+    killed_by=("the_trunk_learns_from_the_text_alone",),
+)
+def indexer_teaches_the_trunk(right, call):
+    """The indexer's inputs are not detached, so that its loss reaches the layers below."""
+    with patch.object(Tensor, "detach", lambda x: x):
+        return right(call)
 
 
 # ---- core attention ------------------------------------------------------------------------------------------------

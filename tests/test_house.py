@@ -224,8 +224,9 @@ def test_a_function_of_46_lines_is_caught_and_one_of_45_is_not():
     assert list(long_functions("def f():\n" + "    pass\n" * 44)) == []
 
 
-def test_the_model_has_fewer_than_1000_lines_blank_ones_aside():
-    texts = {path.name: path.read_text(encoding="utf-8") for path in (PACKAGE / "model").glob("*.py")}
+def test_the_model_has_fewer_than_1000_lines_blank_ones_and_training_losses_aside():
+    paths = [path for path in (PACKAGE / "model").glob("*.py") if path.name != "losses.py"]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in paths}
     lines = {name: sum(1 for line in text.splitlines() if line.strip()) for name, text in texts.items()}
     assert 0 < sum(lines.values()) < 1000, lines
 

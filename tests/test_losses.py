@@ -96,7 +96,8 @@ def test_bad_ids_are_refused_like_in_a_forward():
 def test_without_an_mtp_block_its_loss_is_zero():
     model = small_model(TINY.replace(num_nextn_predict_layers=0))
     losses = model.loss(token_ids(2, 14))
-    assert losses.mtp == 0 and abs(losses.total - losses.main - 1e-4 * losses.balance) < 1e-14
+    rest = losses.total - losses.main - 1e-4 * losses.balance - losses.indexer
+    assert losses.mtp == 0 and abs(rest) < 1e-14
 
 
 def test_watching_leaves_no_hook_behind_even_after_an_error():
@@ -113,9 +114,7 @@ def test_watching_leaves_no_hook_behind_even_after_an_error():
 def test_the_loss_has_a_gradient_for_every_parameter_that_is_used():
     model = small_model()
     model.loss(token_ids(2, 40)).total.backward()
-    idle = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-    assert idle == {name for name, _ in model.named_parameters() if ".indexer." in name}
-    assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in model.parameters() if p.grad is not None)
+    assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in model.parameters())
 
 
 def test_a_few_steps_on_one_batch_lower_both_predictions():

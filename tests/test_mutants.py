@@ -5,6 +5,7 @@ every mechanism: hash and learned routing, all kinds of layers, top-k that has t
 """
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from minidsv4.model.attention import WindowAttention
 from minidsv4.model.hyper_connection import HyperConnection
 from minidsv4.model.moe import Router
 from minidsv4.mutants import MUTANTS, mutant
+from minidsv4.record import record
 
 EXACT = 1e-10  # float64, a few layers deep; the smallest trap, an eps of 1e-6, moves logits by more than 1e-8
 CSA, HCA, WINDOW = v4.LayerKind.CSA, v4.LayerKind.HCA, v4.LayerKind.WINDOW
@@ -151,12 +153,37 @@ def routing_weights_sum_to_the_scale():
         same(total, torch.full_like(total, CONFIG.routed_scaling_factor))
 
 
+def indexers_learn_what_their_layers_read():
+    model, ids_BT, _ = museum()
+    loss = model.loss(ids_BT).indexer
+    with record(model) as rec:
+        model(ids_BT)
+    (layer,) = (rec[i] for i, kind in enumerate(rec.kinds) if kind is CSA)
+    share, score, nats = layer.weights()[1], layer.index_scores(), []
+    for b, t in itertools.product(range(2), layer.visible_T.nonzero()[:, 0].tolist()):
+        read = share[b, t].sum(0) > 0
+        nats.append(paper.index_loss(score[b, t, read].numpy(), share[b, t][:, read].numpy()))
+    same(loss.detach(), torch.tensor(sum(nats) / len(nats)))
+    assert loss.requires_grad
+
+
+def the_trunk_learns_from_the_text_alone():
+    model, ids_BT, _ = museum()
+    losses, of_indexer = model.loss(ids_BT), [*model.layers[2].attn.indexer.parameters()]
+    trunk = [parameter for name, parameter in model.named_parameters() if ".indexer." not in name]
+    ask = functools.partial(torch.autograd.grad, allow_unused=True, retain_graph=True)
+    if losses.indexer.requires_grad:
+        assert not any(grad is not None for grad in ask(losses.indexer, trunk))
+    assert not any(grad is not None for grad in ask(losses.main + losses.mtp + losses.balance, of_indexer))
+
+
 CHECKS = {
     check.__name__: check
     for check in (
         *(agrees_with_transformers, agrees_with_paper, chunks_equal_one_pass, later_tokens_change_nothing_before),
         *(restoring_forgets_what_was_rejected, cache_bytes_equal_the_formula, new_streams_are_means_of_old_ones),
-        *(moving_the_text_changes_nothing, routing_weights_sum_to_the_scale),
+        *(moving_the_text_changes_nothing, routing_weights_sum_to_the_scale, indexers_learn_what_their_layers_read),
+        the_trunk_learns_from_the_text_alone,
     )
 }
 
@@ -233,7 +260,7 @@ def test_every_label_is_complete():
         assert all(1 <= number <= 47 for number in bug.traps)
         assert bug.mistake.endswith(".") and bug.symptom.endswith(".")
         assert bug.killed_by and set(bug.killed_by) <= set(CHECKS)
-    assert len({number for bug in MUTANTS.values() for number in bug.traps}) == 38
+    assert len({number for bug in MUTANTS.values() for number in bug.traps}) == 39
 
 
 def test_every_check_is_needed_by_some_mutant():

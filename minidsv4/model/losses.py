@@ -4,14 +4,19 @@ B batch, T tokens, E experts, A active experts, P picked entries, V vocabulary. 
 DeepSeek-V3. The inner values come from forward hooks, so the forward itself knows nothing of losses.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minidsv4.model.attend import BLOCK, Attend, Far, cut_block, weights
+from minidsv4.model.cache import CompressorMemory, Series
+from minidsv4.model.indexer import Indexer, index_scores
 from minidsv4.model.moe import LearnedRouter, Routed
 from minidsv4.model.norm import precise
 
@@ -20,7 +25,7 @@ BALANCE_WEIGHT = 1e-4
 
 
 class Losses(NamedTuple):
-    """Nats per token; `total = main + mtp_weight mtp + 1e-4 balance + indexer`."""
+    """Nats per token; `total = main + mtp_weight mtp + 1e-4 balance + indexer`; the last two are summed over layers."""
 
     total: Tensor
     main: Tensor
@@ -54,15 +59,16 @@ def model_losses(model: nn.Module, ids_BT: Tensor, mtp_weight: float = MTP_WEIGH
         raise ValueError(
             f"loss: {ids_BT.shape[1]} tokens cannot be trained on; give at least 3 (token, next, the one after)"
         )
-    with watch(model, LearnedRouter) as routers:
+    with watch(model, LearnedRouter, Indexer, Attend) as calls:
         streams_BTND = model.streams(ids_BT, model.new_cache(len(ids_BT)))
         main = cross_entropy(model.logits(streams_BTND[:, :-1]), ids_BT[:, 1:])
         mtp = main.new_zeros(())
         if model.mtp:
             drafted = model.mtp_logits(streams_BTND[:, :-1], ids_BT[:, 1:])
             mtp = cross_entropy(drafted[:, :-1], ids_BT[:, 2:])
-    balance = sum((balance_loss(routed) for _, _, routed in routers), start=main.new_zeros(()))
-    indexer = main.new_zeros(())
+    routings = [routed for module, _, routed in calls if isinstance(module, LearnedRouter)]
+    balance = sum(map(balance_loss, routings), start=main.new_zeros(()))
+    indexer = sum(map(indexer_loss, index_calls(calls)), start=main.new_zeros(()))
     return Losses(main + mtp_weight * mtp + BALANCE_WEIGHT * balance + indexer, main, mtp, balance, indexer)
 
 
@@ -82,3 +88,64 @@ def balance_loss(routed: Routed) -> Tensor:
     load_BE = count_BE * (n_experts / (n_active * n_tokens))
     share_BTE = routed.score_BTE / routed.score_BTE.sum(-1, keepdim=True)
     return (load_BE * reduce(share_BTE, "b t e -> b e", "mean")).sum(-1).mean()
+
+
+class IndexCall(NamedTuple):
+    """What one CSA layer did in one call: its indexer's inputs and picks, and the inputs of its attention."""
+
+    indexer: Indexer
+    inputs: tuple
+    picks_BTP: Tensor
+    attended: tuple
+
+    @torch.no_grad()
+    def weights(self, start: int) -> Tensor:
+        """Weights of one block of queries over the entries that were read, in the one softmax with window and sink."""
+        *_, sinks_H = self.attended
+        return weights(*cut_block(*self.attended[:3], start), precise(sinks_H))[1]
+
+
+def index_calls(calls: Iterable[tuple[nn.Module, tuple, object]]) -> Iterator[IndexCall]:
+    """The CSA layers among the calls that `watch(model, Indexer, Attend)` collected: an indexer, then its attention."""
+    for (indexer, inputs, picks_BTP), (_, attended, _) in pairwise(calls):
+        if isinstance(indexer, Indexer):
+            yield IndexCall(indexer, inputs, picks_BTP, attended)
+
+
+def indexer_loss(call: IndexCall) -> Tensor:
+    """`KL(p || softmax(I))` over the entries that were read, averaged over the queries that see any; V3.2's recipe.
+
+    The indexer's inputs and its teacher p are constants here, so the loss teaches the indexer and nothing else. In
+    blocks of queries; 0 where the indexer does not learn.
+    """
+    x_BTD, latent_BTQ, _, angles, visible_T = call.inputs
+    _, near, far, _ = call.attended
+    n_blind, nats = int((visible_T == 0).sum()), x_BTD.new_zeros((), dtype=precise(x_BTD).dtype)
+    if n_blind == len(visible_T) or not any(parameter.requires_grad for parameter in call.indexer.parameters()):
+        return nats
+    x_BTD, latent_BTQ = x_BTD.detach(), latent_BTQ.detach()
+    memory = CompressorMemory(*(Series(x_BTD[:, :0]) for _ in range(3)))
+    keys = Far(call.indexer.compressor(x_BTD, memory, angles), visible_T, far.picks_BTP)
+    query_BTUZ, weight_BTU = call.indexer.queries(x_BTD, latent_BTQ, angles.at(0, len(visible_T)))
+    for start in range(n_blind, len(visible_T), BLOCK):
+        query, _, _, cut = cut_block(query_BTUZ, near, keys, start)
+        score = read_scores(query, weight_BTU[:, start : start + BLOCK], cut)
+        nats = nats + F.kl_div(score.log_softmax(-1), teacher(call.weights(start)), reduction="sum")
+    return nats / (len(x_BTD) * (len(visible_T) - n_blind))
+
+
+def teacher(share_BTHC: Tensor) -> Tensor:
+    """Attention weights over entries, summed over heads, then divided by their sum: loud heads say more."""
+    mass_BTC = reduce(share_BTHC, "b t h c -> b t c", "sum")
+    return mass_BTC / mass_BTC.sum(-1, keepdim=True).clamp_min(torch.finfo(mass_BTC.dtype).tiny)
+
+
+def read_scores(query_BTUZ: Tensor, weight_BTU: Tensor, keys: Far) -> Tensor:
+    """Index scores of the entries that each query read [B, T, C or P]; the least number where there is none to see."""
+    if keys.picks_BTP is None:
+        score = index_scores(query_BTUZ, weight_BTU, keys.entries_BCK)
+        place = torch.arange(score.shape[-1], device=score.device)
+    else:  # each query has keys of its own, as a batch of one query has
+        place, parts = keys.picks_BTP, (query_BTUZ[:, :, None], weight_BTU[:, :, None], keys.entries_BCK)
+        score = index_scores(*(part.flatten(0, 1) for part in parts)).view(place.shape)
+    return score.masked_fill(place >= keys.visible_T[:, None], torch.finfo(score.dtype).min)

@@ -1,0 +1,145 @@
+"""How the indexers learn: a dense start, a warm-up of them alone, then sparse; and how much of the attention they find.
+
+B batch, T tokens, C compressed entries, P picked entries. Report section 4.2.2 for the stages; the loss is not spelled
+out there, it is that of DeepSeek-V3.2 (`losses.indexer_loss`), a part of `model.loss` at every stage:
+
+    with dense(model), resting(model): ...           # every CSA layer reads all it may see, indexers wait
+    warm_up(model, batch_at, n_steps)                # indexers alone learn what the attention reads
+    ...                                              # sparse: the trunk from the text, each indexer from its layer
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from minidsv4.model.attend import BLOCK, Attend
+from minidsv4.model.attention import CSAttention
+from minidsv4.model.indexer import Indexer, stable_topk
+from minidsv4.model.losses import IndexCall, index_calls, teacher, watch
+
+RATE = 1e-3  # of V3.2's warm-up
+
+
+@contextmanager
+def dense(model: nn.Module) -> Iterator[None]:
+    """Inside, CSA layers attend to all entries that a query may see; what the indexers pick is not used."""
+    with ExitStack() as stack:
+        for attn in _parts(model, CSAttention):
+            handle = attn.attend.register_forward_pre_hook(_read_all)
+            stack.callback(handle.remove)
+        yield
+
+
+def _read_all(_attend: Attend, inputs: tuple) -> tuple:
+    query_BTHK, near, far, sinks_H = inputs
+    return query_BTHK, near, far._replace(picks_BTP=None), sinks_H
+
+
+@contextmanager
+def only(model: nn.Module) -> Iterator[None]:
+    """Inside, nothing but the indexers learns. An optimizer takes what `requires_grad`: make it inside as well."""
+    learning = set(_weights(model))
+    with _frozen(parameter for parameter in model.parameters() if parameter not in learning):
+        yield
+
+
+@contextmanager
+def resting(model: nn.Module) -> Iterator[None]:
+    """Inside, the indexers do not learn, and their loss is 0 and costs nothing."""
+    with _frozen(_weights(model)):
+        yield
+
+
+@contextmanager
+def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _parts(model: nn.Module, kind: type) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, kind)]
+
+
+def _weights(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for indexer in _parts(model, Indexer) for parameter in indexer.parameters()]
+
+
+def warm_up(model: nn.Module, batch_at: Callable[[int], Tensor], n_steps: int, rate: float = RATE) -> list[float]:
+    """Teach the indexers alone what dense attention reads; everything else stays as it is, to the bit.
+
+    batch_at  function from a step, from 0, to token ids [B, T]; such as `Batches.at`
+    rate      of Adam; some hundred steps want about ten times V3.2's
+    returns   the loss of each step, nats per query, summed over CSA layers
+    raises    ValueError for a model without a CSA layer
+    """
+    if not _weights(model):
+        raise ValueError("warm_up: the model has no CSA layer, so no indexer; give compress_ratios with one")
+    losses = []
+    with dense(model), only(model):
+        optimizer = torch.optim.Adam(_weights(model), lr=rate)
+        for step in range(n_steps):
+            loss = model.loss(batch_at(step)).indexer
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return losses
+
+
+class Recall(NamedTuple):
+    """What a choice of k entries catches, from 0 to 1, averaged over queries."""
+
+    mass: float  # of the attention on all visible entries: the part that lies on the chosen
+    best: float  # of the k entries with the most attention: the part that is among the chosen
+
+
+@torch.no_grad()
+def recall(model: nn.Module, ids_BT: Tensor) -> list[dict[str, Recall]]:
+    """How good each CSA layer's picks are, beside three other choices of as many entries.
+
+    The oracle takes the k entries with the most attention, summed over heads, had the layer read all that it may see.
+    Only queries that see more than k entries count. Layers read what they read: wrap the call in `dense` for a model
+    that still does.
+
+    returns  for each CSA layer {"oracle", "indexer", "recent": the newest k, "random": what blind choice expects}
+    raises   ValueError where no query has to choose
+    """
+    with watch(model, Indexer, Attend) as calls:
+        model(ids_BT)
+    return [_layer_recall(call) for call in index_calls(calls)]
+
+
+def _layer_recall(call: IndexCall) -> dict[str, Recall]:
+    query_BTHK, near, far, sinks_H = call.attended
+    k, visible_T = call.indexer.n_picked, far.visible_T
+    first = int((visible_T <= k).sum())
+    if first == len(visible_T):
+        raise ValueError(f"recall: {first} tokens make no query choose among more than {k} entries; give a longer text")
+    dense_call = call._replace(attended=(query_BTHK, near, far._replace(picks_BTP=None), sinks_H))
+    found: dict[str, list[Tensor]] = {"oracle": [], "indexer": [], "recent": [], "random": []}
+    for start in range(first, len(visible_T), BLOCK):
+        share_BTC = teacher(dense_call.weights(start))
+        best_BTP = stable_topk(share_BTC, k)
+        visible = visible_T[start : start + BLOCK]
+        newest = (visible[:, None] - k + torch.arange(k, device=visible.device)).expand_as(best_BTP)
+        choices = {"oracle": best_BTP, "indexer": call.picks_BTP[:, start : start + BLOCK], "recent": newest}
+        for name, picks_BTP in choices.items():
+            found[name].append(_caught(share_BTC, best_BTP, picks_BTP))
+        blind = (k / visible.to(share_BTC.dtype)).expand(len(share_BTC), -1)
+        found["random"].append(torch.stack([blind, blind], dim=-1))
+    return {name: Recall(*torch.cat(rows, dim=1).mean((0, 1)).tolist()) for name, rows in found.items()}
+
+
+def _caught(share_BTC: Tensor, best_BTP: Tensor, picks_BTP: Tensor) -> Tensor:
+    """For each query the two numbers of `Recall`, side by side."""
+    among = (best_BTP[..., None] == picks_BTP[..., None, :]).any(-1).to(share_BTC.dtype)
+    return torch.stack([share_BTC.gather(-1, picks_BTP).sum(-1), among.mean(-1)], dim=-1)
