@@ -186,6 +186,20 @@ def test_inside_only_nothing_but_the_indexers_has_a_gradient_and_outside_all_is_
     assert [p.requires_grad for p in others] == [False] + [True] * (len(others) - 1)
 
 
+def test_clipping_shrinks_the_trunk_by_its_own_norm_and_the_indexers_by_theirs():
+    ours = small_model()
+    own, others = parts(ours)
+    ours.loss(token_ids(2, 38)).total.backward()
+    before = [[parameter.grad.clone() for parameter in part] for part in (own, others)]
+    norms = [torch.stack([grad.norm() for grad in part]).norm() for part in before]
+    assert norms[0] < 0.5 < norms[1]
+    assert abs(indexer.clip_apart(ours, 0.5) - norms[1]) < EXACT
+    for grad, parameter in zip(before[0], own):
+        assert torch.equal(parameter.grad, grad)  # it was small: the trunk's norm is none of its business
+    for grad, parameter in zip(before[1], others):
+        assert (parameter.grad - grad * 0.5 / norms[1]).abs().max() < 1e-6  # torch divides by norm + 1e-6
+
+
 # ---- dense ----
 
 

@@ -41,8 +41,8 @@ def _read_all(_attend: Attend, inputs: tuple) -> tuple:
 @contextmanager
 def only(model: nn.Module) -> Iterator[None]:
     """Inside, nothing but the indexers learns. An optimizer takes what `requires_grad`: make it inside as well."""
-    learning = set(_weights(model))
-    with _frozen(parameter for parameter in model.parameters() if parameter not in learning):
+    own = set(_weights(model))
+    with _frozen(parameter for parameter in model.parameters() if parameter not in own):
         yield
 
 
@@ -71,6 +71,16 @@ def _parts(model: nn.Module, kind: type) -> list[nn.Module]:
 
 def _weights(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for indexer in _parts(model, Indexer) for parameter in indexer.parameters()]
+
+
+def clip_apart(model: nn.Module, most: float) -> Tensor:
+    """Shrink the gradients of the indexers, and those of all else, to a norm of `most` each; returns that of all else.
+
+    One norm for both would let the indexers' loss set the pace of the trunk.
+    """
+    own = set(_weights(model))
+    nn.utils.clip_grad_norm_(_weights(model), most)
+    return nn.utils.clip_grad_norm_([parameter for parameter in model.parameters() if parameter not in own], most)
 
 
 def warm_up(model: nn.Module, batch_at: Callable[[int], Tensor], n_steps: int, rate: float = RATE) -> list[float]:

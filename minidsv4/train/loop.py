@@ -23,6 +23,7 @@ from tqdm import tqdm
 from minidsv4.model.norm import precise
 from minidsv4.train.balance import balanced
 from minidsv4.train.data import Tokenizer, eval_rows
+from minidsv4.train.indexer import clip_apart
 
 LOWEST_RATE = 0.1  # of the peak, at the end of the cosine
 
@@ -34,7 +35,7 @@ class Recipe:
     rate           peak of the learning rate
     warm_up        steps from 0 to the peak; the cosine falls to a tenth of it at the end of the budget
     weight_decay   of matrices; vectors (norms, sinks, biases) have none
-    clip           largest norm of all gradients together
+    clip           largest norm of all gradients together, the indexers' aside, which have one of their own
     balance_speed  how far a router's bias moves in a step; ten times V4's, since runs are short
     raises         ValueError without a budget, or with one that is not above 0
     """
@@ -107,7 +108,7 @@ class Trainer:
             losses = self.model.loss(ids_BT)
             self.optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+            clip_apart(self.model, self.recipe.clip)
             self.optimizer.step()
         self.step += 1
         self.losses.append(losses.main.item())
