@@ -1,4 +1,4 @@
-"""The commands: `python -m minidsv4 tour` trains a small V4 on real code, `generate` writes with it.
+"""The commands: `tour` trains a small V4 on real code, `train` does so by a recipe, `generate` writes with it.
 
 A command is a function that takes the parsed arguments and returns an exit code, and a line in `COMMANDS`. What a user
 got wrong is told in one sentence on stderr, with exit code 2.
@@ -29,6 +29,7 @@ from minidsv4.cost import report as cost_report
 from minidsv4.model.cache import KINDS
 from minidsv4.model.model import Model
 from minidsv4.serve.sample import generate
+from minidsv4.train import pretrain
 from minidsv4.train.data import Batches, SourceFile, Tokenizer, python_source
 from minidsv4.train.loop import Recipe, Trainer, bits_per_byte, fastest_threads
 
@@ -382,6 +383,7 @@ class Command:
 
 COMMANDS = {
     "tour": Command("train a small V4 on this machine's Python, and see what it learns and remembers", add_tour, tour),
+    "train": Command("train by a recipe, with a log and checkpoints", pretrain.add_options, pretrain.main),
     "generate": Command("write with a model", add_generate, write),
     "bench": Command("speed and memory, beside transformers on the same weights", bench_report.add_options, measure),
     "bill": Command(

@@ -19,7 +19,7 @@ SPEED = 1e-3  # of V3 and V4, for runs of many thousand steps; runs of some hund
 
 
 @contextmanager
-def balanced(model: nn.Module, speed: float = SPEED) -> Iterator[None]:
+def balanced(model: nn.Module, speed: float = SPEED) -> Iterator[list[tuple[nn.Module, tuple, Routed]]]:
     """One training step: at its end the biases move by the loads that the routers had inside. No gradient is involved.
 
     with balanced(model):
@@ -27,12 +27,13 @@ def balanced(model: nn.Module, speed: float = SPEED) -> Iterator[None]:
         optimizer.step()
 
     speed   how far a bias moves in a step, in units of the router's score; 0 leaves it
+    yields  the learned routers' calls, as `loads` takes them
     raises  ValueError for a speed below 0. After an error inside, the biases stay as they were
     """
     if not speed >= 0:
         raise ValueError(f"balanced: speed = {speed} would feed the fullest expert; it is 0 or more")
     with watch(model, LearnedRouter) as calls:
-        yield
+        yield calls
     for router, load_E in loads(calls).items():
         router.bias.copy_(updated_bias(router.bias, load_E, speed))
 

@@ -1,5 +1,8 @@
 """What a model reads: Python source found on this machine, programs generated from a seed, tokens, packed batches.
 
+`Batches` packs documents without gaps. `Mixture` draws from several sources in fixed shares, from rows that `Packed`
+cut with sample-level masks in mind (report section 4.2.2). More programs and long-range tasks are in `tasks.py`.
+
 B batch, T tokens. The released model's own data are not disclosed; these are this package's. Real source differs
 between patch releases of Python, so whatever must come out the same everywhere uses the generated programs.
 """
@@ -86,10 +89,10 @@ def programs(seed: int, n: int) -> list[Program]:
     """
     if n < 0:
         raise ValueError(f"programs: n = {n} cannot be made; it counts programs, from 0")
-    return [_run(_write(random.Random(f"{seed}/{number}"))) for number in range(n)]
+    return [run(_write(random.Random(f"{seed}/{number}"))) for number in range(n)]
 
 
-def _run(source: str) -> Program:
+def run(source: str) -> Program:
     """Run a source that `_write` made, and collect what it prints."""
     lines: list[str] = []
     exec(source, {"print": lambda *values: lines.append(" ".join(map(str, values)))})
@@ -319,6 +322,97 @@ class Batches:
         epoch, place = divmod(step, per_epoch)
         order = torch.randperm(len(self.rows), generator=_generator(self.seed, f"epoch {epoch}"))
         return self.rows[order[place * self.batch_size : (place + 1) * self.batch_size]]
+
+
+class Batch(NamedTuple):
+    """Rows of tokens, and for each token the place in its row at which its document begins: both [B, T + 1].
+
+    A token is predicted from the tokens of its own document only. Padding is a document of its own, token by token,
+    so the targets that count are those with `first` equal to that of the token before; see `counted`.
+    """
+
+    ids_BT: Tensor
+    first_BT: Tensor
+
+
+def counted(first_BT: Tensor) -> Tensor:
+    """Which of the T targets `ids[:, 1:]` belong to the document of the token before them: booleans [B, T]."""
+    return first_BT[:, 1:] == first_BT[:, :-1]
+
+
+class Packed:
+    """Documents laid end to end into rows of T + 1 tokens, each beginning at a multiple of `align` in its row.
+
+    With the least common multiple of the compression ratios no compressed entry then pools tokens of two documents.
+    What does not fit goes on at the start of the next row. Each document becomes `BOS text EOS`; padding is EOS.
+
+    documents  token ids of each, without BOS and EOS
+    length     T; a row has one token more, so that T tokens are predicted
+    align      tokens; 1 leaves no gap
+    raises     ValueError where the documents do not fill one row
+    """
+
+    def __init__(self, documents: Iterable[Sequence[int]], length: int, seed: int, align: int = 1):
+        documents, self.seed = list(documents), seed
+        if align < 1 or length < 2:
+            raise ValueError(f"packed: align = {align} and length = {length} make no rows; from 1 and from 2 they do")
+        order = torch.randperm(len(documents), generator=_generator(seed, "documents")).tolist()
+        row, ids, starts = length + 1, [], []
+        for i in order:
+            place = len(ids) % row
+            gap = row - place if place > length - 1 else min(-place % align, row - place)  # a document needs two tokens
+            tokens = (Tokenizer.bos_id, *documents[i], Tokenizer.eos_id)
+            starts += [*range(len(ids), len(ids) + gap), *[len(ids) + gap] * len(tokens)]
+            ids += [*[Tokenizer.eos_id] * gap, *tokens]
+        n_rows = len(ids) // row
+        if not n_rows:
+            raise ValueError(f"packed: {len(ids)} tokens do not fill a row of {row}; give more documents")
+        ids_BT, start_BT = (torch.tensor(part[: n_rows * row]).view(n_rows, row) for part in (ids, starts))
+        row_B1 = torch.arange(n_rows)[:, None] * row
+        self.rows = Batch(ids_BT, (start_BT - row_B1).clamp(min=0))  # what began in an earlier row begins at 0 here
+
+    def __len__(self) -> int:
+        return len(self.rows.ids_BT)
+
+    def places(self, numbers: Sequence[int]) -> list[int]:
+        """The rows that are drawn as number 0, 1, 2, ...: each once, in a random order, before any is drawn again."""
+        epochs = {number // len(self) for number in numbers}
+        orders = {e: torch.randperm(len(self), generator=_generator(self.seed, f"epoch {e}")) for e in epochs}
+        return [int(orders[number // len(self)][number % len(self)]) for number in numbers]
+
+
+class Mixture:
+    """Batches whose rows come from several sources, in shares that hold exactly over every `sum(shares)` rows.
+
+    `at(step)` needs no earlier call, so a run goes on where it stopped.
+
+    sources     rows of equal length
+    shares      whole numbers, one a source, such as (7, 3)
+    batch_size  B
+    raises      ValueError for shares that do not fit
+    """
+
+    def __init__(self, sources: Sequence[Packed], shares: Sequence[int], batch_size: int, seed: int):
+        if len(shares) != len(sources) or min(shares) < 0 or not sum(shares):
+            raise ValueError(
+                f"mixture: shares = {list(shares)} do not fit {len(sources)} sources; one number from 0 each"
+            )
+        self.sources, self.shares, self.batch_size, self.seed = sources, shares, batch_size, seed
+
+    def at(self, step: int) -> Batch:
+        """The batch of a step, from 0."""
+        rows = [self.row(number) for number in range(step * self.batch_size, (step + 1) * self.batch_size)]
+        return Batch(*(torch.stack(part) for part in zip(*rows)))
+
+    def row(self, number: int) -> Batch:
+        """Row `number` of the run."""
+        block, place = divmod(number, sum(self.shares))
+        pattern = [source for source, share in enumerate(self.shares) for _ in range(share)]
+        order = torch.randperm(len(pattern), generator=_generator(self.seed, f"block {block}")).tolist()
+        drawn = [pattern[i] for i in order[: place + 1]]
+        source, share = self.sources[drawn[-1]], self.shares[drawn[-1]]
+        (row,) = source.places([block * share + drawn.count(drawn[-1]) - 1])
+        return Batch(*(part[row] for part in source.rows))
 
 
 def _generator(seed: int, purpose: str) -> torch.Generator:

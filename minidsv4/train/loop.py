@@ -1,7 +1,7 @@
-"""The plain training loop: AdamW, warm-up and cosine, a budget in steps or seconds; and bits per byte of unseen text.
+"""The training loop: Muon or AdamW, warm-up, constant, cosine, a budget in steps or seconds; bits per byte of a text.
 
 B batch, T tokens. Report section 4.2.2 for the shape of the recipe; the numbers are for a model of a few million
-parameters. V4 itself trains with Muon.
+parameters. `pretrain.py` makes a run of it that is logged, kept and resumed.
 """
 
 import math
@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from einops import rearrange
@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from minidsv4.model.losses import MTP_WEIGHT
 from minidsv4.model.norm import precise
-from minidsv4.train.balance import balanced
-from minidsv4.train.data import Tokenizer, eval_rows
-from minidsv4.train.indexer import clip_apart
+from minidsv4.train.balance import balanced, loads, max_violation
+from minidsv4.train.data import Batch, Tokenizer, eval_rows
+from minidsv4.train.indexer import clip_apart, dense, only, resting
+from minidsv4.train.muon import muon
 
 LOWEST_RATE = 0.1  # of the peak, at the end of the cosine
 
@@ -34,19 +36,25 @@ class Recipe:
 
     rate           peak of the learning rate
     warm_up        steps from 0 to the peak; the cosine falls to a tenth of it at the end of the budget
-    weight_decay   of matrices; vectors (norms, sinks, biases) have none
+    decay          the last share of the budget, over which the cosine falls; before, the rate is constant
+    optimizer      "adamw" or "muon"
+    weight_decay   of matrices; vectors (norms, sinks, biases) have none under AdamW
     clip           largest norm of all gradients together, the indexers' aside, which have one of their own
     balance_speed  how far a router's bias moves in a step; ten times V4's, since runs are short
-    raises         ValueError without a budget, or with one that is not above 0
+    mtp_weights    of the MTP loss: before the decay, and from its start on
+    raises         ValueError without a budget, with one that is not above 0, or for another optimizer
     """
 
     steps: int | None = None
     seconds: float | None = None
     rate: float = 3e-3
     warm_up: int = 30
+    decay: float = 1.0
+    optimizer: str = "adamw"
     weight_decay: float = 0.1
     clip: float = 1.0
     balance_speed: float = 1e-2
+    mtp_weights: tuple[float, float] = (MTP_WEIGHT, MTP_WEIGHT)
 
     def __post_init__(self):
         budgets = {"steps": self.steps, "seconds": self.seconds}
@@ -55,33 +63,88 @@ class Recipe:
         for name, value in budgets.items():
             if value is not None and not value > 0:
                 raise ValueError(f"recipe: {name} = {value} is no budget; it is above 0")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"recipe: optimizer = {self.optimizer!r} is not known; it is 'adamw' or 'muon'")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"recipe: decay = {self.decay} is no share of the budget; it is above 0 and at most 1")
 
     def progress(self, step: int, seconds: float) -> float:
         """The share of the budget that is used, 1 at the end."""
         return max(step / (self.steps or math.inf), seconds / (self.seconds or math.inf))
 
     def rate_at(self, step: int, progress: float) -> float:
-        """Linear warm-up, then a cosine over the whole budget."""
-        cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+        """Linear warm-up, constant, then a cosine over the last part of the budget."""
+        cosine = (1 + math.cos(math.pi * min(1.0, max(0.0, self.fallen(progress))))) / 2
         return self.rate * min(1.0, (step + 1) / self.warm_up) * (LOWEST_RATE + (1 - LOWEST_RATE) * cosine)
+
+    def fallen(self, progress: float) -> float:
+        """How far the decay is: below 0 before its start, 1 at the end."""
+        return (progress - (1 - self.decay)) / self.decay
+
+    def mtp_weight(self, progress: float) -> float:
+        """Of the MTP loss."""
+        return self.mtp_weights[self.fallen(progress) >= 0]
+
+
+def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Muon as it parts the model, or AdamW with decay of matrices only."""
+    if recipe.optimizer == "muon":
+        return muon(model, recipe.rate, decay=recipe.weight_decay)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.95))
+
+
+def inputs(batch: Tensor | Batch) -> dict[str, Tensor]:
+    """A batch as the arguments of `Model.loss`."""
+    return {"ids_BT": batch} if isinstance(batch, Tensor) else batch._asdict()
+
+
+class Stage(NamedTuple):
+    """What a step of one kind does to the model while it runs, and whether all but the indexers learn."""
+
+    changes: tuple[Callable[[nn.Module], AbstractContextManager], ...]
+    trunk_learns: bool
+
+    @contextmanager
+    def of(self, model: nn.Module) -> Iterator[None]:
+        with ExitStack() as stack:
+            for change in self.changes:
+                stack.enter_context(change(model))
+            yield
+
+
+STAGES = {
+    "dense": Stage((dense, resting), trunk_learns=True),
+    "warm-up": Stage((dense, only), trunk_learns=False),
+    "sparse": Stage((), trunk_learns=True),
+}
 
 
 class Trainer:
     """A model that learns, and all that is needed to go on after a stop.
 
     model     has `loss(ids_BT)`, whose `total` is minimised
-    batch_at  function from a step, from 0, to token ids [B, T + 1]; such as `Batches.at`
+    batch_at  function from a step, from 0, to token ids [B, T + 1], such as `Batches.at`, or to a `Batch`
+    stage_at  function from a step to a name in `STAGES`: what the CSA layers read and who learns
+    after     called after each step with what there is to log of it: a dict of plain numbers
     """
 
-    def __init__(self, model: nn.Module, batch_at: Callable[[int], Tensor], recipe: Recipe):
-        self.model, self.batch_at, self.recipe = model, batch_at, recipe
-        self.step, self.seconds, self.losses = 0, 0.0, []
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.95))
+    def __init__(
+        self,
+        model: nn.Module,
+        batch_at: Callable[[int], Tensor | Batch],
+        recipe: Recipe,
+        stage_at: Callable[[int], str] = lambda step: "sparse",
+        after: Callable[[dict], None] = lambda record: None,
+    ):
+        self.model, self.batch_at, self.recipe, self.stage_at, self.after = model, batch_at, recipe, stage_at, after
+        self.step, self.tokens, self.seconds, self.losses = 0, 0, 0.0, []
+        self.anticipation = None  # or one of `routing.py`
+        self.optimizer = new_optimizer(model, recipe)
 
     def train(self) -> bool:
         """Learn until the budget is used.
@@ -94,34 +157,51 @@ class Trainer:
                 if asked.is_set():
                     return False
                 start = time.perf_counter()
-                n_tokens = self.learn(self.batch_at(self.step))
-                self.seconds += time.perf_counter() - start
-                bar.show(n_tokens)
+                record = self.learn(self.batch_at(self.step))
+                spent = time.perf_counter() - start
+                self.seconds += spent
+                self.after(
+                    record | {"seconds": round(self.seconds, 3), "tokens_per_second": round(record["n"] / spent)}
+                )
+                bar.show()
         return True
 
-    def learn(self, ids_BT: Tensor) -> int:
-        """One step; returns how many tokens it learned to predict."""
-        rate = self.recipe.rate_at(self.step, self.recipe.progress(self.step, self.seconds))
+    def stage(self, step: int) -> Stage:
+        """What a step does to the model."""
+        return STAGES[self.stage_at(step)]
+
+    def learn(self, batch: Tensor | Batch) -> dict:
+        """One step; returns what there is to log of it."""
+        recipe, progress = self.recipe, self.recipe.progress(self.step, self.seconds)
+        rate = recipe.rate_at(self.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with balanced(self.model, self.recipe.balance_speed):
-            losses = self.model.loss(ids_BT)
+        stage = self.stage(self.step)
+        routing = self.anticipation.at(self, batch) if self.anticipation else nullcontext()
+        speed = recipe.balance_speed * stage.trunk_learns
+        with stage.of(self.model), routing, balanced(self.model, speed) as calls:
+            losses = self.model.loss(**inputs(batch), mtp_weight=recipe.mtp_weight(progress))
             self.optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
-            clip_apart(self.model, self.recipe.clip)
+            norm = clip_apart(self.model, recipe.clip)
             self.optimizer.step()
-        self.step += 1
+        n = inputs(batch)["ids_BT"][:, 1:].numel()
+        self.step, self.tokens = self.step + 1, self.tokens + n
         self.losses.append(losses.main.item())
-        return ids_BT.shape[0] * (ids_BT.shape[1] - 1)
+        parts = {name: value.item() for name, value in losses._asdict().items() if name != "total"}
+        worst = max([max_violation(load_E) for load_E in loads(calls).values()], default=0.0)
+        return {"step": self.step, "n": n, **parts, "rate": rate, "norm": norm.item(), "max_violation": worst}
 
     def state_dict(self) -> dict:
         """Everything but the model's weights, for `torch.save`."""
-        state = {name: getattr(self, name) for name in ("step", "seconds", "losses")}
+        state = {name: getattr(self, name) for name in ("step", "tokens", "seconds", "losses")}
         return state | {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from a `state_dict`; the model is given in the state that belongs to it."""
-        self.step, self.seconds, self.losses = state["step"], state["seconds"], list(state["losses"])
+        for name in ("step", "tokens", "seconds"):
+            setattr(self, name, state[name])
+        self.losses = list(state["losses"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
@@ -166,7 +246,7 @@ class _Bar:
     """A line that says how far training is: share of the budget, loss, speed, time left."""
 
     def __init__(self, trainer: Trainer):
-        self.trainer, self.tokens, self.first = trainer, 0, trainer.seconds
+        self.trainer, self.tokens, self.first = trainer, trainer.tokens, trainer.seconds
         self.began = trainer.recipe.progress(trainer.step, trainer.seconds)
 
     def __enter__(self) -> Self:
@@ -175,13 +255,12 @@ class _Bar:
         self.bar = tqdm(total=100, bar_format=layout, mininterval=pace)
         return self
 
-    def show(self, n_tokens: int) -> None:
+    def show(self) -> None:
         trainer = self.trainer
-        self.tokens += n_tokens
         progress = min(1.0, trainer.recipe.progress(trainer.step, trainer.seconds))
         spent = trainer.seconds - self.first
         left = tqdm.format_interval(spent * (1 - progress) / max(1e-9, progress - self.began))
-        speed = f"{self.tokens / max(1e-9, spent):,.0f} tokens/s"
+        speed = f"{(trainer.tokens - self.tokens) / max(1e-9, spent):,.0f} tokens/s"
         self.bar.set_description_str(f"loss {trainer.losses[-1]:.2f}, {speed}, {left} left", refresh=False)
         self.bar.update(100 * progress - self.bar.n)
 

@@ -1,0 +1,379 @@
+"""A training run by a recipe file: stages, a log, checkpoints that resume bit for bit. `python -m minidsv4 train`.
+
+Report sections 4.2.2 and 4.2.3 for the stages: short sequences with dense attention first, then the indexer alone,
+then sparse attention on longer ones. A recipe is a JSON file: sizes, shares of data, stages, rates.
+"""
+
+import argparse
+import copy
+import hashlib
+import json
+import math
+import os
+import pickle
+import platform
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minidsv4.checkpoint import save
+from minidsv4.config import Config
+from minidsv4.model.model import Model
+from minidsv4.train.data import Batch, Mixture, Packed, Tokenizer, python_source
+from minidsv4.train.loop import STAGES, Recipe, Trainer, bits_per_byte
+from minidsv4.train.tasks import document, varied_programs
+
+STATE, LOG, TOKENIZER = "training.pt", "log.jsonl", "tokenizer.json"
+HELD_OUT_PROGRAMS = 200
+REHEARSED = 3  # steps of each stage that are timed to tell how many fit into the minutes asked for
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the run: so many steps on batches of one shape, with one kind of attention in the CSA layers."""
+
+    steps: int
+    length: int
+    batch_size: int
+    attention: str = "sparse"
+
+    def __post_init__(self):
+        for name in ("steps", "length", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"stage: {name} = {value!r} cannot be; it is a whole number from 1")
+        if self.attention not in STAGES:
+            raise ValueError(f"stage: attention = {self.attention!r} is not known; it is one of {', '.join(STAGES)}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe file says.
+
+    fields       the file itself
+    config       of the model
+    seed         of weights, documents and batches
+    source, programs  shares of the rows that are Python source and generated programs: whole numbers
+    n_programs   how many programs are generated
+    masks        whether attention ends at the borders of documents; they then begin where compressed entries do
+    stages       one after the other
+    recipe       rates and the like; its steps are those of all stages
+    checkpoint, held_out  steps from one to the next
+    held_out_bytes  of source that is measured at the end of the run, and a part of it on the way
+    """
+
+    fields: dict
+    config: Config
+    seed: int
+    source: int
+    programs: int
+    n_programs: int
+    masks: bool
+    stages: tuple[Stage, ...]
+    recipe: Recipe
+    checkpoint: int
+    held_out: int
+    held_out_bytes: int
+
+    @classmethod
+    def read(cls, name: str) -> Self:
+        """The recipe of this name that the package has, or the one in this file.
+
+        raises  ValueError where there is none, or one that cannot be understood
+        """
+        own = Path(str(resources.files("minidsv4"))) / "assets" / f"{name}.json"
+        path = Path(name) if name.endswith(".json") else own
+        if not path.is_file():
+            raise ValueError(f"--recipe {name}: there is no such recipe; give `mini` or a file that ends in .json")
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"--recipe {name}: {type(error).__name__}: {error}; assets/mini.json is an example"
+            ) from error
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> Self:
+        """Build from the fields of a recipe file; `config` names a size, and fields of it that are changed."""
+        config, data = dict(fields["config"]), fields["data"]
+        base = config.pop("size")
+        if base not in ("tiny", "mini"):
+            raise ValueError(f"recipe: config.size = {base!r} cannot be trained here; it is 'tiny' or 'mini'")
+        stages = tuple(Stage(**stage) for stage in fields["stages"])
+        training = {"mtp_weights": (0.3, 0.1)} | fields["training"]
+        recipe = Recipe(steps=sum(stage.steps for stage in stages), **training)
+        config = getattr(Config, base)().replace(**config)
+        return cls(fields, config, fields["seed"], **data, stages=stages, recipe=recipe, **fields["every"])
+
+    def scaled(self, factor: float) -> Self:
+        """The same recipe with all stages longer or shorter."""
+        stages = [stage | {"steps": max(1, round(factor * stage["steps"]))} for stage in self.fields["stages"]]
+        return self.from_dict(self.fields | {"stages": stages})
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Which stage a step is in, and which step of it it is."""
+        for number, stage in enumerate(self.stages[:-1]):
+            if step < stage.steps:
+                return number, step
+            step -= stage.steps
+        return len(self.stages) - 1, step
+
+
+class Texts:
+    """What there is to learn from and to be measured by, kind by kind: what the plan gives a share."""
+
+    def __init__(self, plan: Plan):
+        self.train, self.held_out, self.shares = {}, {}, {}
+        if plan.source:
+            corpus = python_source()
+            self.add("source", plan.source, [file.text for file in corpus.train])
+            self.held_out["source"] = first_bytes([file.text for file in corpus.held_out], plan.held_out_bytes)
+        if plan.programs:
+            made = [document(program) for program in varied_programs(plan.seed, plan.n_programs)]
+            unseen = varied_programs(plan.seed + 1, 2 * HELD_OUT_PROGRAMS)
+            self.add("programs", plan.programs, made)
+            unseen = [document(program) for program in unseen]
+            self.held_out["programs"] = [text for text in unseen if text not in set(made)][:HELD_OUT_PROGRAMS]
+
+    def add(self, name: str, share: int, texts: list[str]) -> None:
+        self.train[name], self.shares[name] = texts, share
+
+    def digest(self) -> str:
+        """What tells this text from any other: the standard library differs between releases of Python."""
+        texts = (text for kind in self.train.values() for text in kind)
+        return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def first_bytes(texts: Iterable[str], room: int) -> list[str]:
+    """The first bytes of some texts, in the order of their hashes, which is no order of theirs."""
+    chosen = []
+    for text in sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()):
+        if room > 0:
+            chosen.append(text.encode()[:room].decode(errors="ignore"))
+            room -= len(chosen[-1].encode())
+    return chosen
+
+
+class Batcher:
+    """The batch of any step of a plan, without a look at earlier ones; every stage cuts its own rows."""
+
+    def __init__(self, plan: Plan, texts: Texts, tokenizer: Tokenizer):
+        self.plan, self.mixtures = plan, {}
+        self.documents = {name: tokenizer.encode_all(kind) for name, kind in texts.train.items()}
+        self.shares = list(texts.shares.values())
+
+    def at(self, step: int) -> Batch | Tensor:
+        """The batch of a step, from 0: what `Model.loss` takes."""
+        number, place = self.plan.place(step)
+        if number not in self.mixtures:
+            stage, seed = self.plan.stages[number], self.plan.seed + number
+            align = math.lcm(*filter(None, self.plan.config.compress_ratios)) if self.plan.masks else 1
+            packed = [Packed(documents, stage.length, seed, align) for documents in self.documents.values()]
+            self.mixtures = {number: Mixture(packed, self.shares, stage.batch_size, seed)}
+        batch = self.mixtures[number].at(place)
+        return batch if self.plan.masks else batch.ids_BT
+
+
+class Log:
+    """One JSON object a line, written at once: what a killed run had done is there, but for a half line at its end.
+
+    path   of the file
+    after  the last step that counts: lines of later ones are left out, since that part is done again
+    """
+
+    def __init__(self, path: Path, after: int):
+        kept = _lines(path, after) if after else []
+        with _in_place_of(path) as scratch:
+            scratch.write_text("".join(f"{line}\n" for line in kept))
+        self.file = path.open("a", buffering=1)
+
+    def write(self, record: dict) -> None:
+        """Add a line; numbers with 6 digits."""
+        shown = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in record.items()}
+        self.file.write(json.dumps(shown) + "\n")
+
+
+def read_log(path: str | Path) -> list[dict]:
+    """The objects of a log, in order; a line that a kill cut off is left out."""
+    objects = []
+    for line in Path(path).read_text().splitlines():
+        try:
+            objects.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return objects
+
+
+def _lines(path: Path, after: int) -> list[str]:
+    """The lines of a log up to a step."""
+    return [json.dumps(record) for record in read_log(path) if record["step"] <= after] if path.is_file() else []
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[Path]:
+    """A scratch file that takes the path's place in one move once it is whole, and is gone after an error."""
+    scratch = path.with_name(f".{path.name}.new")
+    try:
+        yield scratch
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+class Run:
+    """A model in training with all that belongs to it, in a folder.
+
+    plan    what to do; a resumed run goes on with the plan that it began with
+    folder  exists; gets `training.pt` (all that is needed to go on), `log.jsonl`, the tokenizer, and the model
+    resume  go on from the folder's `training.pt`
+    raises  ValueError where there is nothing to go on from, or where text differs from what the run began with
+    """
+
+    def __init__(self, plan: Plan, folder: Path, resume: bool = False):
+        state = read_state(folder) if resume else None
+        self.plan = plan = Plan.from_dict(state["plan"]) if state else plan
+        self.folder, self.texts = folder, Texts(plan)
+        if state and state["digest"] != self.texts.digest():
+            raise ValueError("--resume: this Python's source differs from what the run began with; use the same Python")
+        texts = (text for kind in self.texts.train.values() for text in kind)
+        self.tokenizer = Tokenizer.train(texts, plan.config.vocab_size)
+        torch.manual_seed(plan.seed)
+        self.model = Model(plan.config)
+        batch_at = Batcher(plan, self.texts, self.tokenizer).at
+        self.trainer = Trainer(self.model, batch_at, plan.recipe, self.stage_at, self.after)
+        if state:
+            self.model.load_state_dict(state["model"])
+            self.trainer.load_state_dict(state["trainer"])
+        self.log = Log(folder / LOG, self.trainer.step)
+
+    def train(self) -> bool:
+        """Learn to the end of the recipe, and save; False where Ctrl-C asked for an end, after saving as well."""
+        if self.trainer.step == 0:
+            self.log.write(self.header())
+        finished = self.trainer.train()
+        self.keep()
+        save(self.model, self.folder)
+        self.tokenizer.save(self.folder / TOKENIZER)
+        return finished
+
+    def stage_at(self, step: int) -> str:
+        """The kind of attention at a step."""
+        return self.plan.stages[self.plan.place(step)[0]].attention
+
+    def header(self) -> dict:
+        """The first line of the log: what is run, on what."""
+        n = sum(parameter.numel() for parameter in self.model.parameters())
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        return {"step": 0, "recipe": self.plan.fields, "parameters": n, "digest": self.texts.digest(), **versions}
+
+    def after(self, record: dict) -> None:
+        """Log a step; measure and keep at the steps that the plan says."""
+        step = record["step"]
+        record |= {"tokens": self.trainer.tokens, "attention": self.stage_at(step - 1)}
+        if step % self.plan.held_out == 0:
+            record |= {"held_out": self.held_out()}
+        self.log.write(record)
+        if step % self.plan.checkpoint == 0:
+            self.try_to_keep()
+
+    def held_out(self) -> dict[str, float]:
+        """Bits per byte of unseen text, kind by kind."""
+        length = self.plan.stages[-1].length
+        return {
+            name: round(bits_per_byte(self.model, self.tokenizer, texts, length), 4)
+            for name, texts in self.texts.held_out.items()
+        }
+
+    def keep(self) -> None:
+        """Write all that is needed to go on; what was kept before stays whole until this is.
+
+        raises  OSError with a sentence where it cannot be written
+        """
+        state = {"plan": self.plan.fields, "digest": self.texts.digest()}
+        state |= {"model": self.model.state_dict(), "trainer": self.trainer.state_dict()}
+        try:
+            with _in_place_of(self.folder / STATE) as scratch:
+                torch.save(state, scratch)
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError for a full disk
+            raise OSError(f"train: {self.folder} cannot be saved to ({error}); free some space and go on") from error
+
+    def try_to_keep(self) -> None:
+        """On the way a full disk is no reason to stop: what was kept last is still there."""
+        try:
+            self.keep()
+        except OSError as error:
+            tqdm.write(str(error), file=sys.stderr)
+
+
+def read_state(folder: Path) -> dict:
+    """What `Run.keep` wrote."""
+    if not (folder / STATE).is_file():
+        raise ValueError(f"--resume: {folder} holds no {STATE} to go on from; begin without --resume")
+    try:
+        return torch.load(folder / STATE, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"--resume: {folder / STATE} cannot be read; begin without --resume") from error
+
+
+def seconds_per_step(run: Run) -> list[float]:
+    """How long a step of each stage takes on this machine, measured on a copy of the model."""
+    found, start = [], 0
+    for stage in run.plan.stages:
+        rehearsal = Trainer(copy.deepcopy(run.model), None, run.plan.recipe, lambda _, kind=stage.attention: kind)
+        batch, times = run.trainer.batch_at(start), []
+        for _ in range(REHEARSED):
+            began = time.perf_counter()
+            rehearsal.learn(batch)
+            times.append(time.perf_counter() - began)
+        found.append(min(times))
+        start += stage.steps
+    return found
+
+
+# --- the command ---
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", default="mini", help="`mini`, or a JSON file like assets/mini.json")
+    parser.add_argument("--out", default="runs/mini", help="folder that keeps the run")
+    parser.add_argument("--resume", action="store_true", help="go on from what --out keeps, bit for bit")
+    parser.add_argument("--steps", type=int, help="all stages longer or shorter, so many steps together")
+    parser.add_argument("--minutes", type=float, help="as many steps as fit, by a rehearsal on this machine")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="others round differently, so a resumed run keeps to its own"
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Train by a recipe; 130 after Ctrl-C, which keeps what was learned."""
+    torch.set_num_threads(arguments.threads)
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.resume and (arguments.steps or arguments.minutes):
+        raise ValueError("--resume: a run keeps the steps that it began with; leave --steps and --minutes out")
+    plan = Plan.read(arguments.recipe)
+    if arguments.steps:
+        plan = plan.scaled(arguments.steps / plan.recipe.steps)
+    run = Run(plan, folder, arguments.resume)
+    if arguments.minutes:
+        whole = sum(s * stage.steps for s, stage in zip(seconds_per_step(run), plan.stages))
+        run = Run(plan.scaled(60 * arguments.minutes / whole), folder)
+    print(f"{run.plan.recipe.steps} steps, {run.trainer.step} of them done; the log: {folder / LOG}", flush=True)
+    if not run.train():
+        print(f"Stopped; go on with: python -m minidsv4 train --resume --out {folder}")
+        return 130
+    for name, bits in run.held_out().items():
+        print(f"{bits:.2f} bits per byte of unseen {name}")
+    print(f'Now try: python -m minidsv4 generate --model {folder} "def fib(n):"')
+    return 0

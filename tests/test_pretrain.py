@@ -1,0 +1,253 @@
+"""A run by a recipe: it logs every step, survives a kill, goes on bit for bit, and refuses what it cannot do."""
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from minidsv4 import load
+from minidsv4.__main__ import main
+from minidsv4.train import pretrain
+from minidsv4.train.loop import Trainer
+from minidsv4.train.pretrain import Log, Plan, Run, read_log
+
+SMALL = {
+    "config": {"size": "tiny", "vocab_size": 300},
+    "seed": 0,
+    "data": {"source": 0, "programs": 1, "n_programs": 60, "masks": False, "held_out_bytes": 0},
+    "stages": [
+        {"attention": "dense", "steps": 8, "length": 24, "batch_size": 2},
+        {"attention": "warm-up", "steps": 4, "length": 36, "batch_size": 2},
+        {"attention": "sparse", "steps": 8, "length": 36, "batch_size": 1},
+    ],
+    "training": {"optimizer": "muon", "rate": 1e-2, "warm_up": 2, "decay": 0.3},
+    "every": {"checkpoint": 5, "held_out": 10},
+}
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    monkeypatch.setattr(pretrain, "HELD_OUT_PROGRAMS", 3)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps(SMALL))
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A whole run in one go."""
+    folder = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "HELD_OUT_PROGRAMS", 3)
+        run = Run(Plan.from_dict(SMALL), folder)
+        assert run.train()
+    return run
+
+
+def assert_same_end(folder, straight):
+    """The run in the folder ended where the straight one did, bit for bit; its log says the same but for times."""
+    state, wanted = (torch.load(place / "training.pt", weights_only=True) for place in (folder, straight.folder))
+    assert state["model"].keys() == wanted["model"].keys()
+    assert all(torch.equal(tensor, wanted["model"][name]) for name, tensor in state["model"].items())
+    assert state["trainer"]["losses"] == wanted["trainer"]["losses"]
+    logs = [read_log(place / "log.jsonl") for place in (folder, straight.folder)]
+    times = ("seconds", "tokens_per_second")
+    assert [{k: v for k, v in record.items() if k not in times} for record in logs[0]] == [
+        {k: v for k, v in record.items() if k not in times} for record in logs[1]
+    ]
+
+
+# --- what a run leaves ---
+
+
+def test_the_log_has_one_line_for_the_run_and_one_a_step_with_all_parts_of_the_loss(straight):
+    header, *steps = read_log(straight.folder / "log.jsonl")
+    assert header["recipe"] == SMALL and header["parameters"] > 10_000
+    assert [record["step"] for record in steps] == list(range(1, 21))
+    assert [record["attention"] for record in steps] == ["dense"] * 8 + ["warm-up"] * 4 + ["sparse"] * 8
+    assert [record["n"] for record in steps] == [48] * 8 + [72] * 4 + [36] * 8
+    assert steps[-1]["tokens"] == sum(record["n"] for record in steps)
+    wanted = {"main", "mtp", "balance", "indexer", "rate", "norm", "max_violation", "seconds", "tokens_per_second"}
+    assert all(wanted <= set(record) and all(math.isfinite(record[name]) for name in wanted) for record in steps)
+    assert [record["step"] for record in steps if "held_out" in record] == [10, 20]
+
+
+def test_the_indexer_learns_from_the_warm_up_on_and_not_in_the_dense_stage(straight):
+    _, *steps = read_log(straight.folder / "log.jsonl")
+    assert all(record["indexer"] == 0 for record in steps[:8]) and all(record["indexer"] > 0 for record in steps[8:])
+
+
+def test_the_rate_is_constant_between_warm_up_and_decay(straight):
+    rates = [record["rate"] for record in read_log(straight.folder / "log.jsonl")[1:]]
+    assert rates[0] == 0.005 and set(rates[1:15]) == {0.01} and rates[15:] == sorted(rates[15:], reverse=True)
+    assert rates[-1] < 0.002
+
+
+def test_the_folder_opens_as_a_model_with_its_tokenizer(straight):
+    model = load(straight.folder)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), straight.model.parameters()))
+    assert {path.name for path in straight.folder.iterdir()} == {
+        *("config.json", "model.safetensors", "tokenizer.json", "training.pt", "log.jsonl")
+    }
+
+
+# --- stopped and resumed ---
+
+
+def test_a_run_killed_between_two_checkpoints_goes_on_bit_for_bit(recipe, straight, tmp_path):
+    out = tmp_path / "killed"
+    words = [sys.executable, "-c", KILLED, str(recipe), str(out)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [record["step"] for record in read_log(out / "log.jsonl")][-1] == 13  # and a cut line after it
+    assert not (out / "log.jsonl").read_text().endswith("\n")
+    assert torch.load(out / "training.pt", weights_only=True)["trainer"]["step"] == 10
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    assert_same_end(out, straight)
+
+
+KILLED = """
+import os, signal, sys
+from minidsv4.__main__ import main
+from minidsv4.train import pretrain
+pretrain.HELD_OUT_PROGRAMS = 3
+write = pretrain.Log.write
+def cut_short(log, record):
+    if record["step"] == 14:
+        log.file.write('{"step": 14, "ma')
+        log.file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(log, record)
+pretrain.Log.write = cut_short
+main(["train", "--recipe", sys.argv[1], "--out", sys.argv[2]])
+"""
+
+
+def test_ctrl_c_keeps_what_was_learned_and_resume_ends_where_the_straight_run_did(
+    recipe, straight, tmp_path, capsys, monkeypatch
+):
+    learn = Trainer.learn
+
+    def interrupted(trainer, batch):
+        if trainer.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return learn(trainer, batch)
+
+    out = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "learn", interrupted)
+        assert main(["train", "--recipe", str(recipe), "--out", str(out)]) == 130
+    assert f"train --resume --out {out}" in capsys.readouterr().out
+    assert torch.load(out / "training.pt", weights_only=True)["trainer"]["step"] == 7 and load(out)
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    assert_same_end(out, straight)
+
+
+def test_a_full_disk_on_the_way_costs_nothing_and_at_the_end_gives_a_sentence(tmp_path, capsys, monkeypatch):
+    run = Run(Plan.from_dict(SMALL), tmp_path)
+    run.trainer.learn(run.trainer.batch_at(0))
+    run.keep()
+    before = (tmp_path / "training.pt").read_bytes()
+
+    def full(_state, path):
+        Path(path).write_bytes(before[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    run.try_to_keep()
+    assert "No space left on device" in capsys.readouterr().err
+    with pytest.raises(OSError, match="cannot be saved to"):
+        run.keep()
+    assert (tmp_path / "training.pt").read_bytes() == before
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".new")]
+
+
+def test_a_log_taken_up_again_has_no_line_of_what_is_done_again(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1, "main": 2.5}\n{"step": 2}\n{"st')
+    Log(path, after=1).write({"step": 2, "main": 1 / 3})
+    assert read_log(path) == [{"step": 0}, {"step": 1, "main": 2.5}, {"step": 2, "main": 0.333333}]
+    Log(path, after=0)
+    assert path.read_text() == ""
+
+
+# --- how long ---
+
+
+def test_stages_keep_their_proportions_when_a_run_is_made_longer_or_shorter():
+    plan = Plan.from_dict(SMALL)
+    assert [stage.steps for stage in plan.scaled(2.5).stages] == [20, 10, 20] and plan.scaled(2.5).recipe.steps == 50
+    assert [stage.steps for stage in plan.scaled(0.01).stages] == [1, 1, 1]
+    assert [plan.place(step) for step in (0, 7, 8, 12, 19, 25)] == [(0, 0), (0, 7), (1, 0), (2, 0), (2, 7), (2, 13)]
+
+
+def test_minutes_are_turned_into_steps_by_a_rehearsal_that_leaves_the_model_alone(tmp_path, monkeypatch):
+    run = Run(Plan.from_dict(SMALL), tmp_path)
+    before = [parameter.clone() for parameter in run.model.parameters()]
+    times = iter(range(1000))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(times)))
+    assert pretrain.seconds_per_step(run) == [1.0, 1.0, 1.0]
+    assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters())) and run.trainer.step == 0
+
+
+def test_the_package_has_a_recipe_for_the_mini_model():
+    plan = Plan.read("mini")
+    assert plan.config.hidden_size == 192 and [stage.attention for stage in plan.stages] == [
+        "dense",
+        "warm-up",
+        "sparse",
+    ]
+    assert plan.config.hidden_size == 192 and plan.recipe.optimizer == "muon"
+    assert plan.recipe.mtp_weights == (0.3, 0.1)
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"config": {"size": "pro"}}, "config.size = 'pro'"),
+        ({"config": {"size": "tiny", "hidden": 3}}, "hidden"),
+        ({"stages": [{"steps": 0, "length": 24, "batch_size": 2}]}, "steps = 0"),
+        ({"stages": [{"steps": 9, "length": 24, "batch_size": 2, "attention": "full"}]}, "attention = 'full'"),
+        ({"training": {"optimizer": "sgd"}}, "optimizer = 'sgd'"),
+        ({"training": {"decay": 0.0}}, "decay = 0.0"),
+        ({"training": {"speed": 1}}, "assets/mini.json is an example"),
+        ({"seeds": 1, "every": {}}, "assets/mini.json is an example"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused_with_a_sentence(change, words, tmp_path, capsys):
+    (tmp_path / "bad.json").write_text(json.dumps(SMALL | change))
+    assert main(["train", "--recipe", str(tmp_path / "bad.json"), "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+def test_a_missing_recipe_and_a_folder_without_a_run_are_refused_with_a_sentence(tmp_path, capsys):
+    for words, said in (
+        (["--recipe", "huge"], "there is no such recipe"),
+        (["--resume"], "holds no training.pt"),
+        (["--resume", "--steps", "5"], "leave --steps and --minutes out"),
+    ):
+        assert main(["train", *words, "--out", str(tmp_path / "run")]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_run_is_not_resumed_on_other_text(straight, tmp_path, capsys):
+    state = torch.load(straight.folder / "training.pt", weights_only=True)
+    torch.save(state | {"digest": "other"}, tmp_path / "training.pt")
+    assert main(["train", "--resume", "--out", str(tmp_path)]) == 2
+    assert "use the same Python" in capsys.readouterr().err

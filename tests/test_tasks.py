@@ -1,0 +1,90 @@
+"""What is generated: programs that run and differ, texts that are Python, and dependencies where they should be."""
+
+import ast
+import hashlib
+import subprocess
+import sys
+
+import pytest
+
+from minidsv4.train.data import programs
+from minidsv4.train.tasks import ASK, MARK, copy, document, recall, varied_programs
+
+VOCABULARY = 64  # ids 4 .. 23 are keys, 24 .. 43 values, 44 .. 63 filler
+
+
+# --- programs ---
+
+
+def test_varied_programs_print_what_they_say_and_their_documents_are_python():
+    made = varied_programs(seed=3, n=120)
+    whole = "\n".join(f"{document(program)}\nprint('=====')" for program in made)
+    shown = subprocess.run([sys.executable, "-I", "-c", whole], capture_output=True, text=True, check=True).stdout
+    assert shown.split("=====\n") == [*(program.output for program in made), ""]
+
+
+def test_a_document_ends_with_what_the_program_prints_line_by_line_as_comments():
+    (program,) = programs(0, 1)
+    text = document(program)
+    assert text.startswith(program.source) and ast.dump(ast.parse(text)) == ast.dump(ast.parse(program.source))
+    assert text[len(program.source) :].replace("#> ", "") == program.output
+
+
+def test_varied_programs_are_the_same_everywhere_and_fewer_are_the_first_of_more():
+    digest = hashlib.sha256(repr(varied_programs(seed=0, n=300)).encode()).hexdigest()
+    assert digest == "da8ee6d337c434df8056af6bb506e726c284ecafdb2ad12f8e33387ba5874f8e"
+    assert varied_programs(5, 7) == varied_programs(5, 20)[:7] and varied_programs(5, 0) == []
+    assert varied_programs(6, 20) != varied_programs(5, 20)
+
+
+def test_varied_programs_vary_and_are_small():
+    made = varied_programs(seed=0, n=1000)
+    assert len(set(made)) > 900 and len({program.source for program in made[1::2]}) == 500
+    assert all(len(document(program)) < 600 for program in made)
+    kinds = {type(node).__name__ for program in made for node in ast.walk(ast.parse(program.source))}
+    assert {"FunctionDef", "ClassDef", "For", "While", "If", "ListComp", "Dict", "JoinedStr", "Subscript"} <= kinds
+
+
+# --- planted dependencies ---
+
+
+@pytest.mark.parametrize("distance", [3, 4, 20, 47])
+@pytest.mark.parametrize("n_pairs", [1, 5])
+def test_what_is_asked_for_lies_exactly_the_distance_before_and_nowhere_else(distance, n_pairs):
+    for seed in range(20):
+        ids, asked = recall(seed, 50, distance, VOCABULARY, n_pairs)
+        assert len(ids) == 50 and asked == [49] and ids[-3] == ASK
+        key, value = ids[-2:]
+        assert ids[49 - distance - 2 : 49 - distance + 1] == [MARK, key, value]
+        assert ids.count(MARK) == n_pairs and ids.count(ASK) == 1 and ids.count(key) == 2
+        pairs = [ids[i + 1 : i + 3] for i, token in enumerate(ids) if token == MARK]
+        assert all(4 <= k < 24 <= v < 44 for k, v in pairs) and len({k for k, _ in pairs}) == n_pairs
+        rest = len([token for token in ids if token >= 44])
+        assert rest == 50 - 3 * n_pairs - 3 and max(ids) < VOCABULARY
+
+
+@pytest.mark.parametrize(("distance", "n_copied"), [(3, 2), (30, 8), (41, 8)])
+def test_a_copy_repeats_its_values_at_the_distance(distance, n_copied):
+    for seed in range(20):
+        ids, asked = copy(seed, 50, distance, VOCABULARY, n_copied)
+        assert len(ids) == 50 and asked == list(range(50 - n_copied, 50))
+        assert all(ids[place] == ids[place - distance] and 24 <= ids[place] < 44 for place in asked)
+        assert ids[asked[0] - 1] == ASK and ids[asked[0] - 1 - distance] == MARK
+        assert sum(token < 44 for token in ids) == 2 + 2 * n_copied
+
+
+def test_tasks_are_the_same_for_a_seed_and_differ_between_seeds():
+    for task in (recall, copy):
+        assert task(1, 60, 30, VOCABULARY) == task(1, 60, 30, VOCABULARY) != task(2, 60, 30, VOCABULARY)
+    keys = {tuple(recall(seed, 60, 30, VOCABULARY).ids[-2:]) for seed in range(50)}
+    assert len(keys) > 40
+    assert recall(0, 9, 5, VOCABULARY).ids == [57, 2, 13, 30, 57, 48, 3, 13, 30]
+
+
+def test_tasks_that_do_not_fit_are_refused_with_a_sentence():
+    for distance, n_pairs in ((2, 1), (48, 1), (20, 0), (20, 17), (20, 21)):
+        with pytest.raises(ValueError, match=f"distance = {distance} and n_pairs = {n_pairs}"):
+            recall(0, 50, distance, VOCABULARY, n_pairs)
+    for distance, n_copied in ((8, 8), (42, 8), (9, 0)):
+        with pytest.raises(ValueError, match=f"distance = {distance} and n_copied = {n_copied}"):
+            copy(0, 50, distance, VOCABULARY, n_copied)
