@@ -339,10 +339,11 @@ class Typewriter:
 
 def measure(arguments: argparse.Namespace) -> int:
     """Measure, and draw what was found where a picture is asked for."""
-    rows = bench_report.run(arguments)
+    found = bench_report.run(arguments)
     if arguments.plot:
         plots.use_style()
-        plots.bench_ratios(rows).savefig(arguments.plot)
+        figure = plots.bench_curves(found.points) if arguments.curve else plots.bench_ratios(found.rows)
+        figure.savefig(arguments.plot)
     return 0
 
 

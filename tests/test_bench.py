@@ -12,7 +12,7 @@ from test_cli import refusal
 
 from minidsv4 import Config, Model
 from minidsv4.__main__ import main
-from minidsv4.bench import fresh, measure, report, sides, sizes
+from minidsv4.bench import fresh, limits, measure, report, sides, sizes
 from minidsv4.bench.measure import Bench, Row
 from minidsv4.cost import parameters
 
@@ -21,8 +21,9 @@ QUICK = ("--lengths", "24,40", "--repeats", "2")
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A config.json of 60 thousand parameters, and training steps of 2 x 12 tokens."""
+    """A config.json of 60 thousand parameters, training steps of 2 x 12 tokens, and chunks of 16 for the peer."""
     monkeypatch.setattr(sizes, "TRAINED", (2, 12))
+    monkeypatch.setattr(sizes, "PEER_CHUNK", 16)  # the trials of backends too are then short
     Config.tiny().to_json(tmp_path / "config.json")
     return str(tmp_path)
 
@@ -137,8 +138,8 @@ def _hold(n_bytes):
 
 def test_the_bench_prints_a_table_and_writes_every_value(small, tmp_path, capsys):
     files = [str(tmp_path / name) for name in ("found.json", "found.png")]
-    asked = ["--size", small, "--phases", "prefill,decode,train,cache", *QUICK, "--json", files[0], "--plot", files[1]]
-    assert main(["bench", *asked]) == 0
+    asked = ["--size", small, "--phases", "prefill,decode,train,cache", *QUICK, "--profile", "--json", files[0]]
+    assert main(["bench", *asked, "--plot", files[1]]) == 0
     out = capsys.readouterr().out
     assert "the same weights: logits differ by" in out and "transformers' experts: prefill" in out
     found = json.loads((tmp_path / "found.json").read_text())
@@ -148,6 +149,57 @@ def test_the_bench_prints_a_table_and_writes_every_value(small, tmp_path, capsys
     assert all(row["ratio"] > 0 and len(row["ours"]) == len(row["peer"]) for row in found["rows"])
     assert found["settings"]["threads"] == 1 and (tmp_path / "found.png").stat().st_size > 5000
     assert out.count("x  ") >= 7 and "tokens/s" in out
+    shares = [(use["phase"], use["n_tokens"], use["side"]) for use in found["uses"]]
+    assert len(shares) == len(set(shares)) == 2 * 3 + 2 * 2 + 2  # prefill in three ways, decode and train in two
+    assert all(use["of_products"] > 0 and (use["of_calls"] > 0) == (use["phase"] == "decode") for use in found["uses"])
+
+
+def test_the_curve_is_measured_alone_and_drawn(small, tmp_path, capsys):
+    files = [str(tmp_path / name) for name in ("found.json", "found.svg")]
+    lengths = "16,32,80"
+    assert (
+        main(["bench", "--size", small, "--curve", "--lengths", lengths, "--json", files[0], "--plot", files[1]]) == 0
+    )
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [point["n_tokens"] for point in found["points"]] == [16, 32, 80] and not found["rows"]
+    assert all(0 < point["cache"] and 0 < point["prefill"] and 0 < point["decode"] for point in found["points"])
+    assert (tmp_path / "found.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_memory_rows_come_from_processes_of_their_own(small, monkeypatch):
+    asked, bench = [], bench_of(small)
+    monkeypatch.setattr(fresh, "run_alone", lambda work, *arguments: asked.append(arguments) or 1000)
+    rows = [*measure.memory(bench, 40), *measure.training_memory(bench)]
+    assert [row.way for row in rows] == ["whole", measure.CHUNKS, "train"] and all(row.unit == "B" for row in rows)
+    assert [one[1] for one in asked] == ["ours", "peer", "peer", "ours", "peer"]
+
+
+def test_what_the_peer_cannot_hold_is_left_out_with_the_reason(small, monkeypatch):
+    bench = bench_of(small)
+    monkeypatch.setattr(measure, "PEER_WHOLE", 30)
+    whole, chunks = measure.prefill(bench, 40)
+    assert "not run" in whole.why and not whole.peer and chunks.ratio() > 0
+    monkeypatch.setattr(sizes, "memory_left", lambda device: 10)
+    assert [row.why.split(" of")[0][:11] for row in measure.prefill(bench, 40)] == ["needs about"] * 2
+
+
+# --- limits ---
+
+
+def test_the_work_of_a_phase_grows_with_its_length_and_training_is_three_times_a_prompt():
+    config = sizes.load_size("mini")
+    prompt, longer = (limits.work_of(config, "prefill", n_tokens) for n_tokens in (512, 2048))
+    assert 4 * prompt[0] < longer[0] and prompt[1] < longer[1]
+    one, later = (limits.work_of(config, "decode", n_tokens) for n_tokens in (512, 1 << 20))
+    assert one[0] < later[0] and one[1] < later[1]
+    head = 2 * 511 * config.vocab_size * config.hidden_size  # a prompt needs the logits of its end only
+    assert limits.work_of(config, "train", 512)[0] == pytest.approx(3 * (prompt[0] + head), rel=1e-9)
+
+
+def test_calls_are_counted_as_they_reach_the_kernels():
+    with limits.Calls() as calls:
+        torch.ones(3) + 1
+    assert calls.n == 2
 
 
 def test_without_transformers_the_bench_says_what_to_install_and_runs_alone(small, monkeypatch, capsys):
@@ -162,13 +214,15 @@ def test_without_transformers_the_bench_says_what_to_install_and_runs_alone(smal
     ("asked", "said"),
     [
         (("--size", "huge"), "none of tiny, mini, peer"),
-        (("--phases", "prefill,sleep"), "names no phases"),
+        (("--phases", "prefill,sleep"), "'sleep' names no phase"),
+        (("--size", ","), "names nothing"),
         (("--lengths", "1K,-3"), "is no length"),
         (("--lengths", "0"), "is no length"),
         (("--threads", "1000"), "this machine has"),
         (("--threads", "0"), "counts nothing"),
         (("--repeats", "two"), "counts nothing"),
         (("--plot", "found.txt"), "ends in .png"),
+        (("--plot", "found.png", "--alone"), "no ratios to draw"),
         (("--json", "no/such/folder/found.json"), "cannot be written to"),
         (("--lengths", "1000000000M"), "of memory and"),
     ],

@@ -9,13 +9,18 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
-from minidsv4.bench import measure, sizes
+from minidsv4.bench import curve, limits, measure, sizes
+from minidsv4.bench.curve import Point
+from minidsv4.bench.limits import Use
 from minidsv4.bench.measure import Bench, Row
 from minidsv4.bench.sides import Ours, Peer, peer_is_here
+from minidsv4.config import Config
+from minidsv4.cost import parameters
 from minidsv4.cost.report import length
 
 PHASES = {  # lengths that are measured unless others are asked for
@@ -30,9 +35,8 @@ INSTALL = "bench: transformers is not installed, so minidsv4 runs alone; `pip in
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m minidsv4 bench`."""
-    parser.add_argument(
-        "--size", type=words, default=["tiny"], help="tiny, mini, peer, several with commas, or a config.json"
-    )
+    several = "tiny, mini, peer, several with commas, or a config.json"
+    parser.add_argument("--size", type=words, default=["tiny"], help=several)
     parser.add_argument("--phases", type=phases, default=list(PHASES), help=f"some of {','.join(PHASES)}")
     parser.add_argument("--lengths", type=lengths, help="tokens, such as 1K,8K,1M; each phase has its own otherwise")
     parser.add_argument("--threads", type=threads, default=1, help="of both sides")
@@ -40,20 +44,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alone", action="store_true", help="without transformers")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: seconds of the processor")
+    parser.add_argument("--profile", action="store_true", help="shares of the machine's limits, for every phase")
+    parser.add_argument("--curve", action="store_true", help="only what 1K to 1M tokens cost, minidsv4 alone: minutes")
     parser.add_argument("--json", help="file for every measured value")
-    parser.add_argument("--plot", help="picture of the ratios: .png, .svg or .pdf")
+    parser.add_argument("--plot", help="picture of the ratios or the curves: .png, .svg or .pdf")
 
 
 def words(text: str) -> list[str]:
-    """Words between commas."""
-    return [word for word in text.split(",") if word]
+    """Words between commas, at least one."""
+    found = [word for word in text.split(",") if word]
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing; give words between commas")
+    return found
 
 
 def phases(text: str) -> list[str]:
     """Names of PHASES between commas."""
     wrong = [word for word in words(text) if word not in PHASES]
-    if wrong or not words(text):
-        raise argparse.ArgumentTypeError(f"{text!r} names no phases; give some of {','.join(PHASES)}")
+    if wrong:
+        raise argparse.ArgumentTypeError(f"{','.join(wrong)!r} names no phase; give some of {','.join(PHASES)}")
     return words(text)
 
 
@@ -77,27 +86,40 @@ def threads(text: str) -> int:
     return int(text)
 
 
-def run(arguments: argparse.Namespace) -> list[Row]:
-    """Everything asked for, told while it is measured.
+@dataclass
+class Found:
+    """What was measured: the comparison, shares of the limits, and cost curves."""
+
+    rows: list[Row] = field(default_factory=list)
+    uses: list[Use] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+
+
+def run(arguments: argparse.Namespace) -> Found:
+    """Everything asked for, told while it is measured; the JSON grows with every size.
 
     raises  ValueError, before anything is allocated, for what cannot be run
     """
-    configs = {name: sizes.load_size(name) for name in arguments.size}
-    check(arguments, configs)
-    alone = arguments.alone or not peer_is_here()
-    if alone and not arguments.alone:
+    configs, found = {Path(name).stem: sizes.load_size(name) for name in arguments.size}, Found()
+    alone = arguments.alone or arguments.curve or not peer_is_here()
+    check(arguments, configs, alone)
+    if alone and not (arguments.alone or arguments.curve):
         print(INSTALL, file=sys.stderr)
     torch.set_num_threads(arguments.threads)
     print(machine(arguments, alone))
-    rows = []
     for name, config in configs.items():
-        rows += compare(name, config, arguments, alone)
-    if arguments.json:
-        Path(arguments.json).write_text(to_json(rows, arguments))
-    return rows
+        print(f"\n{describe(name, config)}", flush=True)
+        if arguments.curve:
+            print(curve.HEADING, flush=True)
+            found.points += curve.curve(name, config, arguments.threads, arguments.device, curve_lengths(arguments))
+        else:
+            compare(name, config, arguments, alone, found)
+        if arguments.json:
+            Path(arguments.json).write_text(to_json(found, arguments))
+    return found
 
 
-def check(arguments: argparse.Namespace, configs: dict) -> None:
+def check(arguments: argparse.Namespace, configs: dict[str, Config], alone: bool) -> None:
     """Refuse what this machine cannot run, and files that cannot be written."""
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("bench: --device cuda: torch finds no CUDA device here; leave it out to run on the processor")
@@ -108,11 +130,15 @@ def check(arguments: argparse.Namespace, configs: dict) -> None:
             raise ValueError(f"bench: {option} {name}: cannot be written to; give a file in a folder that can")
     if arguments.plot and Path(arguments.plot).suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"bench: --plot {arguments.plot}: give a name that ends in .png, .svg or .pdf")
+    if arguments.plot and alone and not arguments.curve:
+        raise ValueError("bench: --plot has no ratios to draw without transformers; --curve draws minidsv4 alone")
     for name, config in configs.items():
-        longest = max((n for phase in arguments.phases for n in lengths_of(arguments, phase)), default=1)
+        asked = [lengths_of(arguments, phase) for phase in arguments.phases]
+        longest = max((n for some in asked for n in some), default=1)
+        longest = curve_lengths(arguments)[-1] if arguments.curve else longest
         needed = sizes.ours_needs(config, longest)
         sizes.refuse_what_does_not_fit(f"{name} at {longest:,} tokens", needed, arguments.device)
-        if "train" in arguments.phases:
+        if "train" in arguments.phases and not arguments.curve:
             sizes.refuse_what_does_not_fit(f"training {name}", sizes.training_needs(config), arguments.device)
 
 
@@ -121,25 +147,30 @@ def lengths_of(arguments: argparse.Namespace, phase: str) -> Iterable[int]:
     return (arguments.lengths or PHASES[phase]) if PHASES[phase] else ()
 
 
-def compare(name: str, config, arguments: argparse.Namespace, alone: bool) -> list[Row]:
-    """All rows of one size, printed as they come."""
+def curve_lengths(arguments: argparse.Namespace) -> tuple[int, ...]:
+    """The lengths asked for, or those of a whole curve."""
+    return tuple(arguments.lengths or curve.LENGTHS)
+
+
+def compare(name: str, config: Config, arguments: argparse.Namespace, alone: bool, found: Found) -> None:
+    """All rows of one size, printed as they come and added to what was found."""
     ours = Ours(config, arguments.device)
     peer = None if alone else Peer(config, arguments.device, weights=ours.model)
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     bench = Bench(name, config, ours, peer, arguments.repeats, clock, arguments.device, arguments.threads)
-    n_parameters = sum(parameter.numel() for parameter in ours.model.parameters()) / 1e6
-    shape = f"{config.hidden_size} wide, {config.num_hidden_layers} layers"
-    print(f"\n{name}: {n_parameters:.1f} million parameters, {shape}, float32")
     if peer is not None:
         print(f"the same weights: logits differ by {measure.agreement(bench):.1g} at most")
     print(line("", "minidsv4", "" if alone else "transformers", "" if alone else "ratio", ""), flush=True)
-    rows = []
+    first = len(found.rows)
     for row in every_row(bench, arguments):
         print(row_line(row), flush=True)
-        rows.append(row)
+        found.rows.append(row)
     if peer is not None:
-        print("transformers' experts:", ", ".join(f"{kind} {found}" for kind, found in peer.backends.items()))
-    return rows
+        print("transformers' experts:", ", ".join(f"{kind} {name}" for kind, name in peer.backends.items()))
+    if arguments.profile:
+        shares = limits.uses(bench, found.rows[first:])
+        found.uses += shares
+        print(*profile_lines(shares), sep="\n", flush=True)
 
 
 def every_row(bench: Bench, arguments: argparse.Namespace) -> Iterable[Row]:
@@ -163,6 +194,13 @@ def machine(arguments: argparse.Namespace, alone: bool) -> str:
     versions += [] if alone else [f"transformers {importlib.metadata.version('transformers')} eager"]
     ways = f"{arguments.threads} thread(s), medians of up to {arguments.repeats} rounds ({arguments.clock} clock)"
     return f"{processor}, {', '.join(versions)}; {ways}"
+
+
+def describe(name: str, config: Config) -> str:
+    """A size in a line."""
+    n_parameters = parameters.total(parameters.parameters(parameters.weights(config))).total / 1e6
+    shape = f"{config.hidden_size} wide, {config.num_hidden_layers} layers"
+    return f"{name}: {n_parameters:.1f} million parameters, {shape}, float32"
 
 
 def line(*cells: str) -> str:
@@ -201,8 +239,25 @@ def row_line(row: Row) -> str:
     )
 
 
-def to_json(rows: list[Row], arguments: argparse.Namespace) -> str:
+def profile_lines(shares: list[Use]) -> list[str]:
+    """What each phase reaches of the machine's limits, as a table."""
+    heads = ("of a large product's FLOPs", "of a copy's bytes", "calls alone")
+    lines = ["", f"{'what is reached of the limits':46}" + "".join(f"{head:>28}" for head in heads)]
+    for use in shares:
+        reached = [
+            f"{use.flops / 1e9:,.3g} GFLOP/s {use.of_products:7.1%}",
+            f"{use.bytes / 1e9:,.3g} GB/s {use.of_memory:7.1%}",
+        ]
+        reached.append(f"{use.of_calls:.0%} of the time" if use.of_calls else "")
+        name = f"{use.phase} at {use.n_tokens:,}, {use.side}"
+        lines.append((f"{name:46}" + "".join(f"{cell:>28}" for cell in reached)).rstrip())
+    return lines
+
+
+def to_json(found: Found, arguments: argparse.Namespace) -> str:
     """Every measured value with what it was measured on."""
     settings = {name: getattr(arguments, name) for name in ("threads", "repeats", "clock", "device")}
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return json.dumps({"settings": settings, "versions": versions, "rows": [row.to_dict() for row in rows]}, indent=2)
+    measured = {"rows": [row.to_dict() for row in found.rows]}
+    measured |= {"uses": [asdict(use) for use in found.uses], "points": [asdict(point) for point in found.points]}
+    return json.dumps({"settings": settings, "versions": versions} | measured, indent=2)

@@ -63,14 +63,14 @@ def peer_needs(config: Config, n_tokens: int, chunk: int) -> int:
     entries = max(visible(config, kind, n_tokens) for kind in LayerKind)
     reach = min(n_tokens, chunk + config.sliding_window) + entries
     scores = 13 * config.num_attention_heads * chunk * reach + 8 * config.index_n_heads * chunk * entries
-    return weight_bytes(config) + 2 * cache_bytes(config, n_tokens) + scores + 2 * chunk * token_bytes(config)
+    return weight_bytes(config) + 2 * cache_bytes(config, n_tokens) + scores + 4 * chunk * token_bytes(config)
 
 
 def training_needs(config: Config) -> int:
     """Bytes of one training step: weights with gradients and two moments, and activations kept for the way back."""
     n_tokens = TRAINED[0] * TRAINED[1]
     scores = 13 * config.num_attention_heads * (TRAINED[1] + TRAINED[1] // 4)
-    a_layer = 3 * token_bytes(config) + scores
+    a_layer = (3 * token_bytes(config) + scores) // 2
     return 4 * weight_bytes(config) + n_tokens * (config.num_hidden_layers * a_layer + 12 * config.vocab_size)
 
 
