@@ -25,6 +25,7 @@ from minidsv4 import plots
 from minidsv4.bench import report as bench_report
 from minidsv4.checkpoint import load, save
 from minidsv4.config import Config, LayerKind
+from minidsv4.cost import ranks as cost_ranks
 from minidsv4.cost import report as cost_report
 from minidsv4.model.cache import KINDS
 from minidsv4.model.model import Model
@@ -389,6 +390,9 @@ COMMANDS = {
     "bench": Command("speed and memory, beside transformers on the same weights", bench_report.add_options, measure),
     "bill": Command(
         "what a model costs: parameters, FLOPs, bytes, time, dollars", cost_report.add_options, cost_report.main
+    ),
+    "ranks": Command(
+        "experts over real ranks, and what waves gain at a chip's pace", cost_ranks.add_options, cost_ranks.main
     ),
 }
 

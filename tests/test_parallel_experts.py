@@ -130,9 +130,11 @@ def odd():
             return expert_parallel_moe(x, picked, weight, experts, group, **settings)
 
         found["waves"] = attempt(lambda: call(strategy="waves", waves=3 if rank == 2 else 2))
-        found["strategy"] = attempt(lambda: call(strategy="alltoall" if rank else "allgather"))
+        found["strategy"] = attempt(lambda: call(strategy="alltoall" if rank else "allreduce"))
         found["seats"] = attempt(lambda: call(seats=SEATS if rank == 1 else ()))
         found["tokens"] = attempt(lambda: call(strategy="allreduce"))
+        own_x = x.detach() if rank == 1 else x
+        found["gradients"] = attempt(lambda: expert_parallel_moe(own_x, picked, weight, experts, group))
         found["too many"] = attempt(lambda: call(strategy="waves", waves=5))
         found["not waves"] = attempt(lambda: call(waves=2))
         found["no strategy"] = attempt(lambda: call(strategy="magic"))
@@ -166,8 +168,10 @@ def test_ranks_that_mean_different_things_are_told_so_on_every_rank_before_anyth
     same, differs = "; it must be the same on all", "differs between ranks: "
     for found in odd:
         assert found["waves"] == f"waves {differs}3 on rank 2, 2 on ranks 0, 1, 3" + same
-        assert found["strategy"] == f"strategy {differs}'allgather' on rank 0, 'alltoall' on ranks 1, 2, 3" + same
+        assert found["strategy"] == f"strategy {differs}'allreduce' on rank 0, 'alltoall' on ranks 1, 2, 3" + same
         assert found["seats"].startswith(f"seats {differs}") and "on rank 1" in found["seats"]
+        theirs = "'weights w13 w2' on rank 1, 'x weights w13 w2' on ranks 0, 2, 3"
+        assert found["gradients"] == f"tensors with a gradient {differs}{theirs}" + same
         assert found["tokens"] == f"tokens {differs}5 on rank 3, 6 on ranks 0, 1, 2" + same
 
 

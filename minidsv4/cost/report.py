@@ -115,7 +115,7 @@ def table(bill: Bill) -> str:
     return "\n\n".join([title, _parameters(bill), _flops(bill), _bytes(bill), _time(bill), _dollars(bill)])
 
 
-def _rows(heads: tuple[str, ...], rows: list[tuple]) -> str:
+def aligned(heads: tuple[str, ...], rows: list[tuple]) -> str:
     """Columns under their heads, the first one left, the others right."""
     cells = [heads, *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
@@ -127,7 +127,7 @@ def _parameters(bill: Bill) -> str:
     counts = [*bill.parameters.items(), ("all but MTP", bill.main)]
     rows = [(part, f"{count.total / 1e9:.3f}", f"{count.active / 1e9:.3f}") for part, count in counts]
     rows.append(("all", f"{bill.with_mtp / 1e9:.3f}", ""))
-    return _rows(("parameters, billions", "total", "active"), rows) + (
+    return aligned(("parameters, billions", "total", "active"), rows) + (
         f"\n  checkpoint in the released formats: {bill.checkpoint_bytes / 1e9:,.1f} GB"
     )
 
@@ -136,7 +136,7 @@ def _flops(bill: Bill) -> str:
     one = [(kind, amount, flops.EQUIVALENT[kind] * amount) for kind, amount in bill.decode.items()]
     one.append(("all", sum(bill.decode.values()), bill.decode_fp8))
     rows = [(kind, f"{raw / 1e9:,.2f}", f"{fp8 / 1e9:,.2f}") for kind, raw, fp8 in one]
-    return _rows(("one new token, GFLOP", "raw", "FP8-equivalent"), rows) + (
+    return aligned(("one new token, GFLOP", "raw", "FP8-equivalent"), rows) + (
         f"\n  V3.2 needs {bill.cheaper:.4g} times as much"
         f"\n  reading all tokens: {bill.prefill_fp8 / 1e15:,.3g} PFLOP, FP8-equivalent"
         f"\n  training: {bill.training / 1e9:,.1f} GFLOP a token in sequences of {TRAINED_AT:,}"
@@ -145,7 +145,7 @@ def _flops(bill: Bill) -> str:
 
 def _bytes(bill: Bill) -> str:
     rows = [(kind, f"{amount / 1e6:,.2f}") for kind, amount in [*bill.cache.items(), ("all", bill.cache_bytes)]]
-    return _rows(("cache of one sequence, MB", ""), rows) + (
+    return aligned(("cache of one sequence, MB", ""), rows) + (
         f"\n  raw values that wait for their window: {bill.tail_bytes / 1e6:,.2f} MB at most"
         f"\n  one new token reads {bill.read_bytes / 1e6:,.1f} MB of it"
         f"\n  V3.2 keeps {bill.smaller:.4g} times as much; GQA8 in BF16 {1 / bill.gqa8_share:.3g} times as much"
@@ -158,7 +158,7 @@ def _time(bill: Bill) -> str:
         (step.device.name, step.n_devices, f"{1e3 * step.seconds:.3g}", f"{step.tokens_per_second:.0f}", step.bound)
         for step in bill.steps
     ]
-    return _rows(heads, rows)
+    return aligned(heads, rows)
 
 
 def _dollars(bill: Bill) -> str:

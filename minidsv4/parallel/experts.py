@@ -62,19 +62,27 @@ def expert_parallel_moe(
                LostContact where another rank is gone
     """
     transport = transport or Transport(group or dist.group.WORLD)
-    layout = _agreed_layout(x_TD, experts, transport, strategy, waves, seats, dispatch, combine)
+    chosen = dict(strategy=strategy, waves=waves, seats=tuple(seats), dispatch=dispatch, combine=combine)
+    transport.agree(**chosen, **_shared(strategy, experts, x_TD, weight_TA))
+    _check(**chosen)
+    layout = Layout(len(experts.w13) * transport.n_ranks, transport.n_ranks, waves, chosen["seats"])
     call = _Call(experts, layout, transport, dispatch, combine)
     way = {"allreduce": _allreduce, "allgather": _allgather}.get(strategy, _by_waves)
     return way(call, x_TD, picked_TA, weight_TA.to(x_TD.dtype))
 
 
-def _agreed_layout(x_TD, experts, transport, strategy, waves, seats, dispatch, combine) -> Layout:
-    """The layout of experts, once all ranks are known to mean the same and that it makes sense."""
-    choices = (("strategy", strategy, STRATEGIES), ("dispatch", dispatch, FORMATS), ("combine", combine, FORMATS[:2]))
-    n_experts, seats = len(experts.w13) * transport.n_ranks, tuple(seats)
+def _shared(strategy: str, experts: Experts, x_TD: Tensor, weight_TA: Tensor) -> dict:
+    """What must be the same on all ranks besides the settings, or they wait for rows and gradients that never come."""
+    tensors = {"x": x_TD, "weights": weight_TA, "w13": experts.w13, "w2": experts.w2}
+    learning = [name for name, tensor in tensors.items() if tensor.requires_grad] if torch.is_grad_enabled() else []
+    sizes = {"experts": len(experts.w13), "width": x_TD.shape[1], "active": weight_TA.shape[1], "dtype": x_TD.dtype}
     tokens = len(x_TD) if strategy == "allreduce" else "any number"
-    sizes = dict(experts=n_experts, width=x_TD.shape[1], dtype=x_TD.dtype, tokens=tokens)
-    transport.agree(waves=waves, strategy=strategy, dispatch=dispatch, combine=combine, seats=seats, **sizes)
+    return sizes | {"tensors with a gradient": " ".join(learning), "tokens": tokens}
+
+
+def _check(strategy: str, waves: int, seats: tuple[int, ...], dispatch: str, combine: str) -> None:
+    """Refuse settings that make no sense; numbers of waves and seats are the layout's business."""
+    choices = (("strategy", strategy, STRATEGIES), ("dispatch", dispatch, FORMATS), ("combine", combine, FORMATS[:2]))
     for name, word, known in choices:
         if word not in known:
             raise ValueError(f"{name} = {word!r} is not known; it is one of {', '.join(known)}")
@@ -82,7 +90,6 @@ def _agreed_layout(x_TD, experts, transport, strategy, waves, seats, dispatch, c
         raise ValueError(f"waves = {waves}: {strategy} has one; strategy = 'waves' has more")
     if strategy == "allreduce" and (dispatch, combine) != ("exact", "exact"):
         raise ValueError(f"dispatch = {dispatch!r}, combine = {combine!r}: allreduce sums exactly; leave both 'exact'")
-    return Layout(n_experts, transport.n_ranks, waves, seats)
 
 
 class _Call(NamedTuple):
@@ -150,7 +157,7 @@ def _by_waves(call: _Call, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) -
     ours, n_active = plan(picked_TA, call.layout), picked_TA.shape[1]
     # One gather by expert, whatever the waves: its backward adds up a token's gradients in the order of one process.
     rows = torch.cat([x_TD[ours.by_expert // n_active], weight_TA.flatten()[ours.by_expert, None]], dim=1)
-    results = travel(call, taking_part(rows)[ours.to_send], ours.counts)
+    results = travel(call, rows[ours.to_send], ours.counts)
     return sum_picks(results, ours.slots, picked_TA)
 
 
@@ -172,11 +179,6 @@ def travel(call: _Call, rows: Tensor, counts: Tensor) -> Tensor:
     for back in returns:
         back.wait()
     return torch.cat(returning)
-
-
-def taking_part(rows: Tensor) -> Tensor:
-    """The rows, with a gradient if gradients are wanted: a rank without rows exchanges them with the others too."""
-    return rows.requires_grad_() if torch.is_grad_enabled() and not rows.requires_grad else rows
 
 
 def flops(experts: Experts, n_rows: int) -> int:
@@ -218,7 +220,7 @@ def _allgather(call: _Call, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) 
     ours = [n_tokens] * n_ranks
     theirs = transport.swap(torch.tensor(ours, device=x_TD.device)).tolist()
     there = call.trip(ours, theirs, call.dispatch, n_exact=weight_TA.shape[1])
-    rows = Exchange.apply(taking_part(torch.cat([x_TD, weight_TA], dim=1)).repeat(n_ranks, 1), there)
+    rows = Exchange.apply(torch.cat([x_TD, weight_TA], dim=1).repeat(n_ranks, 1), there)
     picked = transport.issue(picked_TA.repeat(n_ranks, 1), ours, theirs).wait()
     there.wait()
     back = call.trip(theirs, ours, call.combine)
@@ -228,7 +230,7 @@ def _allgather(call: _Call, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) 
 
 
 def _allreduce(call: _Call, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) -> Tensor:
-    rows = SummedBackward.apply(taking_part(torch.cat([x_TD, weight_TA], dim=1)), call.transport)
+    rows = SummedBackward.apply(torch.cat([x_TD, weight_TA], dim=1), call.transport)
     return Summed.apply(_own_part(call, rows, picked_TA), call.transport)
 
 

@@ -1,0 +1,88 @@
+"""`python -m minidsv4 ranks`: experts over real ranks on this machine, what they send, and what waves gain.
+
+Whole waves are the unit: one is multiplied when all of its rows are there. The report's figure 5 starts sooner, tile by
+tile, and gains more from few waves; `schedule.py` has both.
+"""
+
+import argparse
+
+from minidsv4.cost import schedule
+from minidsv4.cost.hardware import DEVICES
+from minidsv4.cost.report import MODELS, NAMES, aligned
+from minidsv4.parallel import measure
+
+CLUSTERS = {name.replace(" ", "-"): device for name, device in DEVICES.items() if device.link}
+SIZES = {name: MODELS[name] for name in ("flash", "pro")}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m minidsv4 ranks`."""
+    parser.add_argument("--ranks", type=int, default=2, help="processes to start")
+    parser.add_argument("--waves", type=int, default=4, help="measure 1 to so many waves of experts")
+    parser.add_argument("--device", default="B200", help=f"whose pace: {', '.join(CLUSTERS)}")
+    parser.add_argument("--model", default="flash", help="whose experts: flash or pro")
+    parser.add_argument("--seconds", type=float, default=0.3, help="that the products of the layer are stretched to")
+    parser.add_argument("--rounds", type=int, default=5, help="of measuring; with 0 nothing waits")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print both tables.
+
+    raises  ValueError, before any rank is started, for options that make no sense
+    """
+    check(args)
+    print(f"{args.ranks} ranks, each a process of this machine; {measure.E} experts, {measure.A} a token\n")
+    print(strategies(measure.compare_strategies(args.ranks, min(args.waves, measure.E // args.ranks))))
+    config, device = SIZES[args.model](), CLUSTERS[args.device]
+    rho, balance = schedule.stages(config, device).rho, schedule.balance_point(config)
+    print(f"\n{device.name} has {device.peak(8) / device.link:,.0f} FLOP for a byte of its link,", end=" ")
+    print(f"{NAMES[args.model]} is in balance at {balance:,.0f}: transfers take {rho:.2f} times as long as products.")
+    print(f"One layer at that pace, its products stretched to {1e3 * args.seconds:g} ms:\n")
+    numbers = tuple(range(1, args.waves + 1))
+    print(overlaps(measure.measure_waves(args.ranks, rho, numbers, args.seconds, args.rounds)))
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what cannot be run."""
+    for name, value, known in (("device", args.device, CLUSTERS), ("model", args.model, SIZES)):
+        if value not in known:
+            raise ValueError(f"ranks: --{name} {value} is not known; it is one of {', '.join(known)}")
+    if args.ranks < 1 or measure.E % args.ranks:
+        raise ValueError(f"ranks: --ranks {args.ranks} cannot share {measure.E} experts evenly; give a divisor")
+    most = measure.E // args.ranks
+    if not 1 <= args.waves <= most:
+        raise ValueError(f"ranks: --waves {args.waves}, but a rank has {most} experts; give 1 .. {most}")
+    if not args.seconds > 0 or args.rounds < 0:
+        raise ValueError(f"ranks: --seconds {args.seconds} must be above 0, and --rounds {args.rounds} 0 or more")
+
+
+def strategies(costs: list[measure.Cost]) -> str:
+    """A row a strategy."""
+
+    def agreement(cost: measure.Cost, same: bool) -> str:
+        return "bit for bit" if same else f"to {cost.off:.0e}"
+
+    rows = [
+        (cost.strategy, f"{cost.sent_bytes:,.0f}", agreement(cost, cost.output), agreement(cost, cost.gradients))
+        for cost in costs
+    ]
+    heads = ("strategy", "bytes sent a token", "output as of one process", "gradients")
+    return aligned(heads, rows) + f"\n  width {measure.NARROW[0]}, float32, there and back, from a rank to another"
+
+
+def overlaps(found: list[measure.Overlap]) -> str:
+    """A row a number of waves, and what the columns mean."""
+    rows = [
+        (
+            *(str(run.waves), f"{1e3 * run.expected:.0f}", f"{1e3 * run.measured:.0f}"),
+            *(f"{run.expected_gain:.2f}", f"{run.measured_gain:.2f}"),
+            *(f"{run.measured_gain / run.expected_gain - 1:+.0%}", f"{run.fair:.0%}", "yes" if run.equal else "no"),
+        )
+        for run in found
+    ]
+    heads = ("waves", "theory ms", "measured ms", "theory gain", "measured gain", "off", "fair rounds", "same output")
+    return aligned(heads, rows) + (
+        "\n  theory: the emulated chip and link alone; measured: the median of the fair rounds, in which no real"
+        "\n  product or transfer took longer than the emulated one; all rounds where none was fair"
+    )
