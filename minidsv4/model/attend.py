@@ -3,6 +3,7 @@
 B batch, T queries, S window entries, H heads, K head width, C compressed entries, P picked entries.
 Report section 2.3, equations (19), (26) and (27). Released name: `attn_sink`.
 Queries are taken in blocks, so that no score outside the band of a block is ever computed: O(T) time and memory.
+Nothing of a block is kept for the gradient: it computes the weights anew, by the same function.
 """
 
 from typing import NamedTuple
@@ -17,18 +18,26 @@ BLOCK = 64  # queries at a time: small enough that scores and gathered entries s
 
 
 class Near(NamedTuple):
-    """Window entries: `entries_BSK` are the last S tokens up to the newest; a query sees `window` of them."""
+    """Window entries: `entries_BSK` are the last S tokens up to the newest; a query sees `window` of them.
+
+    first_BT  the place in S from which each query's document begins; None where all is one document
+    """
 
     entries_BSK: Tensor
     window: int
+    first_BT: Tensor | None = None
 
 
 class Far(NamedTuple):
-    """Compressed entries: query t may see the first `visible_T[t]`, of these only `picks_BTP` where picks are given."""
+    """Compressed entries: query t may see the first `visible_T[t]`, of these only `picks_BTP` where picks are given.
+
+    first_BT  the first entry of each query's document; None where all is one document
+    """
 
     entries_BCK: Tensor
     visible_T: Tensor
     picks_BTP: Tensor | None
+    first_BT: Tensor | None = None
 
 
 class Attend(nn.Module):
@@ -40,12 +49,46 @@ class Attend(nn.Module):
     """
 
     def forward(self, query_BTHK: Tensor, near: Near, far: Far, sinks_H: Tensor) -> Tensor:
-        blocks = []
+        return BlockAttention.apply(query_BTHK, near.entries_BSK, far.entries_BCK, sinks_H, near, far)
+
+
+class BlockAttention(torch.autograd.Function):
+    """`Attend` block by block; `near` and `far` hold the two tensors of entries once more, with who sees what."""
+
+    @staticmethod
+    def forward(ctx, query_BTHK, near_BSK, far_BCK, sinks_H, near: Near, far: Far) -> Tensor:
+        out_BTHK = torch.empty_like(query_BTHK)
         for start in range(0, query_BTHK.shape[1], BLOCK):
-            query, near_BSK, seen, far_block = cut_block(query_BTHK, near, far, start)
-            p_near, p_far = weights(query, near_BSK, seen, far_block, precise(sinks_H))
-            blocks.append(_mix(p_near, near_BSK) + _mix(p_far, far_block.entries_BCK))
-        return torch.cat(blocks, dim=1).to(query_BTHK.dtype)
+            query, near_block, seen, far_block = cut_block(query_BTHK, near, far, start)
+            p_near, p_far = weights(query, near_block, seen, far_block, precise(sinks_H))
+            mixed = _mix(p_near, near_block) + _mix(p_far, far_block.entries_BCK)
+            out_BTHK[:, start : start + BLOCK] = mixed
+        ctx.save_for_backward(query_BTHK, near_BSK, far_BCK, sinks_H, out_BTHK)
+        ctx.near, ctx.far = near._replace(entries_BSK=None), far._replace(entries_BCK=None)
+        return out_BTHK
+
+    @staticmethod
+    def backward(ctx, grad_BTHK: Tensor):
+        query_BTHK, near_BSK, far_BCK, sinks_H, out_BTHK = ctx.saved_tensors
+        near, far = ctx.near._replace(entries_BSK=near_BSK), ctx.far._replace(entries_BCK=far_BCK)
+        d_query, d_near, d_far, d_sinks = (
+            torch.zeros_like(precise(x)) for x in (query_BTHK, near_BSK, far_BCK, sinks_H)
+        )
+        for start in range(0, query_BTHK.shape[1], BLOCK):
+            query, near_block, seen, far_block = cut_block(query_BTHK, near, far, start)
+            p_near, p_far = weights(query, near_block, seen, far_block, precise(sinks_H))
+            grad, out = (precise(x[:, start : start + BLOCK]) for x in (grad_BTHK, out_BTHK))
+            pull = (grad * out).sum(-1, keepdim=True)  # the mean of the weights' gradients, which softmax takes out
+            d_query_near, d_near_block = _back(p_near, near_block, query, grad, pull)
+            d_query_far, d_far_block = _back(p_far, far_block.entries_BCK, query, grad, pull)
+            d_query[:, start : start + BLOCK] = d_query_near + d_query_far
+            stop = near_BSK.shape[1] - query_BTHK.shape[1] + start + query.shape[1]
+            d_near[:, stop - near_block.shape[1] : stop] += d_near_block
+            _add_far(d_far, d_far_block, far_block.picks_BTP)
+            left = 1 - p_near.sum(-1, keepdim=True) - p_far.sum(-1, keepdim=True)  # the sink's share
+            d_sinks -= (left * pull).sum((0, 1, 3))
+        grads = zip((d_query, d_near, d_far, d_sinks), ctx.saved_tensors)
+        return *(d.to(x.dtype) for d, x in grads), None, None
 
 
 def cut_block(query_BTHK: Tensor, near: Near, far: Far, start: int) -> tuple[Tensor, Tensor, Tensor, Far]:
@@ -55,44 +98,62 @@ def cut_block(query_BTHK: Tensor, near: Near, far: Far, start: int) -> tuple[Ten
     low = max(0, past + start - near.window + 1)
     place_S = torch.arange(low, past + stop, device=query_BTHK.device)
     age_TS = place_S[past + start - low :, None] - place_S  # tokens between query and source; negative is the future
-    seen_TS = (age_TS >= 0) & (age_TS < near.window)
+    seen = (age_TS >= 0) & (age_TS < near.window)
+    if near.first_BT is not None:
+        seen = seen & (place_S >= near.first_BT[:, start:stop, None])
     near_BSK = precise(near.entries_BSK[:, low : past + stop])
-    return precise(query_BTHK[:, start:stop]), near_BSK, seen_TS, _cut_far(far, start, stop)
+    return precise(query_BTHK[:, start:stop]), near_BSK, seen, _cut_far(far, start, stop)
 
 
 def _cut_far(far: Far, start: int, stop: int) -> Far:
-    visible = far.visible_T[start:stop]
+    visible, first = far.visible_T[start:stop], far.first_BT
+    first = None if first is None else first[:, start:stop]
     if far.picks_BTP is None:
-        return Far(precise(far.entries_BCK[:, : int(visible[-1])]), visible, None)
+        return Far(precise(far.entries_BCK[:, : int(visible[-1])]), visible, None, first)
     picks = far.picks_BTP[:, start:stop]
     gathered = [F.embedding(picks_TP, entries_CK) for picks_TP, entries_CK in zip(picks, far.entries_BCK)]
-    return Far(precise(torch.stack(gathered) if len(gathered) > 1 else gathered[0][None]), visible, picks)
+    return Far(precise(torch.stack(gathered) if len(gathered) > 1 else gathered[0][None]), visible, picks, first)
 
 
-def weights(query_BTHK: Tensor, near_BSK: Tensor, seen_TS: Tensor, far: Far, sinks_H: Tensor) -> tuple[Tensor, Tensor]:
+def weights(query_BTHK: Tensor, near_BSK: Tensor, seen: Tensor, far: Far, sinks_H: Tensor) -> tuple[Tensor, Tensor]:
     """Attention weights of one block over its window band and its compressed entries; the sink takes the rest.
 
+    seen             who sees what in the band: [T, S], or [B, T, S] where documents differ
     far.entries_BCK  [B, C, K], or gathered [B, T, P, K] where picks are given
     returns          [B, T, H, S] and [B, T, H, C or P]; each row sums to 1 minus the sink's share
     """
-    score_near, score_far = _scores(query_BTHK, near_BSK), _scores(query_BTHK, far.entries_BCK)
-    if query_BTHK.shape[1] > 1:  # a single query sees the whole band and all the entries it was cut
-        score_near = score_near.masked_fill(~seen_TS[:, None], -torch.inf)
-    if far.picks_BTP is not None or far.visible_T[0] < score_far.shape[-1]:  # otherwise every query sees all of them
-        index_CP = torch.arange(score_far.shape[-1], device=seen_TS.device) if far.picks_BTP is None else far.picks_BTP
-        hidden = index_CP >= far.visible_T[:, None]  # [T, C] or [B, T, P]
-        score_far = score_far.masked_fill(hidden.unsqueeze(-2), -torch.inf)
-    sink = sinks_H[:, None].expand(*score_near.shape[:-1], 1)
-    share = torch.cat([score_near, score_far, sink], dim=-1).softmax(dim=-1)  # eq. (27)
-    n_near = near_BSK.shape[1]
+    n_near, n_far = near_BSK.shape[1], far.entries_BCK.shape[-2]
+    score = query_BTHK.new_empty(*query_BTHK.shape[:3], n_near + n_far + 1)
+    score_near, score_far, score_sink = score.split((n_near, n_far, 1), dim=-1)
+    _put_scores(score_near, query_BTHK, near_BSK)
+    _put_scores(score_far, query_BTHK, far.entries_BCK)
+    score_sink.copy_(sinks_H[:, None])
+    if query_BTHK.shape[1] > 1 or seen.ndim == 3:  # a single query sees the whole band that it was cut
+        score_near.add_(_minus_infinity_where(~seen, score))
+    if far.picks_BTP is not None or far.first_BT is not None or far.visible_T[0] < n_far:
+        score_far.add_(_minus_infinity_where(_hidden(far, n_far), score))
+    share = score.softmax(dim=-1)  # eq. (27)
     return share[..., :n_near], share[..., n_near:-1]
 
 
-def _scores(query_BTHK: Tensor, entries: Tensor) -> Tensor:
+def _hidden(far: Far, n_far: int) -> Tensor:
+    """Which entries (or picks) of a block each of its queries may not see: [T, C], or [B, T, P or C]."""
+    index_CP = torch.arange(n_far, device=far.visible_T.device) if far.picks_BTP is None else far.picks_BTP
+    hidden = index_CP >= far.visible_T[:, None]
+    return hidden if far.first_BT is None else hidden | (index_CP < far.first_BT[:, :, None])
+
+
+def _minus_infinity_where(hidden: Tensor, like: Tensor) -> Tensor:
+    """What is added to scores [..., T, H, S] to hide some from all heads; several times faster than filling them."""
+    return like.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf).unsqueeze(-2)
+
+
+def _put_scores(score_BTHS: Tensor, query_BTHK: Tensor, entries: Tensor) -> None:
     """Dot products with entries that all queries share [B, S, K], or that each query has of its own [B, T, P, K]."""
     if entries.ndim == 4:
-        return query_BTHK @ entries.mT
-    return (query_BTHK.flatten(1, 2) @ entries.mT).unflatten(1, query_BTHK.shape[1:3])
+        score_BTHS.copy_(query_BTHK @ entries.mT)
+    else:
+        torch.bmm(query_BTHK.flatten(1, 2), entries.mT, out=score_BTHS.flatten(1, 2))
 
 
 def _mix(share_BTHS: Tensor, entries: Tensor) -> Tensor:
@@ -100,3 +161,23 @@ def _mix(share_BTHS: Tensor, entries: Tensor) -> Tensor:
     if entries.ndim == 4:
         return share_BTHS @ entries
     return (share_BTHS.flatten(1, 2) @ entries).unflatten(1, share_BTHS.shape[1:3])
+
+
+def _back(share_BTHS: Tensor, entries: Tensor, query_BTHK: Tensor, grad_BTHK: Tensor, pull: Tensor):
+    """Gradients of the queries and of the entries, which are keys and values at once."""
+    d_score = torch.empty_like(share_BTHS)
+    _put_scores(d_score, grad_BTHK, entries)
+    d_score.sub_(pull).mul_(share_BTHS)
+    pairs = [(d_score, query_BTHK), (share_BTHS, grad_BTHK)]
+    if entries.ndim == 3:
+        pairs = [(left.flatten(1, 2), right.flatten(1, 2)) for left, right in pairs]
+    return _mix(d_score, entries), sum(left.mT @ right for left, right in pairs)
+
+
+def _add_far(d_far_BCK: Tensor, d_entries: Tensor, picks_BTP: Tensor | None) -> None:
+    """Add the gradient of one block's entries to that of all entries."""
+    if picks_BTP is None:
+        d_far_BCK[:, : d_entries.shape[1]] += d_entries
+        return
+    for d_CK, d_TPK, picks_TP in zip(d_far_BCK, d_entries, picks_BTP):
+        d_CK.index_add_(0, picks_TP.flatten(), d_TPK.flatten(0, 1))

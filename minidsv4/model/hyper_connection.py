@@ -9,7 +9,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,13 +44,13 @@ class HyperConnection(nn.Module):
         """The mix of each token, from all of its streams."""
         n = self.streams
         rows = (n, n, n * n)  # of pre, post, carry
-        scale = torch.cat([gate.expand(width) for gate, width in zip(precise(self.scale), rows)])
-        raw = stream_logits(streams_BTND, self.fn, self.rms_eps)
-        pre, post, carry = torch.addcmul(precise(self.base), raw, scale).split(rows, dim=-1)  # eqs. (2)-(5)
-        carry = rearrange(carry, "b t (i j) -> i j (b t)", i=n)
-        carry = rearrange(sinkhorn(carry, self.iterations, self.eps), "i j (b t) -> b t i j", b=len(raw))  # eq. (8)
+        raw = stream_logits(streams_BTND, self.fn, self.rms_eps).split(rows, dim=-1)
+        parts = zip(precise(self.base).split(rows), raw, precise(self.scale).unbind())
+        pre, post, carry = (torch.addcmul(bias, part, gate) for bias, part, gate in parts)  # eqs. (2)-(5)
+        carry = sinkhorn(carry.flatten(0, 1).T.unflatten(0, (n, n)), self.iterations, self.eps)  # eq. (8)
+        carry = carry.flatten(0, 1).T.reshape(*pre.shape, n)
         # eqs. (6) and (7); the eps is the released code's
-        return Mix(pre.sigmoid() + self.eps, 2 * post.sigmoid(), carry.contiguous())
+        return Mix(pre.sigmoid() + self.eps, 2 * post.sigmoid(), carry)
 
 
 def even_read(n: int) -> Tensor:
@@ -91,13 +90,15 @@ class Sinkhorn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        share = ctx.saved_tensors[0].softmax(dim=1)
-        iterates, sums = [share + ctx.eps], []
+        share, totals, grad = ctx.saved_tensors[0].softmax(dim=1), [], grad.clone()
+        matrix = share + ctx.eps
         for axis in ctx.axes:
-            sums.append(iterates[-1].sum(axis, keepdim=True) + ctx.eps)
-            iterates.append(iterates[-1] / sums[-1])
+            totals.append(matrix.sum(axis, keepdim=True).add_(ctx.eps))
+            matrix.div_(totals[-1])
         for axis in reversed(ctx.axes):
-            grad = (grad - (grad * iterates.pop()).sum(axis, keepdim=True)) / sums.pop()
+            total = totals.pop()
+            grad.sub_((grad * matrix).sum(axis, keepdim=True)).div_(total)
+            matrix.mul_(total)  # the iterate before this one
         return share * (grad - (grad * share).sum(1, keepdim=True)), None, None
 
 
@@ -109,11 +110,18 @@ def _sums(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Ten
 
 
 def _normalise_few(matrix: Tensor, axes: list[int], eps: float) -> Tensor:
-    """The same normalisations with 2 small kernels each instead of 3: sums come from a product with zeros and ones."""
+    """The same normalisations with 2 small kernels each instead of 3: sums come from a product with zeros and ones.
+
+    A round that changes no bit is the last: every later one would compute the same again.
+    """
     sums, flat = _sums(len(matrix), matrix.dtype, matrix.device), matrix.flatten(0, 1)
-    floor, total = torch.full_like(flat, eps), torch.empty_like(flat)
-    for axis in axes:
+    floor, total, before = torch.full_like(flat, eps), torch.empty_like(flat), torch.empty_like(flat)
+    for number, axis in enumerate(axes):
+        if axis == 1 and number % 8 == 5:
+            before.copy_(flat)
         flat.div_(torch.addmm(floor, sums[axis], flat, out=total))
+        if axis == 0 and number % 8 == 6 and torch.equal(flat, before):
+            break
     return flat.view_as(matrix)
 
 

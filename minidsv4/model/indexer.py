@@ -80,20 +80,19 @@ class Indexer(nn.Module):
     def pick(self, query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, visible_T: Tensor) -> Tensor:
         """The best entries of one block of queries, scored a stretch of entries at a time; eqs. (16), (17)."""
         n_batch, n_tokens = weight_BTU.shape[:2]
-        best = weight_BTU.new_empty(n_batch, n_tokens, 0)
-        index = torch.empty(n_batch, n_tokens, 0, dtype=torch.long, device=best.device)
+        best, index = None, None
         stretch = max(self.n_picked, SCORES_AT_ONCE // (n_batch * n_tokens * self.heads))
         n_reachable = max(int(visible_T[-1]), min(self.n_picked, keys_BCZ.shape[1]))  # as many picks in every block
         for low in range(0, n_reachable, stretch):
             keys = keys_BCZ[:, low : min(low + stretch, n_reachable)]
-            entry_C = torch.arange(low, low + keys.shape[1], device=best.device)
+            entry_C = torch.arange(low, low + keys.shape[1], device=keys.device)
             score = index_scores(query_BTUZ, weight_BTU, keys)
-            score = score.masked_fill(entry_C >= visible_T[:, None], -torch.inf)
-            score = torch.cat([best, score], dim=-1)
-            index = torch.cat([index, entry_C.expand(n_batch, n_tokens, -1)], dim=-1)
+            score += score.new_zeros(n_tokens, len(entry_C)).masked_fill_(entry_C >= visible_T[:, None], -torch.inf)
+            if best is not None:
+                score, entry_C = torch.cat([best, score], dim=-1), torch.cat([index, entry_C.expand_as(score)], dim=-1)
             place = stable_topk(score, self.n_picked)
-            best, index = score.gather(-1, place), index.gather(-1, place)
-        return index
+            best, index = score.gather(-1, place), entry_C.expand_as(score).gather(-1, place)
+        return index if index is not None else weight_BTU.new_empty(n_batch, n_tokens, 0, dtype=torch.long)
 
 
 def angles_start(memory: CompressorMemory, ratio: int, n_new: int) -> int:
@@ -114,13 +113,16 @@ def stable_topk(score: Tensor, k: int) -> Tensor:
     score    [..., S]; -inf may be placed anywhere, it is never read
     returns  [..., min(k, S)], integers
     """
-    top = score.topk(min(k, score.shape[-1]), dim=-1)
-    edge = top.values[..., -1:]
+    k = min(k, score.shape[-1])
+    if k == score.shape[-1]:
+        return torch.arange(k, device=score.device).expand_as(score)
+    top = score.topk(k, dim=-1, sorted=False)
+    edge = top.values.amin(-1, keepdim=True)
     at_edge = score == edge
     left_out = at_edge.sum(-1, keepdim=True) > (top.values == edge).sum(-1, keepdim=True)
     if not (left_out & edge.isfinite()).any():
         return top.indices.sort(-1).values
     above = score > edge
-    room = top.values.shape[-1] - above.sum(-1, keepdim=True)
+    room = k - above.sum(-1, keepdim=True)
     taken = above | (at_edge & (at_edge.cumsum(-1) <= room))
     return taken.nonzero()[:, -1].view_as(top.indices)

@@ -104,14 +104,20 @@ class Experts(nn.Module):
         n_active = picked_TA.shape[1]
         expert, order = picked_TA.flatten().sort(stable=True)
         counts = expert.bincount(minlength=len(self.w13)).tolist()
-        rows = zip(x_TD[order // n_active].split(counts), weight_TA.flatten()[order, None].split(counts))
-        out = torch.cat([self.one(e, x, weight) for e, (x, weight) in enumerate(rows) if len(x)])
-        return reduce(out[order.argsort()], "(t a) d -> t d", "sum", a=n_active)
+        rows = zip(x_TD.index_select(0, order // n_active).split(counts), weight_TA.flatten()[order, None].split(counts))
+        every = zip(rows, self.w13.unbind(), self.w2.unbind())
+        out = torch.cat([self.run(x, weight, w13, w2) for (x, weight), w13, w2 in every if len(x)])
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        return reduce(out.index_select(0, place), "(t a) d -> t d", "sum", a=n_active)
 
     def one(self, e: int, x_TD: Tensor, weight: Tensor) -> Tensor:
-        """Expert `e` on its tokens; the routing weight [T, 1] enters before the way back, as released."""
-        gate, up = (x_TD @ self.w13[e].T).chunk(2, dim=-1)
-        return (swiglu(gate, up, self.limit) * weight.to(x_TD.dtype)) @ self.w2[e].T
+        """Expert `e` on its tokens, each with its routing weight [T, 1]."""
+        return self.run(x_TD, weight, self.w13[e], self.w2[e])
+
+    def run(self, x_TD: Tensor, weight: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
+        """One expert's matrices on its tokens; the routing weight enters before the way back, as released."""
+        gate, up = (x_TD @ w13.T).chunk(2, dim=-1)
+        return (swiglu(gate, up, self.limit) * weight.to(x_TD.dtype)) @ w2.T
 
 
 class MoE(nn.Module):
