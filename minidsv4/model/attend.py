@@ -61,8 +61,7 @@ class BlockAttention(torch.autograd.Function):
         for start in range(0, query_BTHK.shape[1], BLOCK):
             query, near_block, seen, far_block = cut_block(query_BTHK, near, far, start)
             p_near, p_far = weights(query, near_block, seen, far_block, precise(sinks_H))
-            mixed = _mix(p_near, near_block) + _mix(p_far, far_block.entries_BCK)
-            out_BTHK[:, start : start + BLOCK] = mixed
+            out_BTHK[:, start : start + BLOCK] = _mix(p_near, near_block) + _mix(p_far, far_block.entries_BCK)
         ctx.save_for_backward(query_BTHK, near_BSK, far_BCK, sinks_H, out_BTHK)
         ctx.near, ctx.far = near._replace(entries_BSK=None), far._replace(entries_BCK=None)
         return out_BTHK
@@ -71,9 +70,7 @@ class BlockAttention(torch.autograd.Function):
     def backward(ctx, grad_BTHK: Tensor):
         query_BTHK, near_BSK, far_BCK, sinks_H, out_BTHK = ctx.saved_tensors
         near, far = ctx.near._replace(entries_BSK=near_BSK), ctx.far._replace(entries_BCK=far_BCK)
-        d_query, d_near, d_far, d_sinks = (
-            torch.zeros_like(precise(x)) for x in (query_BTHK, near_BSK, far_BCK, sinks_H)
-        )
+        d_query, d_near, d_far, d_sinks = (torch.zeros_like(precise(x)) for x in ctx.saved_tensors[:4])
         for start in range(0, query_BTHK.shape[1], BLOCK):
             query, near_block, seen, far_block = cut_block(query_BTHK, near, far, start)
             p_near, p_far = weights(query, near_block, seen, far_block, precise(sinks_H))

@@ -32,10 +32,7 @@ class WindowAttention(nn.Module):
         self.wo_a = nn.Linear(inner // self.groups, self.groups * config.o_lora_rank, bias=False)
         self.wo_b = nn.Linear(self.groups * config.o_lora_rank, width, bias=False)
         self.attn_sink = nn.Parameter(torch.zeros(self.heads))
-        self.attend, self.finish = (
-            Attend(),
-            nn.Identity(),
-        )  # finish: what is done to a window entry before it is remembered
+        self.attend, self.finish = Attend(), nn.Identity()  # finish: done to a window entry before it is remembered
 
     def forward(self, x_BTD: Tensor, start: int, memory: LayerMemory, angles: Angles) -> Tensor:
         """Attention output [B, T, D] of the tokens at positions `start ..`; `memory` takes them in."""

@@ -143,10 +143,7 @@ class HeadCollapse(nn.Module):
         super().__init__()
         n, self.eps, self.rms_eps = config.hc_mult, config.hc_eps, config.rms_norm_eps
         self.fn = nn.Parameter(torch.empty(n, n * config.hidden_size))
-        self.base, self.scale = (
-            nn.Parameter(even_read(n)),
-            nn.Parameter(torch.full((1,), GATE_AT_START)),
-        )
+        self.base, self.scale = nn.Parameter(even_read(n)), nn.Parameter(torch.full((1,), GATE_AT_START))
 
     def forward(self, streams_BTND: Tensor) -> Tensor:
         gate = stream_logits(streams_BTND, self.fn, self.rms_eps) * precise(self.scale) + precise(self.base)

@@ -104,7 +104,9 @@ class Experts(nn.Module):
         n_active = picked_TA.shape[1]
         expert, order = picked_TA.flatten().sort(stable=True)
         counts = expert.bincount(minlength=len(self.w13)).tolist()
-        rows = zip(x_TD.index_select(0, order // n_active).split(counts), weight_TA.flatten()[order, None].split(counts))
+        rows = zip(
+            x_TD.index_select(0, order // n_active).split(counts), weight_TA.flatten()[order, None].split(counts)
+        )
         every = zip(rows, self.w13.unbind(), self.w2.unbind())
         out = torch.cat([self.run(x, weight, w13, w2) for (x, weight), w13, w2 in every if len(x)])
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
