@@ -261,9 +261,9 @@ def output_not_turned_back(right, x, turn):
     symptom="The rotary part of a score is 1.63 times too large (factor 16) in compressed layers, at every length.",
     found="Atlas#342, Primus#928",
 )
-def yarn_amplitude(right, whole, start, stop):
+def yarn_amplitude(right, whole, *places):
     """Cosine and sine are multiplied by `0.1 ln(factor) + 1`, as generic YaRN code does; V4 does not."""
-    angles = right(whole, start, stop)
+    angles = right(whole, *places)
     factor = (whole.config.rope_scaling or {"factor": 1})["factor"]
     slowed = angles[LayerKind.CSA]  # the same object as that of HCA
     slowed.turn_TR = slowed.turn_TR * (0.1 * math.log(factor) + 1)
@@ -348,12 +348,12 @@ def entries_at_the_window_end(right, angles, start, stop, step=1):
     at=[(compressor.OverlapCompressor, "close")],
     symptom="Every entry mixes the wrong series; shapes fit, and a model trained this way does not mind.",
 )
-def halves_swapped(right, layer, closed_BCMK, memory):
+def halves_swapped(right, layer, closed_BCMK, *rest):
     """The first half of the channels is read as the current window's series; it is the previous window's."""
     ape = nn.Parameter(layer.ape.roll(layer.entry_width, dims=1))
     values, gates = (half.roll(layer.entry_width, dims=-1) for half in closed_BCMK.chunk(2, dim=-1))
     with _with_parts(layer, ape=ape):
-        return right(layer, torch.cat([values, gates], dim=-1), memory)
+        return right(layer, torch.cat([values, gates], dim=-1), *rest)
 
 
 @trap(
@@ -363,10 +363,10 @@ def halves_swapped(right, layer, closed_BCMK, memory):
     found="omlx#2271",
     killed_by=("chunks_equal_one_pass",),
 )
-def overlap_lost_between_calls(right, layer, closed_BCMK, memory):
+def overlap_lost_between_calls(right, layer, closed_BCMK, memory, angles):
     """The previous window's half is not carried from one call to the next."""
     memory.previous.drop(len(memory.previous))
-    return right(layer, closed_BCMK, memory)
+    return right(layer, closed_BCMK, memory, angles)
 
 
 @trap(

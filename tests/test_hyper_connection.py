@@ -84,10 +84,21 @@ def test_a_product_of_many_carries_does_not_grow():
         assert torch.linalg.matrix_norm(product, 2) < 1.01  # 1 for a doubly stochastic matrix; rows miss 1 by 1e-3
 
 
-@pytest.mark.parametrize("few", [0, 64])
-def test_the_gradient_of_sinkhorn_is_right(few, monkeypatch):
-    monkeypatch.setattr(hyper_connection, "FEW_TOKENS", few)
-    assert torch.autograd.gradcheck(lambda z: sinkhorn(z, 5, 1e-3), (logits(3, 2.0).requires_grad_(),))
+@pytest.mark.parametrize("strength", [0.1, 2.0], ids=["settles early", "does not settle"])
+def test_the_gradient_of_sinkhorn_is_right(strength):
+    assert torch.autograd.gradcheck(lambda z: sinkhorn(z, 20, 1e-3), (logits(3, strength).requires_grad_(),))
+
+
+def test_stopping_at_a_round_that_changes_nothing_changes_no_bit(monkeypatch):
+    stopped, equal = [], torch.equal
+    for strength in (0.1, 0.6, 3.0):
+        raw = logits(5, strength).float()
+        early = sinkhorn(raw, 20, 1e-6)
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "equal", lambda *pair: stopped.append((strength, equal(*pair))))  # never stops
+            whole = sinkhorn(raw, 20, 1e-6)
+        assert equal(early, whole)
+    assert (0.1, True) in stopped and (3.0, True) not in stopped
 
 
 def test_sinkhorn_keeps_its_input_and_survives_large_logits():

@@ -41,7 +41,7 @@ class WindowAttention(nn.Module):
         query = self.wq_b(latent_BTQ).unflatten(-1, (self.heads, -1))  # eqs. (18), (25)
         query_BTHK = rotate(unit_rms(query, self.eps), turn_TR[:, None])
         entry_BTK = self.finish(rotate(self.kv_norm(self.wkv(x_BTD)), turn_TR))
-        near = Near(memory.window.append(entry_BTK), self.window)
+        near = Near(memory.window.append(entry_BTK), self.window, angles.begin_BT)
         far = self.far(x_BTD, latent_BTQ, start, memory, angles)
         out_BTHK = self.attend(query_BTHK * self.scale, near, far, self.attn_sink)
         memory.window.keep(self.window)
@@ -72,7 +72,8 @@ class HCAttention(WindowAttention):
     def far(self, x_BTD: Tensor, latent_BTQ: Tensor, start: int, memory: LayerMemory, angles: Angles) -> Far:
         """All finished entries; query t sees those whose last token is at or before t."""
         entries_BCK = self.compressor(x_BTD, memory.main, angles)
-        return Far(entries_BCK, visible_entries(x_BTD, start, self.compressor.ratio), picks_BTP=None)
+        ratio = self.compressor.ratio
+        return Far(entries_BCK, visible_entries(x_BTD, start, ratio), None, angles.first_entry(ratio))
 
 
 class CSAttention(HCAttention):

@@ -39,11 +39,11 @@ class Compressor(nn.Module):
         closed = rearrange(series[:, : n_closed * self.ratio], "b (c m) k -> b c m k", m=self.ratio)
         first = len(memory.entries)
         turn = angles.at(first * self.ratio, (first + n_closed) * self.ratio, self.ratio)
-        entries = self.finish(rotate(self.norm(self.close(closed, memory)), turn))
+        entries = self.finish(rotate(self.norm(self.close(closed, memory, angles)), turn))
         memory.open.drop(n_closed * self.ratio)
         return memory.entries.append(entries)
 
-    def close(self, closed_BCMK: Tensor, memory: CompressorMemory) -> Tensor:
+    def close(self, closed_BCMK: Tensor, memory: CompressorMemory, angles: Angles) -> Tensor:
         """Weighted mean over the window's tokens, channel by channel; values and gates lie side by side in K."""
         values, gates = closed_BCMK.chunk(2, dim=-1)
         return self.pool(values, gates, self.ape)
@@ -54,11 +54,15 @@ class OverlapCompressor(Compressor):
 
     n_halves = 2
 
-    def close(self, closed_BCMK: Tensor, memory: CompressorMemory) -> Tensor:
+    def close(self, closed_BCMK: Tensor, memory: CompressorMemory, angles: Angles) -> Tensor:
         width = self.entry_width
         as_previous, as_current = rearrange(closed_BCMK, "b c m (two half k) -> half b c m (two k)", two=2, half=2)
         before = memory.previous.view() if len(memory.previous) else self.nothing_before(as_previous[:, 0])
         shifted = torch.cat([before[:, None], as_previous[:, :-1]], dim=1)  # window i reads window i - 1
+        if angles.begin_BT is not None:  # unless that one lies before its document
+            place_C = torch.arange(0, shifted.shape[1] * self.ratio, self.ratio, device=shifted.device)
+            first_BC = angles.begin_BT[:, place_C] > place_C - self.ratio
+            shifted = torch.where(first_BC[:, :, None, None], self.nothing_before(shifted), shifted)
         memory.previous.drop(len(memory.previous))
         memory.previous.append(as_previous[:, -1].clone())
         slots = torch.cat([shifted, as_current], dim=2)  # [B, C, 2 M slots, values and gates]

@@ -16,7 +16,6 @@ from minidsv4.config import Config
 from minidsv4.model.norm import precise
 
 GATE_AT_START = 0.01  # alpha of the mHC paper; the biases below are ours, V4's are not disclosed
-FEW_TOKENS = 64  # up to here the number of small kernels is what Sinkhorn costs
 DIAGONAL_AT_START = 4.0  # softmax of (4, 0, 0, 0): a stream keeps 95% of itself
 
 
@@ -81,48 +80,41 @@ class Sinkhorn(torch.autograd.Function):
     def forward(ctx, logits: Tensor, iterations: int, eps: float) -> Tensor:
         ctx.save_for_backward(logits)
         ctx.axes, ctx.eps = [0] + [1, 0] * (iterations - 1), eps
-        matrix = logits.softmax(dim=1) + eps
-        if logits.shape[2] <= FEW_TOKENS:
-            return _normalise_few(matrix, ctx.axes, eps)
-        for axis in ctx.axes:
-            matrix.div_(matrix.sum(axis, keepdim=True).add_(eps))
-        return matrix
+        matrix = (logits.softmax(dim=1) + eps).flatten(0, 1)
+        sums, floor = _sums(len(logits), matrix.dtype, matrix.device), torch.full_like(matrix, eps)
+        total, before = torch.empty_like(matrix), torch.empty_like(matrix)
+        for number, axis in enumerate(ctx.axes):
+            if number % 8 == 5:
+                before.copy_(matrix)
+            matrix.div_(torch.addmm(floor, sums[axis], matrix, out=total))
+            if number % 8 == 6 and torch.equal(matrix, before):
+                break  # a round that changed no bit: every later one would compute the same again
+        return matrix.view_as(logits)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        share, totals, grad = ctx.saved_tensors[0].softmax(dim=1), [], grad.clone()
-        matrix = share + ctx.eps
+        share, grad = ctx.saved_tensors[0].softmax(dim=1), grad.flatten(0, 1).clone()
+        matrix, totals = (share + ctx.eps).flatten(0, 1), []
+        sums, floor = _sums(len(share), matrix.dtype, matrix.device), torch.full_like(matrix, ctx.eps)
         for axis in ctx.axes:
-            totals.append(matrix.sum(axis, keepdim=True).add_(ctx.eps))
+            totals.append(torch.addmm(floor, sums[axis], matrix))
             matrix.div_(totals[-1])
         for axis in reversed(ctx.axes):
             total = totals.pop()
-            grad.sub_((grad * matrix).sum(axis, keepdim=True)).div_(total)
+            grad.sub_(sums[axis] @ (grad * matrix)).div_(total)
             matrix.mul_(total)  # the iterate before this one
+        grad = grad.view_as(share)
         return share * (grad - (grad * share).sum(1, keepdim=True)), None, None
 
 
 @functools.cache
 def _sums(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Two matrices [N N, N N] that sum a flattened [old, new] over the old streams and over the new ones."""
+    """Two matrices [N N, N N] that sum a flattened [old, new] over the old streams and over the new ones.
+
+    A product with zeros and ones is one small kernel where a sum and the adding of eps are two.
+    """
     one, ones = torch.eye(n, dtype=dtype, device=device), torch.ones(n, n, dtype=dtype, device=device)
     return torch.kron(ones, one), torch.kron(one, ones)
-
-
-def _normalise_few(matrix: Tensor, axes: list[int], eps: float) -> Tensor:
-    """The same normalisations with 2 small kernels each instead of 3: sums come from a product with zeros and ones.
-
-    A round that changes no bit is the last: every later one would compute the same again.
-    """
-    sums, flat = _sums(len(matrix), matrix.dtype, matrix.device), matrix.flatten(0, 1)
-    floor, total, before = torch.full_like(flat, eps), torch.empty_like(flat), torch.empty_like(flat)
-    for number, axis in enumerate(axes):
-        if axis == 1 and number % 8 == 5:
-            before.copy_(flat)
-        flat.div_(torch.addmm(floor, sums[axis], flat, out=total))
-        if axis == 0 and number % 8 == 6 and torch.equal(flat, before):
-            break
-    return flat.view_as(matrix)
 
 
 def collapse(streams_BTND: Tensor, pre_BTN: Tensor) -> Tensor:

@@ -65,11 +65,10 @@ class Indexer(nn.Module):
         keys_BCZ = self.compressor(x_BTD, memory, angles)
         start = angles_start(memory, self.compressor.ratio, x_BTD.shape[1])
         query_BTUZ, weight_BTU = self.queries(x_BTD, latent_BTQ, angles.at(start, start + x_BTD.shape[1]))
-        blocks = [
-            self.pick(query_BTUZ[:, i : i + BLOCK], weight_BTU[:, i : i + BLOCK], keys_BCZ, visible_T[i : i + BLOCK])
-            for i in range(0, x_BTD.shape[1], BLOCK)
-        ]
-        return torch.cat(blocks, dim=1)
+        queries = [part.split(BLOCK, dim=1) for part in (query_BTUZ, weight_BTU)]
+        visible, first = visible_T.split(BLOCK), angles.first_entry(self.compressor.ratio)
+        firsts = [None] * len(visible) if first is None else first[:, :, None].split(BLOCK, dim=1)
+        return torch.cat([self.pick(*q, keys_BCZ, *seen) for *q, seen in zip(*queries, zip(visible, firsts))], dim=1)
 
     def queries(self, x_BTD: Tensor, latent_BTQ: Tensor, turn_TR: Tensor) -> tuple[Tensor, Tensor]:
         """Index queries and head weights; eqs. (14), (15). The positive factor Z^-0.5 U^-0.5 sits in the weights."""
@@ -77,7 +76,7 @@ class Indexer(nn.Module):
         weight_BTU = precise(self.weights_proj(x_BTD)) * (self.width * self.heads) ** -0.5
         return self.finish(rotate(query_BTUZ, turn_TR[:, None])), weight_BTU
 
-    def pick(self, query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, visible_T: Tensor) -> Tensor:
+    def pick(self, query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, visible_T: Tensor, first=None) -> Tensor:
         """The best entries of one block of queries, scored a stretch of entries at a time; eqs. (16), (17)."""
         n_batch, n_tokens = weight_BTU.shape[:2]
         best, index = None, None
@@ -87,7 +86,10 @@ class Indexer(nn.Module):
             keys = keys_BCZ[:, low : min(low + stretch, n_reachable)]
             entry_C = torch.arange(low, low + keys.shape[1], device=keys.device)
             score = index_scores(query_BTUZ, weight_BTU, keys)
-            score += score.new_zeros(n_tokens, len(entry_C)).masked_fill_(entry_C >= visible_T[:, None], -torch.inf)
+            hidden = (
+                entry_C >= visible_T[:, None] if first is None else (entry_C >= visible_T[:, None]) | (entry_C < first)
+            )
+            score += torch.zeros_like(hidden, dtype=score.dtype).masked_fill_(hidden, -torch.inf)
             if best is not None:
                 score, entry_C = torch.cat([best, score], dim=-1), torch.cat([index, entry_C.expand_as(score)], dim=-1)
             place = stable_topk(score, self.n_picked)

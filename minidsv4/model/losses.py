@@ -49,32 +49,48 @@ def watch(model: nn.Module, *kinds: type) -> Iterator[list[tuple[nn.Module, tupl
             hook.remove()
 
 
-def model_losses(model: nn.Module, ids_BT: Tensor, mtp_weight: float = MTP_WEIGHT) -> Losses:
-    """All losses of one batch of whole sequences.
+def model_losses(
+    model: nn.Module, ids_BT: Tensor, first_BT: Tensor | None = None, mtp_weight: float = MTP_WEIGHT
+) -> Losses:
+    """All losses of one batch of rows. No token is predicted from, or attends to, another document.
 
     ids_BT      at least 3 tokens: position i predicts i + 1, the MTP block i + 2, with `mtp_weight` in the total
-    raises      ValueError for shorter sequences
+    first_BT    where each token's document begins: multiples of every compression ratio; padding is its own document
+    raises      ValueError for shorter rows
     """
     if ids_BT.shape[1] < 3:
         raise ValueError(
             f"loss: {ids_BT.shape[1]} tokens cannot be trained on; give at least 3 (token, next, the one after)"
         )
     with watch(model, LearnedRouter, Indexer, Attend) as calls:
-        streams_BTND = model.streams(ids_BT, model.new_cache(len(ids_BT)))
-        main = cross_entropy(model.logits(streams_BTND[:, :-1]), ids_BT[:, 1:])
+        streams_BTND = model.streams(ids_BT, model.new_cache(len(ids_BT)), first_BT)
+        main = cross_entropy(model.logits(streams_BTND[:, :-1]), targets(ids_BT, first_BT, 1))
         mtp = main.new_zeros(())
         if model.mtp:
-            drafted = model.mtp_logits(streams_BTND[:, :-1], ids_BT[:, 1:])
-            mtp = cross_entropy(drafted[:, :-1], ids_BT[:, 2:])
+            first = None if first_BT is None else first_BT[:, :-1]
+            drafted = model.mtp_logits(streams_BTND[:, :-1], ids_BT[:, 1:], first)
+            mtp = cross_entropy(drafted[:, :-1], targets(ids_BT, first_BT, 2))
     routings = [routed for module, _, routed in calls if isinstance(module, LearnedRouter)]
     balance = sum(map(balance_loss, routings), start=main.new_zeros(()))
     indexer = sum(map(indexer_loss, index_calls(calls)), start=main.new_zeros(()))
     return Losses(main + mtp_weight * mtp + BALANCE_WEIGHT * balance + indexer, main, mtp, balance, indexer)
 
 
+NO_TARGET = -100  # what `cross_entropy` passes over
+
+
+def targets(ids_BT: Tensor, first_BT: Tensor | None, ahead: int) -> Tensor:
+    """The tokens `ahead` places later; `NO_TARGET` where that one belongs to another document."""
+    later_BT = ids_BT[:, ahead:]
+    if first_BT is None:
+        return later_BT
+    return later_BT.masked_fill(first_BT[:, ahead:] != first_BT[:, :-ahead], NO_TARGET)
+
+
 def cross_entropy(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
-    """Mean nats per token."""
-    return F.cross_entropy(rearrange(precise(logits_BTV), "b t v -> (b t) v"), rearrange(ids_BT, "b t -> (b t)"))
+    """Mean nats per token, those with `NO_TARGET` aside."""
+    rows, wanted = rearrange(precise(logits_BTV), "b t v -> (b t) v"), rearrange(ids_BT, "b t -> (b t)")
+    return F.cross_entropy(rows, wanted, ignore_index=NO_TARGET)
 
 
 def balance_loss(routed: Routed) -> Tensor:
@@ -125,7 +141,7 @@ def indexer_loss(call: IndexCall) -> Tensor:
         return nats
     x_BTD, latent_BTQ = x_BTD.detach(), latent_BTQ.detach()
     memory = CompressorMemory(*(Series(x_BTD[:, :0]) for _ in range(3)))
-    keys = Far(call.indexer.compressor(x_BTD, memory, angles), visible_T, far.picks_BTP)
+    keys = Far(call.indexer.compressor(x_BTD, memory, angles), visible_T, far.picks_BTP, far.first_BT)
     query_BTUZ, weight_BTU = call.indexer.queries(x_BTD, latent_BTQ, angles.at(0, len(visible_T)))
     for start in range(n_blind, len(visible_T), BLOCK):
         query, _, _, cut = cut_block(query_BTUZ, near, keys, start)
@@ -148,4 +164,6 @@ def read_scores(query_BTUZ: Tensor, weight_BTU: Tensor, keys: Far) -> Tensor:
     else:  # each query has keys of its own, as a batch of one query has
         place, parts = keys.picks_BTP, (query_BTUZ[:, :, None], weight_BTU[:, :, None], keys.entries_BCK)
         score = index_scores(*(part.flatten(0, 1) for part in parts)).view(place.shape)
-    return score.masked_fill(place >= keys.visible_T[:, None], torch.finfo(score.dtype).min)
+    hidden = place >= keys.visible_T[:, None]
+    hidden = hidden if keys.first_BT is None else hidden | (place < keys.first_BT[:, :, None])
+    return score.masked_fill(hidden, torch.finfo(score.dtype).min)

@@ -60,10 +60,13 @@ class Model(nn.Module):
                 streams_BTND = self.streams(ids, cache)
         return self.logits(streams_BTND[:, -1:])[:, 0]
 
-    def streams(self, ids_BT: Tensor, cache: Cache) -> Tensor:
-        """The streams [B, T, N, D] after the last block, not collapsed: what the head and the MTP block read."""
+    def streams(self, ids_BT: Tensor, cache: Cache, first_BT: Tensor | None = None) -> Tensor:
+        """The streams [B, T, N, D] after the last block, not collapsed: what the head and the MTP block read.
+
+        first_BT  where each token's document begins, for rows of several documents; with an empty cache only
+        """
         start, n_new = cache.n_tokens, ids_BT.shape[1]
-        angles = self.angles(start, start + n_new)
+        angles = self.angles(start, start + n_new, first_BT)
         streams_BTND = expand(self.embed(ids_BT), self.config.hc_mult)
         for block, memory in zip(self.layers, cache.layers):
             streams_BTND = block(streams_BTND, ids_BT, start, memory, angles[memory.kind])
@@ -75,30 +78,31 @@ class Model(nn.Module):
         of = of or self
         return self.head(of.norm(of.hc_head(streams_BTND)))
 
-    def angles(self, start: int, stop: int) -> dict[LayerKind, Angles]:
+    def angles(self, start: int, stop: int, first_BT: Tensor | None = None) -> dict[LayerKind, Angles]:
         """The turns of positions up to `stop` for each kind of layer, from the start of the oldest open window."""
         weight = self.embed.weight
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         ratios = [self.config.ratio_of(kind) for kind in LayerKind]
         first = min([start, *(start // ratio * ratio for ratio in ratios if ratio)])
         bases = [frequencies(self.config, kind, dtype, weight.device) for kind in (LayerKind.WINDOW, LayerKind.CSA)]
-        plain, slowed = (Angles(speed, first, stop) for speed in bases)
+        plain, slowed = (Angles(speed, first, stop, first_BT) for speed in bases)
         return {LayerKind.WINDOW: plain, LayerKind.CSA: slowed, LayerKind.HCA: slowed}
 
-    def mtp_logits(self, streams_BTND: Tensor, ids_BT: Tensor) -> Tensor:
+    def mtp_logits(self, streams_BTND: Tensor, ids_BT: Tensor, first_BT: Tensor | None = None) -> Tensor:
         """The MTP block's logits [B, T, V] for tokens i + 2, from the streams of positions i and the tokens i + 1."""
-        return self.logits(self.draft(streams_BTND, ids_BT, self.new_draft_cache(len(ids_BT))), of=self.mtp[0])
+        drafted = self.draft(streams_BTND, ids_BT, self.new_draft_cache(len(ids_BT)), first_BT)
+        return self.logits(drafted, of=self.mtp[0])
 
-    def draft(self, streams_BTND: Tensor, ids_BT: Tensor, cache: Cache) -> Tensor:
+    def draft(self, streams_BTND: Tensor, ids_BT: Tensor, cache: Cache, first_BT: Tensor | None = None) -> Tensor:
         """The MTP block's own streams [B, T, N, D], which a chained draft reads in place of the model's."""
         start, cache.n_tokens = cache.n_tokens, cache.n_tokens + ids_BT.shape[1]
-        angles = self.angles(start, cache.n_tokens)[LayerKind.WINDOW]
+        angles = self.angles(start, cache.n_tokens, first_BT)[LayerKind.WINDOW]
         return self.mtp[0](streams_BTND, self.embed(ids_BT), ids_BT, start, cache.layers[0], angles)
 
-    def loss(self, ids_BT: Tensor, mtp_weight: float = MTP_WEIGHT) -> Losses:
-        """Training losses on whole sequences of at least 3 tokens; see `losses.py`."""
+    def loss(self, ids_BT: Tensor, first_BT: Tensor | None = None, mtp_weight: float = MTP_WEIGHT) -> Losses:
+        """Training losses of rows of at least 3 tokens, which may hold several documents; see `losses.py`."""
         self.check(ids_BT, None)
-        return model_losses(self, ids_BT, mtp_weight)
+        return model_losses(self, ids_BT, first_BT, mtp_weight)
 
     def new_cache(self, batch_size: int = 1, kinds: list[LayerKind] | None = None) -> Cache:
         """An empty memory for `batch_size` sequences, in the model's dtype and on its device; `kinds` as in `Cache`."""

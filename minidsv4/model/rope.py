@@ -46,16 +46,21 @@ class Angles:
     """The turns of the positions `first .. stop - 1`: unit complex numbers, one a channel pair.
 
     frequencies_R  [R/2], float32 or float64
+    begin_BT       where each token's document begins, a multiple of every M; None where all is one document
     """
 
-    def __init__(self, frequencies_R: Tensor, first: int, stop: int):
+    def __init__(self, frequencies_R: Tensor, first: int, stop: int, begin_BT: Tensor | None = None):
         position_T = torch.arange(first, stop, dtype=frequencies_R.dtype, device=frequencies_R.device)
         angle_TR = position_T[:, None] * frequencies_R
-        self.first, self.turn_TR = first, torch.polar(torch.ones_like(angle_TR), angle_TR)
+        self.first, self.turn_TR, self.begin_BT = first, torch.polar(torch.ones_like(angle_TR), angle_TR), begin_BT
 
     def at(self, start: int, stop: int, step: int = 1) -> Tensor:
         """The turns [T, R/2] of positions `start, start + step, ...` below `stop`."""
         return self.turn_TR[start - self.first : stop - self.first : step]
+
+    def first_entry(self, ratio: int) -> Tensor | None:
+        """The first compressed entry [B, T] of each token's document."""
+        return None if self.begin_BT is None else (self.begin_BT + ratio - 1) // ratio
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
