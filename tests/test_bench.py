@@ -4,6 +4,7 @@ Nothing here asks how long anything takes.
 """
 
 import json
+import resource
 import sys
 
 import pytest
@@ -24,8 +25,9 @@ def small(tmp_path, monkeypatch):
     """A config.json of 60 thousand parameters, training steps of 2 x 12 tokens, and chunks of 16 for the peer."""
     monkeypatch.setattr(sizes, "TRAINED", (2, 12))
     monkeypatch.setattr(sizes, "PEER_CHUNK", 16)  # the trials of backends too are then short
-    Config.tiny().to_json(tmp_path / "config.json")
-    return str(tmp_path)
+    (tmp_path / "small").mkdir()
+    Config.tiny().to_json(tmp_path / "small" / "config.json")
+    return str(tmp_path / "small")
 
 
 def bench_of(folder, with_peer=True):
@@ -127,6 +129,24 @@ def test_the_high_water_mark_of_a_fresh_process_sees_what_was_held_and_let_go():
     assert 64 << 20 <= fresh.run_alone(_hold, 64 << 20) < 96 << 20
 
 
+@pytest.mark.parametrize(("side", "backend"), [("ours", None), ("peer", "eager")])
+@pytest.mark.parametrize("phase", ["prefill", "train"])
+def test_peak_memory_of_a_side_and_a_phase_is_more_than_nothing(small, side, backend, phase):
+    config = sizes.load_size(small)  # in this process, whose mark need not rise where it cannot be lowered
+    assert fresh._peak(config, side, backend, phase, 40, 16, 1, "cpu") >= fresh.PAGE
+
+
+def test_a_system_without_proc_is_asked_for_its_own_mark(monkeypatch):
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    monkeypatch.setattr(fresh.Path, "read_text", missing)
+    for platform, unit in (("darwin", 1), ("linux", 1024)):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert fresh.high_water() in range(unit * own, unit * own + (64 << 20))
+
+
 def _hold(n_bytes):
     before = fresh.reset_mark()
     torch.ones(n_bytes // 4)
@@ -147,6 +167,7 @@ def test_the_bench_prints_a_table_and_writes_every_value(small, tmp_path, capsys
     prompts = [("prefill", n, way) for n in (24, 40) for way in ("whole", "chunks of 512")]
     assert labels[:7] == [*prompts, ("decode", 24, ""), ("decode", 40, ""), ("train", 24, "")]
     assert all(row["ratio"] > 0 and len(row["ours"]) == len(row["peer"]) for row in found["rows"])
+    assert set(found["peers"]["small"]["experts"]) == {"prefill", "decode", "train"}
     assert found["settings"]["threads"] == 1 and (tmp_path / "found.png").stat().st_size > 5000
     assert out.count("x  ") >= 7 and "tokens/s" in out
     shares = [(use["phase"], use["n_tokens"], use["side"]) for use in found["uses"]]

@@ -1,7 +1,6 @@
 """Peak memory: one piece of work in a process of its own, whose high-water mark nothing else has raised."""
 
 import multiprocessing
-import resource
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +13,7 @@ from minidsv4.bench.sizes import TRAINED
 from minidsv4.config import Config
 
 WARM_UP = 64  # tokens that bring in the libraries before the mark is read
+PAGE = 4096  # bytes: less cannot be told
 
 
 def run_alone(work, *arguments):
@@ -51,9 +51,9 @@ def _peak(config: Config, side: str, backend, phase: str, n_tokens: int, chunk, 
     before = reset_mark(device)
     if phase == "train":
         subject.train(ids_BT)
-        return high_water(device) - before
+        return max(PAGE, high_water(device) - before)
     cache = subject.prefill(ids_BT, chunk)
-    return max(0, high_water(device) - before - subject.cache_bytes(cache)[1])
+    return max(PAGE, high_water(device) - before - subject.cache_bytes(cache)[1])
 
 
 def high_water(device: str = "cpu") -> int:
@@ -68,6 +68,8 @@ def high_water(device: str = "cpu") -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
+        import resource  # not on every system
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minidsv4.bench import sizes
 from minidsv4.bench.measure import Bench, Row
-from minidsv4.bench.sides import Ours, Peer
 from minidsv4.config import Config
 from minidsv4.cost import flops, memory
 from minidsv4.cost.parameters import weights
@@ -52,8 +51,7 @@ def uses(bench: Bench, rows: Iterable[Row]) -> list[Use]:
 
 def _use(bench: Bench, row: Row, side: str, seconds: float, limits: tuple[float, float]) -> Use:
     n_flops, n_bytes = work_of(bench.config, row.phase, row.n_tokens)
-    runner = bench.ours if side == "minidsv4" else bench.peer
-    calls = calls_of_a_token(bench, runner) * limits[1] if row.phase == "decode" else 0.0
+    calls = calls_of_a_token(bench, side) * limits[1] if row.phase == "decode" else 0.0
     ideal = n_flops / limits[0], n_bytes / memory_rate(bench, n_bytes), calls
     return Use(row.phase, row.n_tokens, side, n_flops / seconds, n_bytes / seconds, *(one / seconds for one in ideal))
 
@@ -84,11 +82,14 @@ class Calls(TorchDispatchMode):
         return operation(*arguments, **(named or {}))
 
 
-def calls_of_a_token(bench: Bench, side: Ours | Peer, n_tokens: int = 256) -> int:
+def calls_of_a_token(bench: Bench, side: str, n_tokens: int = 256) -> int:
     """Operations of one decoded token; a longer context changes their size and hardly their number."""
-    cache = side.prefill(bench.ids(1, n_tokens))
+    runner = bench.ours if side == "minidsv4" else bench.peer
+    cache = runner.prefill(bench.ids(1, n_tokens))
+    if runner is bench.peer:
+        runner.use_backend(runner.backends["decode"])
     with Calls() as calls:
-        side.step(bench.ids(1, 1), cache)
+        runner.step(bench.ids(1, 1), cache)
     return calls.n
 
 

@@ -88,11 +88,12 @@ def threads(text: str) -> int:
 
 @dataclass
 class Found:
-    """What was measured: the comparison, shares of the limits, and cost curves."""
+    """What was measured: the comparison, shares of the limits, cost curves, and how the peer ran."""
 
     rows: list[Row] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
+    peers: dict[str, dict] = field(default_factory=dict)  # size: largest difference of logits, backends of the experts
 
 
 def run(arguments: argparse.Namespace) -> Found:
@@ -159,14 +160,15 @@ def compare(name: str, config: Config, arguments: argparse.Namespace, alone: boo
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     bench = Bench(name, config, ours, peer, arguments.repeats, clock, arguments.device, arguments.threads)
     if peer is not None:
-        print(f"the same weights: logits differ by {measure.agreement(bench):.1g} at most")
-    print(line("", "minidsv4", "" if alone else "transformers", "" if alone else "ratio", ""), flush=True)
+        found.peers[name] = {"difference": measure.agreement(bench), "experts": peer.backends}
+        print(f"the same weights: logits differ by {found.peers[name]['difference']:.1g} at most")
+    print(line("", "minidsv4", *([] if alone else ["transformers", "ratio"])), flush=True)
     first = len(found.rows)
     for row in every_row(bench, arguments):
         print(row_line(row), flush=True)
         found.rows.append(row)
     if peer is not None:
-        print("transformers' experts:", ", ".join(f"{kind} {name}" for kind, name in peer.backends.items()))
+        print("transformers' experts:", ", ".join(f"{kind} {backend}" for kind, backend in peer.backends.items()))
     if arguments.profile:
         shares = limits.uses(bench, found.rows[first:])
         found.uses += shares
@@ -221,22 +223,20 @@ def amount(row: Row, values: list[float]) -> str:
     if row.unit == "B":
         return sizes.readable(middle)
     if row.phase == "decode":
-        return f"{1 / middle:,.0f} tokens/s ({1 / high:,.0f}-{1 / low:,.0f})"
+        rate, slowest, fastest = (
+            f"{1 / time:,.0f}" if time < 0.01 else f"{1 / time:.3g}" for time in (middle, high, low)
+        )
+        return f"{rate} tokens/s ({slowest}-{fastest})"
     return f"{middle:.3g} s ({low:.3g}-{high:.3g})"
 
 
 def row_line(row: Row) -> str:
     """A row of the table."""
-    peer = amount(row, row.peer) if row.peer else row.why
-    ratio, spread = row.ratio(), row.spread()
-    times = f"{ratio:.3g}x" if ratio else ""
-    return line(
-        label(row),
-        amount(row, row.ours),
-        peer,
-        times,
-        f"({spread[0]:.3g}-{spread[1]:.3g})" if ratio and len(row.peer) > 1 else "",
-    )
+    if not row.peer:
+        return line(label(row), amount(row, row.ours), row.why)
+    low, high = row.spread()
+    spread = f"({low:.3g}-{high:.3g})" if len(row.peer) > 1 else ""
+    return line(label(row), amount(row, row.ours), amount(row, row.peer), f"{row.ratio():.3g}x", spread)
 
 
 def profile_lines(shares: list[Use]) -> list[str]:
@@ -258,6 +258,6 @@ def to_json(found: Found, arguments: argparse.Namespace) -> str:
     """Every measured value with what it was measured on."""
     settings = {name: getattr(arguments, name) for name in ("threads", "repeats", "clock", "device")}
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    measured = {"rows": [row.to_dict() for row in found.rows]}
-    measured |= {"uses": [asdict(use) for use in found.uses], "points": [asdict(point) for point in found.points]}
+    versions |= {"transformers": importlib.metadata.version("transformers")} if found.peers else {}
+    measured = asdict(found) | {"rows": [row.to_dict() for row in found.rows]}
     return json.dumps({"settings": settings, "versions": versions} | measured, indent=2)

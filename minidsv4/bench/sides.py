@@ -116,15 +116,19 @@ class Peer:
 
 
 def _trial(peer: Peer, backend: str, work: Callable[[], object]) -> float:
-    """Seconds of the second of two runs; infinite where this backend cannot do the work here."""
+    """Processor seconds of the shorter of two runs after a first; infinite where this backend cannot do the work."""
     try:
         peer.use_backend(backend)
         work()
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
+        return min(_spent(work), _spent(work))
     except (RuntimeError, ValueError, ImportError, NotImplementedError):
         return float("inf")
+
+
+def _spent(work: Callable[[], object]) -> float:
+    began = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - began[0] if torch.cuda.is_available() else time.process_time() - began[1]
 
 
 @torch.no_grad()
