@@ -6,6 +6,8 @@ Nothing here asks how long anything takes.
 import json
 import resource
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +52,12 @@ def test_a_size_has_the_parameters_that_its_model_has(name, millions):
     assert parameters.total(parameters.parameters(parameters.weights(config))).total - n_parameters in range(200)
     buffers = sum(b.nbytes for n, b in model.named_buffers() if n.endswith("tid2eid"))
     assert 0 <= sizes.weight_bytes(config) - 4 * n_parameters - buffers < 1000  # router biases are buffers here
+
+
+def test_the_sizes_are_installed_with_the_package():
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    assert "bench/*.json" in tomllib.loads(project.read_text())["tool"]["setuptools"]["package-data"]["minidsv4"]
+    assert {path.stem for path in Path(sizes.__file__).parent.glob("*.json")} == set(sizes.SIZES)
 
 
 def test_the_closed_form_of_the_cache_is_what_a_cache_holds(small):
