@@ -407,6 +407,43 @@ def bias_rule(without, with_rule, bias_TE):
     return figure
 
 
+def newton_schulz(axes, values):
+    """Singular values through the steps of eq. (28), one line a start, log scale.
+
+    values  numpy array (steps + 1, starts); the last two steps are the exact ones
+    """
+    steps, last = np.arange(len(values)), len(values) - 1
+    axes.axhspan(0.68, 1.13, color=COLOURS["compressed"], alpha=0.2, linewidth=0)
+    axes.axvline(last - 2, color=COLOURS["masked"], linestyle="--", linewidth=1)
+    axes.plot(steps, values, color=COLOURS["query"], linestyle="-", marker="o", markersize=3)
+    axes.annotate("fast", (last - 2, 1.2e-3), (-4, 0), textcoords="offset points", ha="right")
+    axes.annotate("exact", (last - 2, 1.2e-3), (4, 0), textcoords="offset points")
+    axes.set(yscale="log", xlabel="step", ylabel="singular value", xticks=steps[::2], ylim=(8e-4, 2))
+    axes.set_title("Eight fast steps, two exact ones", fontweight="normal")
+
+
+def race(axes, curves, every):
+    """Held-out loss of Muon and AdamW, a thin line a seed, log scale, and the level at which AdamW ends.
+
+    curves  {"Muon" or "AdamW": numpy array (seeds, points)}
+    every   steps from one point to the next
+    """
+    looks = {"AdamW": ("masked", "--"), "Muon": ("compressed", "-")}
+    for kind, (colour, line) in looks.items():
+        steps = every * np.arange(curves[kind].shape[1])
+        for number, losses in enumerate(curves[kind]):
+            label = kind if number == 0 else None
+            axes.plot(steps, losses, color=COLOURS[colour], linestyle=line, linewidth=1.3, label=label)
+    end = curves["AdamW"][:, -1].mean()
+    axes.axhline(end, color=COLOURS["key"], linestyle=":", linewidth=1)
+    axes.annotate("where AdamW ends", (0, end), (4, -3), textcoords="offset points", color=COLOURS["key"], va="top")
+    ticks = (0.5, 1, 2, 3, 4, 6)
+    axes.set(xlabel="step", ylabel="nats a token", yscale="log", xlim=(0, steps[-1]))
+    axes.set_yticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.set_yticks([], minor=True)
+    axes.legend(loc="upper right")
+
+
 def recall_in_4_bits(loud, found):
     """Notebook 03: the part of the right picks found, by loudness of 4 channels, in three ways.
 

@@ -7,7 +7,7 @@ import torch
 
 from minidsv4 import Model
 from minidsv4.parallel.launch import run_ranks
-from minidsv4.parallel.zero import ShardedMuon, balance, experts_in_order, padding, plan, round_stochastically
+from minidsv4.parallel.zero import ShardedMuon, balance, experts_in_order, padding, round_stochastically, share_out
 from minidsv4.train.muon import muon, places
 from tests.small import TINY, normal, small_model
 
@@ -38,7 +38,7 @@ def sharded(group, rounded, cap):
 
 def rounded_experts(model, n_ranks, rank, generator):
     """Replace the experts' gradients of one rank by what it sends, with the noise in the order in which it sends."""
-    experts = [item for share in plan(model, n_ranks).experts for item in share]
+    experts = [item for share in share_out(model, n_ranks).experts for item in share]
     numbers = torch.cat([item.gradient() for item in experts])
     sent = round_stochastically(numbers, torch.randint(1 << 16, numbers.shape, generator=generator))
     for item, piece in zip(experts, sent.split([item.size for item in experts])):
@@ -86,7 +86,7 @@ def test_ranks_that_share_the_matrices_end_where_one_process_ends(n_ranks, round
 @pytest.mark.parametrize("n_ranks", [1, 2, 3, 4, 7])
 def test_every_number_has_one_owner_and_no_matrix_is_cut(n_ranks):
     model = Model(TINY)
-    shares = plan(model, n_ranks)
+    shares = share_out(model, n_ranks)
     owners = {id(parameter): torch.zeros_like(parameter) for parameter in model.parameters()}
     for rank in range(n_ranks):
         for item in shares.owned(rank):
@@ -99,7 +99,7 @@ def test_every_number_has_one_owner_and_no_matrix_is_cut(n_ranks):
 
 
 def test_ranks_beyond_the_cap_own_the_same_dense_matrices_again():
-    shares = plan(Model(TINY), n_ranks=5, cap=2)
+    shares = share_out(Model(TINY), n_ranks=5, cap=2)
     names = [{(item.name, item.where) for item in shares.owned(rank) if not item.is_expert} for rank in range(5)]
     dense = [{(item.name, item.where) for item in share} for share in shares.dense]
     assert len(dense) == 2 and not dense[0] & dense[1]
@@ -133,12 +133,12 @@ def test_padding_is_what_the_largest_share_asks_of_the_others():
 
 
 def test_dense_matrices_of_a_small_model_are_padded_by_less_than_a_tenth():
-    dense = plan(Model(TINY), n_ranks=4).dense
+    dense = share_out(Model(TINY), n_ranks=4).dense
     assert padding([sum(item.size for item in share) for share in dense]) < 0.1
 
 
 def test_the_report_has_a_line_for_each_kind_of_parameter():
-    lines = plan(Model(TINY), n_ranks=4).report().splitlines()
+    lines = share_out(Model(TINY), n_ranks=4).report().splitlines()
     n = sum(place.n_matrices() for place in places(Model(TINY)) if place.parameter.ndim == 3)
     assert [line.split()[0] for line in lines] == ["dense", "experts", "AdamW"]
     assert lines[1].split()[1:5] == ["4", "shares", "of", str(n // 4)] or n % 4
@@ -147,7 +147,7 @@ def test_the_report_has_a_line_for_each_kind_of_parameter():
 @pytest.mark.parametrize("wrong", [{"n_ranks": 0}, {"n_ranks": 2, "cap": 0}, {"n_ranks": 2, "most": 3}])
 def test_an_impossible_plan_is_refused(wrong):
     with pytest.raises(ValueError, match="share"):
-        plan(Model(TINY), **wrong)
+        share_out(Model(TINY), **wrong)
 
 
 # --- rounding ---

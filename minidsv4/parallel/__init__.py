@@ -4,6 +4,7 @@ from minidsv4.parallel.experts import STRATEGIES, expert_parallel_moe, shard, sp
 from minidsv4.parallel.launch import LostContact, RankError, join, run_ranks
 from minidsv4.parallel.layout import Layout, plan
 from minidsv4.parallel.transport import FakeClock, PacedTransport, Transport
+from minidsv4.parallel.zero import ShardedMuon
 
 __all__ = [
     "FakeClock",
@@ -12,6 +13,7 @@ __all__ = [
     "PacedTransport",
     "RankError",
     "STRATEGIES",
+    "ShardedMuon",
     "Transport",
     "expert_parallel_moe",
     "join",

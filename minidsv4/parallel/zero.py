@@ -78,7 +78,7 @@ def padding(loads: Sequence[int]) -> float:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Shares:
     """Who owns what. Dense matrices have a cap of shares; ranks beyond it own, and compute, the same ones again."""
 
     dense: list[list[Item]]
@@ -100,7 +100,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(model: nn.Module, n_ranks: int, cap: int | None = None, most: int | None = None) -> Plan:
+def share_out(model: nn.Module, n_ranks: int, cap: int | None = None, most: int | None = None) -> Shares:
     """Share out a model's parameters.
 
     cap     most shares of the dense matrices; None is one for each rank
@@ -108,13 +108,13 @@ def plan(model: nn.Module, n_ranks: int, cap: int | None = None, most: int | Non
     raises  ValueError for fewer than one rank or share, or where `most` leaves no room
     """
     if n_ranks < 1 or (cap is not None and cap < 1):
-        raise ValueError(f"plan: n_ranks = {n_ranks}, cap = {cap} share nothing out; both count from 1")
+        raise ValueError(f"share_out: n_ranks = {n_ranks}, cap = {cap} share nothing out; both count from 1")
     found = places(model)
     dense = [item for place in found if place.parts and place.parameter.ndim == 2 for item in _matrices(place)]
     shares = balance([item.size for item in dense], min(n_ranks, cap or n_ranks), most)
     experts = experts_in_order(found)
     each = -(-len(experts) // n_ranks)  # rounded up: the last ranks may have fewer, or none
-    return Plan(
+    return Shares(
         [[dense[i] for i in share] for share in shares],
         [experts[rank * each : (rank + 1) * each] for rank in range(n_ranks)],
         [_stretches(found, rank, n_ranks) for rank in range(n_ranks)],
@@ -181,8 +181,8 @@ class ShardedMuon:
         **options,
     ):
         self.group, self.rank, self.n_ranks, self.rounded = group, group.rank(), group.size(), rounded
-        self.plan = plan(model, self.n_ranks, cap)
-        self.owned = [self.plan.owned(rank) for rank in range(self.n_ranks)]
+        self.shares = share_out(model, self.n_ranks, cap)
+        self.owned = [self.shares.owned(rank) for rank in range(self.n_ranks)]
         self.generator = torch.Generator().manual_seed(seed * self.n_ranks + self.rank)
         # Parameters that are views of the model's: what moves them moves the model.
         self.mine = [nn.Parameter(item.of(item.parameter.detach())) for item in self.owned[self.rank]]
@@ -200,7 +200,7 @@ class ShardedMuon:
     def average(self) -> list[Tensor]:
         """Gradients of this rank's items, flat, each the mean over the ranks."""
         others = [[item for item in owned if not item.is_expert] for owned in self.owned]
-        return [*self._average(self.plan.experts, self.rounded), *self._average(others, rounded=False)]
+        return [*self._average(self.shares.experts, self.rounded), *self._average(others, rounded=False)]
 
     def _average(self, shares: list[list[Item]], rounded: bool) -> list[Tensor]:
         """Everyone sends everyone its share, who sums in float32 at least; a ring would round at every hop."""

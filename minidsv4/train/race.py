@@ -48,7 +48,12 @@ def optimizer(model: Model, kind: str, rate: float) -> Muon:
 
 
 def learn(seed: int, kind: str, n_steps: int, every: int = 5, rate: float | None = None) -> list[float]:
-    """Held-out losses, nats a token, before the first step and after each `every` steps."""
+    """Held-out losses, nats a token, before the first step and after each `every` steps.
+
+    seed     of the start, drawn in torch's default dtype, and of the order of the batches
+    kind     "Muon" or "AdamW"
+    rate     None is the tuned one
+    """
     rate, (documents, unseen_BT) = rate or RATES[kind], task()
     torch.manual_seed(seed)
     model, batches = Model(small_config()).double(), Batches(documents, BATCH, LENGTH, seed)
