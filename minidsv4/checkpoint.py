@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -155,19 +156,26 @@ def _write(folder: str | Path, config: dict, tensors: dict[str, Tensor]) -> Path
     return folder
 
 
-def load(folder: str | Path) -> Model:
+def load(
+    folder: str | Path,
+    keep: Callable[[str], str | None] = lambda name: name,
+    adapt: Callable[[Model], object] = lambda model: model,
+) -> Model:
     """Read a model from a folder in the released layout, or one that transformers' `save_pretrained` wrote.
 
+    keep     the name to read a tensor under, from its released one; None leaves it in the file, unread
+    adapt    changes the model before it has any numbers, so that it needs what is kept
     returns  a model in the dtype of the stored embedding; without an MTP block if the file has none
     raises   ValueError: no config or weights, a file cut off, tensors missing, extra or of another shape, by name
     """
     folder = Path(folder)
     config = Config.from_json(folder)
-    state = from_released(_read(folder))
+    state = from_released(_read(folder, keep))
     if not any(name.startswith("mtp.") for name in state):
         config = config.replace(num_nextn_predict_layers=0)
     with torch.device("meta"):
         model = Model(config)
+    adapt(model)
     _compare(model.state_dict(), state)
     dtype = state["embed.weight"].dtype
     model = model.to(dtype).to_empty(device="cpu")
@@ -183,7 +191,7 @@ def rebuild_constants(model: Model) -> None:
             module.reset_constants()
 
 
-def _read(folder: Path) -> dict[str, Tensor]:
+def _read(folder: Path, keep: Callable[[str], str | None]) -> dict[str, Tensor]:
     tensors = {}
     for name in sorted(_shards(folder) or [_FILE]):
         if not (folder / name).is_file():
@@ -192,7 +200,8 @@ def _read(folder: Path) -> dict[str, Tensor]:
             )
         try:
             with safe_open(folder / name, framework="pt") as file:
-                tensors |= {key: file.get_tensor(key) for key in file.keys()}
+                names = {key: keep(released_name(key)) for key in file.keys()}
+                tensors |= {name: file.get_tensor(key) for key, name in names.items() if name is not None}
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"checkpoint: {name} cannot be read ({error}); it may be cut off, copy it again"

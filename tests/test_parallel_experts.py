@@ -1,15 +1,31 @@
 """Experts over real ranks against `Experts` in one process: outputs and all gradients, bit for bit where promised."""
 
+import itertools
+import os
+import signal
+
 import pytest
 import torch
 from small import EXACT, TINY, disturb, normal, off, small_model, token_ids
 
+from minidsv4 import checkpoint, load, save
 from minidsv4.model.moe import Experts
-from minidsv4.parallel import Layout, expert_parallel_moe, plan, run_ranks, shard, spread_experts, sum_gradients
+from minidsv4.parallel import (
+    Layout,
+    LostContact,
+    RankError,
+    expert_parallel_moe,
+    load_spread,
+    plan,
+    run_ranks,
+    shard,
+    spread_experts,
+    sum_gradients,
+)
 from minidsv4.parallel.transport import Transport
 from minidsv4.parallel.wire import from_fp8, to_fp8
 
-E, T, D = 16, 23, TINY.hidden_size
+E, T, D = 32, 23, TINY.hidden_size
 SIZES = {1: [T], 2: [19, 4], 4: [5, 0, 17, 1], 8: [3, 0, 7, 0, 1, 4, 0, 8]}  # tokens of each rank
 NAMES = ("output", "x", "routing weights", "w13", "w2")
 SEATS = tuple(normal(E, seed=6).argsort().tolist())
@@ -60,12 +76,9 @@ def together(parts, strategy, seats=()):
 
 def cases(n_ranks):
     """(kind, strategy, waves, picks, dtype, settings) of one start of ranks."""
-    found = [
-        (kind, "waves", waves, 3, torch.float64, {})
-        for kind in ("random", "skewed", "empty")
-        for waves in (1, 2, 4)
-        if waves <= E // n_ranks
-    ]
+    kinds, numbers = ("random", "skewed", "empty"), (1, 2, 4)
+    routes = zip(kinds, numbers) if n_ranks == 8 else itertools.product(kinds, numbers)  # 8 are slow to take turns
+    found = [(kind, "waves", waves, 3, torch.float64, {}) for kind, waves in routes]
     for strategy in ("allreduce", "allgather", "alltoall"):
         found += [(kind, strategy, 1, 3, torch.float64, {}) for kind in ("random", "empty")]
         found.append(("skewed", strategy, 1, 2, torch.float32, {}))
@@ -135,7 +148,7 @@ def odd():
         found["tokens"] = attempt(lambda: call(strategy="allreduce"))
         own_x = x.detach() if rank == 1 else x
         found["gradients"] = attempt(lambda: expert_parallel_moe(own_x, picked, weight, experts, group))
-        found["too many"] = attempt(lambda: call(strategy="waves", waves=5))
+        found["too many"] = attempt(lambda: call(strategy="waves", waves=9))
         found["not waves"] = attempt(lambda: call(waves=2))
         found["no strategy"] = attempt(lambda: call(strategy="magic"))
         found["no format"] = attempt(lambda: call(combine="fp8"))
@@ -177,7 +190,7 @@ def test_ranks_that_mean_different_things_are_told_so_on_every_rank_before_anyth
 
 def test_settings_that_make_no_sense_give_a_sentence_on_every_rank(odd):
     for found in odd:
-        assert found["too many"] == "waves = 5: a rank has 4 experts, so 1 .. 4 waves"
+        assert found["too many"] == "waves = 9: a rank has 8 experts, so 1 .. 8 waves"
         assert found["not waves"] == "waves = 2: alltoall has one; strategy = 'waves' has more"
         assert found["no strategy"].startswith("strategy = 'magic' is not known; it is one of allreduce, allgather")
         assert found["no format"] == "combine = 'fp8' is not known; it is one of exact, bf16"
@@ -190,7 +203,7 @@ def test_each_expert_gets_as_many_rows_as_picks_name_it(odd):
 
 
 def test_a_rank_sends_its_rows_and_the_results_of_others_rows_and_no_more(odd):
-    rank_of = picks("skewed", 3) // 4
+    rank_of = picks("skewed", 3) // (E // 4)
     for rank, found in enumerate(odd):
         mine = torch.arange(T) // 6 == rank
         rows, results = int((rank_of[mine] != rank).sum()), int((rank_of[~mine] == rank).sum())
@@ -260,3 +273,39 @@ def test_a_spread_model_gives_the_logits_and_gradients_of_the_whole_one(strategy
         ours = torch.cat([first[1][name], second[1][name]]) if spread else first[1][name]
         assert spread or torch.equal(first[1][name], second[1][name]) or strategy == "allreduce"
         assert (ours - parameter.grad).abs().max() <= EXACT * max(1.0, parameter.grad.abs().max()), name
+
+
+def test_each_rank_reads_its_share_of_a_checkpoint_and_no_other_expert(tmp_path):
+    whole, ids_BT, seats = load(save(small_model(CONFIG), tmp_path)), token_ids(2, 17), (4, 2, 0, 6, 1, 7, 3, 5)
+    expected = whole(ids_BT).detach()
+
+    def work(group):
+        rank = group.rank()
+        read, stack = [], checkpoint.from_released
+        checkpoint.from_released = lambda tensors: read.extend(tensors) or stack(tensors)
+        model = load_spread(tmp_path, group, seats=seats)
+        return model(ids_BT[rank : rank + 1]).detach(), read, model.layers[1].ffn.experts.w13.detach()
+
+    (first, read, w13), (second, _, other) = run_ranks(work, 2, timeout=60)
+    assert (torch.cat([first, second]) - expected).abs().max() < EXACT * expected.abs().max()
+    numbers = {name.split(".experts.")[1].split(".")[0] for name in read if ".experts." in name}
+    assert numbers == {"0", "1", "2", "3"}
+    assert torch.equal(torch.cat([w13, other])[list(seats)], whole.layers[1].ffn.experts.w13)
+
+
+def test_ranks_that_wait_for_a_killed_one_say_so_with_their_number(tmp_path):
+    def work(group):
+        rank, experts = group.rank(), shard(all_experts(), group)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        x, weight, _ = inputs(3, torch.float64)
+        try:
+            expert_parallel_moe(x, picks("random", 3), weight, experts, group, "waves", 2)
+        except LostContact as error:
+            (tmp_path / str(rank)).write_text(str(error))
+            raise
+
+    with pytest.raises(RankError, match="rank 1 was killed"):
+        run_ranks(work, 4)
+    for rank in (0, 2, 3):
+        assert (tmp_path / str(rank)).read_text().startswith(f"rank {rank}: while comparing strategy, waves")

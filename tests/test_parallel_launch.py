@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,7 +15,7 @@ from torch import distributed as dist
 
 from minidsv4.parallel.launch import LostContact, RankError, contact, device_of, join, run_ranks
 
-WAIT = 3.0  # seconds that ranks wait for each other here
+WAIT = 2.0  # seconds that ranks wait for each other here
 
 
 def meet(group):
@@ -93,6 +94,13 @@ def test_a_rank_that_does_not_come_is_named_with_the_place_where_it_is(waiting):
     assert error.ranks == [0] and "rank 0 did not come while the others waited; ranks 1, 2" in str(error)
     assert "in linger" in str(error) and "run_ranks(fn" not in str(error)
     assert time.monotonic() - began < 20  # the promise; it takes about WAIT and 2 seconds
+
+
+def test_ctrl_c_here_ends_all_ranks():
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_ranks(lambda group: time.sleep(1000), 3)
+    assert multiprocessing.active_children() == []
 
 
 def test_a_result_that_cannot_be_sent_back_and_an_exit_are_told():

@@ -1,6 +1,6 @@
 """Many ranks: experts spread over them, and what carries rows between them."""
 
-from minidsv4.parallel.experts import STRATEGIES, expert_parallel_moe, shard, spread_experts, sum_gradients
+from minidsv4.parallel.experts import STRATEGIES, expert_parallel_moe, load_spread, shard, spread_experts, sum_gradients
 from minidsv4.parallel.launch import LostContact, RankError, join, run_ranks
 from minidsv4.parallel.layout import Layout, plan
 from minidsv4.parallel.transport import FakeClock, PacedTransport, Transport
@@ -17,6 +17,7 @@ __all__ = [
     "Transport",
     "expert_parallel_moe",
     "join",
+    "load_spread",
     "plan",
     "run_ranks",
     "shard",

@@ -14,7 +14,9 @@ sum over ranks, which is another order; it makes no difference where a token has
 Gradients travel the same ways back. All ranks must call `backward`; there, exchanges and products take turns.
 """
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,6 +24,9 @@ from einops import reduce
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from minidsv4.checkpoint import load
+from minidsv4.config import Config
+from minidsv4.model.model import Model
 from minidsv4.model.moe import Experts, MoE
 from minidsv4.parallel.layout import Layout, by_place, plan
 from minidsv4.parallel.transport import Handle, Transport
@@ -282,7 +287,7 @@ class SpreadExperts(Experts):
         nn.Module.__init__(self)
         self.group, self.settings, self.limit = group or dist.group.WORLD, settings, experts.limit
         layout = Layout(len(experts.w13), self.group.size(), seats=tuple(settings.get("seats", ())))
-        mine = layout.experts_of(self.group.rank()).to(experts.w13.device)
+        mine = layout.experts_of(self.group.rank()).tolist()
         self.w13, self.w2 = (nn.Parameter(matrix.detach()[mine]) for matrix in (experts.w13, experts.w2))
 
     def forward(self, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) -> Tensor:
@@ -305,6 +310,25 @@ def spread_experts(model: nn.Module, group: dist.ProcessGroup | None = None, **s
     for layer in [module for module in model.modules() if isinstance(module, MoE)]:
         layer.experts = SpreadExperts(layer.experts, group, **settings)
     return model
+
+
+def load_spread(folder: str | Path, group: dist.ProcessGroup | None = None, **settings) -> Model:
+    """Read a checkpoint in the released layout, of its routed experts only this rank's share; see `spread_experts`.
+
+    raises  ValueError as `load` does, and where experts cannot be shared out evenly or are stacked in the file
+    """
+    group = group or dist.group.WORLD
+    layout = Layout(Config.from_json(folder).n_routed_experts, group.size(), seats=tuple(settings.get("seats", ())))
+    places = {expert: place for place, expert in enumerate(layout.experts_of(group.rank()).tolist())}
+
+    def keep(name: str) -> str | None:
+        found = re.fullmatch(r"(.*\bffn\.experts\.)(\d+)(\..*)", name)
+        if not found:
+            return name
+        before, expert, after = found.groups()
+        return f"{before}{places[int(expert)]}{after}" if int(expert) in places else None
+
+    return load(folder, keep, lambda model: spread_experts(model, group, **settings))
 
 
 def sum_gradients(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
