@@ -59,6 +59,16 @@ def test_among_equal_scores_the_lower_place_wins_whatever_the_ties(rows, k):
         assert {p for p in places if row[p] > -torch.inf} == {p for p in best if row[p] > -torch.inf}
 
 
+@pytest.mark.parametrize("hidden", [0.0, 0.9], ids=["all visible", "a tenth visible"])
+@pytest.mark.parametrize("levels", [2, 40, 1000000], ids=["nearly all tie", "many ties", "no tie"])
+@pytest.mark.parametrize(("n_entries", "k"), [(997, 3), (1000, 16), (4096, 5)])
+def test_the_places_are_those_of_a_stable_sort(n_entries, k, levels, hidden):
+    score = (normal(3, 11, n_entries).sigmoid() * levels).floor()
+    score[..., int(n_entries * (1 - hidden)) :] = -torch.inf
+    best = score.sort(dim=-1, descending=True, stable=True).indices[..., :k].sort(-1).values
+    assert torch.equal(stable_topk(score, k), best)
+
+
 def test_all_equal_scores_give_the_first_places():
     assert stable_topk(torch.zeros(2, 5, 9), 4).tolist() == [[[0, 1, 2, 3]] * 5] * 2
 

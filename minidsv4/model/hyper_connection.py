@@ -47,7 +47,7 @@ class HyperConnection(nn.Module):
         parts = zip(precise(self.base).split(rows), raw, precise(self.scale).unbind())
         pre, post, carry = (torch.addcmul(bias, part, gate) for bias, part, gate in parts)  # eqs. (2)-(5)
         carry = sinkhorn(carry.flatten(0, 1).T.unflatten(0, (n, n)), self.iterations, self.eps)  # eq. (8)
-        carry = carry.flatten(0, 1).T.reshape(*pre.shape, n)
+        carry = carry.flatten(0, 1).T.contiguous().view(*pre.shape, n)
         # eqs. (6) and (7); the eps is the released code's
         return Mix(pre.sigmoid() + self.eps, 2 * post.sigmoid(), carry)
 

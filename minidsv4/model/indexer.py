@@ -86,10 +86,10 @@ class Indexer(nn.Module):
             keys = keys_BCZ[:, low : min(low + stretch, n_reachable)]
             entry_C = torch.arange(low, low + keys.shape[1], device=keys.device)
             score = index_scores(query_BTUZ, weight_BTU, keys)
-            hidden = (
-                entry_C >= visible_T[:, None] if first is None else (entry_C >= visible_T[:, None]) | (entry_C < first)
-            )
-            score += torch.zeros_like(hidden, dtype=score.dtype).masked_fill_(hidden, -torch.inf)
+            if low + keys.shape[1] > visible_T[0] or first is not None:  # elsewhere every query sees all of them
+                hidden = entry_C >= visible_T[:, None]
+                hidden = hidden if first is None else hidden | (entry_C < first)
+                score += torch.zeros_like(hidden, dtype=score.dtype).masked_fill_(hidden, -torch.inf)
             if best is not None:
                 score, entry_C = torch.cat([best, score], dim=-1), torch.cat([index, entry_C.expand_as(score)], dim=-1)
             place = stable_topk(score, self.n_picked)
@@ -115,16 +115,15 @@ def stable_topk(score: Tensor, k: int) -> Tensor:
     score    [..., S]; -inf may be placed anywhere, it is never read
     returns  [..., min(k, S)], integers
     """
-    k = min(k, score.shape[-1])
-    if k == score.shape[-1]:
+    n_entries, k = score.shape[-1], min(k, score.shape[-1])
+    if k == n_entries:
         return torch.arange(k, device=score.device).expand_as(score)
-    top = score.topk(k, dim=-1, sorted=False)
-    edge = top.values.amin(-1, keepdim=True)
-    at_edge = score == edge
-    left_out = at_edge.sum(-1, keepdim=True) > (top.values == edge).sum(-1, keepdim=True)
-    if not (left_out & edge.isfinite()).any():
-        return top.indices.sort(-1).values
+    top = score.topk(k + 1, dim=-1)
+    edge, next_best = top.values[..., k - 1 : k], top.values[..., k:]
+    if not ((edge == next_best) & edge.isfinite()).any():
+        return top.indices[..., :k].sort(-1).values
     above = score > edge
     room = k - above.sum(-1, keepdim=True)
+    at_edge = score == edge
     taken = above | (at_edge & (at_edge.cumsum(-1) <= room))
-    return taken.nonzero()[:, -1].view_as(top.indices)
+    return taken.nonzero()[:, -1].view_as(top.indices[..., :k])

@@ -5,7 +5,9 @@ layers use `compress_rope_theta` with YaRN for everything in them: queries, wind
 and the turning back of the output. Cosine and sine have unit length: V4 applies no YaRN amplitude.
 """
 
+import functools
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,27 +21,35 @@ def frequencies(config: Config, kind: LayerKind, dtype: torch.dtype, device: tor
 
     returns  [R/2], dtype float32 or float64: angles carry the precision of the model
     """
-    rotary = config.qk_rope_head_dim
+    plain = kind is LayerKind.WINDOW or config.rope_scaling is None
     base = config.rope_theta if kind is LayerKind.WINDOW else config.compress_rope_theta
-    pair = torch.arange(0, rotary, 2, dtype=dtype, device=device)
-    period = base ** (pair / rotary)
-    if kind is LayerKind.WINDOW or config.rope_scaling is None:
+    yarn = None if plain else YaRN(*(config.rope_scaling[name] for name in YaRN._fields))
+    return _frequencies(config.qk_rope_head_dim, base, yarn, dtype, device)
+
+
+class YaRN(NamedTuple):
+    """How far positions are stretched, the length that was trained on, and the turns between which the ramp lies."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float
+    beta_slow: float
+
+
+@functools.cache
+def _frequencies(rotary: int, base: float, yarn: YaRN | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    period = base ** (torch.arange(0, rotary, 2, dtype=dtype, device=device) / rotary)
+    if yarn is None:
         return 1.0 / period
-    slow = _yarn_ramp(config, base, dtype, device)  # 0: left as it is, 1: slowed by the whole factor
-    return (1.0 / (config.rope_scaling["factor"] * period)) * slow + (1.0 / period) * (1 - slow)
-
-
-def _yarn_ramp(config: Config, base: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    scaling, rotary = config.rope_scaling, config.qk_rope_head_dim
 
     def pair_that_turns(times: float) -> float:
-        length = scaling["original_max_position_embeddings"]
-        return rotary * math.log(length / (times * 2 * math.pi)) / (2 * math.log(base))
+        return rotary * math.log(yarn.original_max_position_embeddings / (times * 2 * math.pi)) / (2 * math.log(base))
 
-    low = max(math.floor(pair_that_turns(scaling["beta_fast"])), 0)
-    high = min(math.ceil(pair_that_turns(scaling["beta_slow"])), rotary - 1)
+    low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(yarn.beta_slow)), rotary - 1)
     high = high + 0.001 if low == high else high  # a step instead of a division by zero
-    return ((torch.arange(rotary // 2, dtype=dtype, device=device) - low) / (high - low)).clamp(0, 1)
+    slow = ((torch.arange(rotary // 2, dtype=dtype, device=device) - low) / (high - low)).clamp(0, 1)
+    return (1.0 / (yarn.factor * period)) * slow + (1.0 / period) * (1 - slow)  # slow 1: by the whole factor
 
 
 class Angles:
