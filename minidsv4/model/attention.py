@@ -90,7 +90,7 @@ class CSAttention(HCAttention):
         """Of the finished entries those that the indexer picks, eq. (17)."""
         every = super().far(x_BTD, latent_BTQ, start, memory, angles)
         picks_BTP = self.indexer(x_BTD, latent_BTQ, memory.index, angles, every.visible_T)
-        return every._replace(picks_BTP=picks_BTP)
+        return every._replace(picks_BTP=picks_BTP) if picks_BTP.shape[2] < every.entries_BCK.shape[1] else every
 
 
 def visible_entries(x_BTD: Tensor, start: int, ratio: int) -> Tensor:

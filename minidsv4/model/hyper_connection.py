@@ -124,8 +124,10 @@ def collapse(streams_BTND: Tensor, pre_BTN: Tensor) -> Tensor:
 
 def write(streams_BTND: Tensor, y_BTD: Tensor, mix: Mix) -> Tensor:
     """New stream j is `post[j] y + sum_i carry[i, j] stream[i]`; eq. (1), with B = carry transposed."""
-    carried = mix.carry_BTNN.mT @ precise(streams_BTND)
-    return carried.addcmul(mix.post_BTN[..., None], precise(y_BTD)[:, :, None]).to(streams_BTND.dtype)
+    maps = torch.cat(
+        [mix.carry_BTNN.mT, mix.post_BTN[..., None]], dim=-1
+    )  # [B, C] of eq. (1), so one product does both
+    return (maps @ precise(torch.cat([streams_BTND, y_BTD[:, :, None]], dim=2))).to(streams_BTND.dtype)
 
 
 class HeadCollapse(nn.Module):

@@ -82,6 +82,8 @@ class Indexer(nn.Module):
         best, index = None, None
         stretch = max(self.n_picked, SCORES_AT_ONCE // (n_batch * n_tokens * self.heads))
         n_reachable = max(int(visible_T[-1]), min(self.n_picked, keys_BCZ.shape[1]))  # as many picks in every block
+        if n_reachable <= self.n_picked:
+            return torch.arange(n_reachable, device=keys_BCZ.device).expand(n_batch, n_tokens, -1)
         for low in range(0, n_reachable, stretch):
             keys = keys_BCZ[:, low : min(low + stretch, n_reachable)]
             entry_C = torch.arange(low, low + keys.shape[1], device=keys.device)
@@ -94,7 +96,7 @@ class Indexer(nn.Module):
                 score, entry_C = torch.cat([best, score], dim=-1), torch.cat([index, entry_C.expand_as(score)], dim=-1)
             place = stable_topk(score, self.n_picked)
             best, index = score.gather(-1, place), entry_C.expand_as(score).gather(-1, place)
-        return index if index is not None else weight_BTU.new_empty(n_batch, n_tokens, 0, dtype=torch.long)
+        return index
 
 
 def angles_start(memory: CompressorMemory, ratio: int, n_new: int) -> int:
