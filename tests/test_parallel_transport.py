@@ -54,6 +54,17 @@ def test_work_that_takes_longer_than_its_time_is_late_and_is_not_hidden():
     assert overruns == pytest.approx([0.25, -0.75, 0.1])
 
 
+def test_a_machine_that_wakes_a_rank_too_late_is_found_out():
+    def work(transport, clock):
+        clock.sleep = lambda seconds: setattr(clock, "seconds", clock.seconds + seconds + 0.125)
+        for _ in range(2):
+            with transport.computing(1000):
+                pass
+        return clock.seconds, transport.late, transport.overslept
+
+    assert with_one_rank(work) == (2.25, 0, 0.25)
+
+
 def test_an_exchange_asked_for_after_its_time_is_late_only_by_what_is_still_waited_for():
     def work(transport, clock):
         deadline = transport.deadline(100)

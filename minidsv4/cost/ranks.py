@@ -83,6 +83,7 @@ def overlaps(found: list[measure.Overlap]) -> str:
     ]
     heads = ("waves", "theory ms", "measured ms", "theory gain", "measured gain", "off", "fair rounds", "same output")
     return aligned(heads, rows) + (
-        "\n  theory: the emulated chip and link alone; measured: the median of the fair rounds, in which no real"
-        "\n  product or transfer took longer than the emulated one; all rounds where none was fair"
+        "\n  theory: the emulated chip and link alone; measured: on the wall, median of the calmer half of the rounds;"
+        "\n  fair: no real product or transfer took longer than its emulated time. With less than 100% fair rounds this"
+        "\n  machine is too busy with other things, and what is measured falls short of theory for that reason too"
     )

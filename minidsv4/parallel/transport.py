@@ -125,6 +125,8 @@ class PacedTransport(Transport):
     device   FLOP/s
     latency  seconds that each exchange takes besides
     clock    has `monotonic()` and `sleep(seconds)`; a fake one gives the times without any waiting (`FakeClock`)
+
+    `late` tells whether this machine was quick enough, `overslept` how many seconds too late it woke the rank in all.
     """
 
     def __init__(self, group: dist.ProcessGroup, link: float, device: float, latency: float = 0.0, clock=time):
@@ -132,7 +134,7 @@ class PacedTransport(Transport):
             raise ValueError(f"PacedTransport: link = {link}, device = {device} are speeds above 0, latency from 0")
         super().__init__(group)
         self.link, self.speed, self.latency, self.clock = link, device, latency, clock
-        self.link_free, self.overruns = -math.inf, []
+        self.link_free, self.overruns, self.overslept = -math.inf, [], 0.0
 
     def now(self) -> float:
         return self.clock.monotonic()
@@ -160,6 +162,7 @@ class PacedTransport(Transport):
         self.overruns.append(now - max(deadline, earliest))
         if now < deadline:
             self.clock.sleep(deadline - now)
+            self.overslept += self.now() - deadline
 
 
 class FakeClock:
