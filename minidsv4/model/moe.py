@@ -70,8 +70,30 @@ def hash_table(n_tokens: int, n_experts: int, n_active: int, seed: int = 0) -> T
 
 
 def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
-    """`silu(min(gate, limit)) * clip(up, -limit, limit)`: clamped before the nonlinearity, the gate from above only."""
-    return F.silu(gate.clamp(max=limit)) * up.clamp(-limit, limit)
+    """`silu(min(gate, limit)) * clip(up, -limit, limit)`: clamped before the nonlinearity, the gate from above only.
+
+    No gradient flows strictly beyond a bound.
+    """
+    return ClampedSwiGLU.apply(gate, up, limit)
+
+
+class ClampedSwiGLU(torch.autograd.Function):
+    """`swiglu` with a backward that needs its two inputs only, where autograd would keep three numbers more for each."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.limit = limit
+        return F.silu(gate.clamp(max=limit)).mul_(up.clamp(-limit, limit))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gate, up), limit = ctx.saved_tensors, ctx.limit
+        held = gate.clamp(max=limit)
+        share = held.sigmoid()
+        d_up = (held * share).mul_(grad).mul_(up.abs() <= limit)
+        slope = share.mul(1 - share).mul_(held).add_(share)  # of silu
+        return slope.mul_(up.clamp(-limit, limit)).mul_(grad).mul_(gate <= limit), d_up, None
 
 
 class SharedExpert(nn.Module):
