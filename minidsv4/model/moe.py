@@ -125,14 +125,13 @@ class Experts(nn.Module):
         """
         n_active = picked_TA.shape[1]
         expert, order = picked_TA.flatten().sort(stable=True)
-        counts = expert.bincount(minlength=len(self.w13)).tolist()
+        visited, counts = (part.tolist() for part in expert.unique_consecutive(return_counts=True))
         rows = zip(
             x_TD.index_select(0, order // n_active).split(counts), weight_TA.flatten()[order, None].split(counts)
         )
-        every = zip(rows, self.w13.unbind(), self.w2.unbind())
-        out = torch.cat([self.run(x, weight, w13, w2) for (x, weight), w13, w2 in every if len(x)])
-        place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        return reduce(out.index_select(0, place), "(t a) d -> t d", "sum", a=n_active)
+        w13, w2 = self.w13.unbind(), self.w2.unbind()
+        out = torch.cat([self.run(x, weight, w13[e], w2[e]) for e, (x, weight) in zip(visited, rows)])
+        return reduce(torch.empty_like(out).index_copy_(0, order, out), "(t a) d -> t d", "sum", a=n_active)
 
     def one(self, e: int, x_TD: Tensor, weight: Tensor) -> Tensor:
         """Expert `e` on its tokens, each with its routing weight [T, 1]."""
