@@ -78,7 +78,7 @@ def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
 
 
 class ClampedSwiGLU(torch.autograd.Function):
-    """`swiglu` with a backward that needs its two inputs only, where autograd would keep three numbers more for each."""
+    """`swiglu` with a backward that needs its two inputs only, where autograd would keep three more for each."""
 
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor, limit: float) -> Tensor:
@@ -130,7 +130,8 @@ class Experts(nn.Module):
             x_TD.index_select(0, order // n_active).split(counts), weight_TA.flatten()[order, None].split(counts)
         )
         w13, w2 = self.w13.unbind(), self.w2.unbind()
-        out = torch.cat([self.run(x, weight, w13[e], w2[e]) for e, (x, weight) in zip(visited, rows)])
+        parts = zip(visited, rows.split(counts), weights.split(counts))
+        out = torch.cat([self.run(x, weight, w13[e], w2[e]) for e, x, weight in parts])
         return reduce(torch.empty_like(out).index_copy_(0, order, out), "(t a) d -> t d", "sum", a=n_active)
 
     def one(self, e: int, x_TD: Tensor, weight: Tensor) -> Tensor:
