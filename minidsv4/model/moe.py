@@ -126,9 +126,7 @@ class Experts(nn.Module):
         n_active = picked_TA.shape[1]
         expert, order = picked_TA.flatten().sort(stable=True)
         visited, counts = (part.tolist() for part in expert.unique_consecutive(return_counts=True))
-        rows = zip(
-            x_TD.index_select(0, order // n_active).split(counts), weight_TA.flatten()[order, None].split(counts)
-        )
+        rows, weights = x_TD.index_select(0, order // n_active), weight_TA.flatten()[order, None]
         w13, w2 = self.w13.unbind(), self.w2.unbind()
         parts = zip(visited, rows.split(counts), weights.split(counts))
         out = torch.cat([self.run(x, weight, w13[e], w2[e]) for e, x, weight in parts])
