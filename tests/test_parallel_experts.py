@@ -1,5 +1,6 @@
 """Experts over real ranks against `Experts` in one process: outputs and all gradients, bit for bit where promised."""
 
+import gc
 import itertools
 import os
 import signal
@@ -309,3 +310,20 @@ def test_ranks_that_wait_for_a_killed_one_say_so_with_their_number(tmp_path):
         run_ranks(work, 4)
     for rank in (0, 2, 3):
         assert (tmp_path / str(rank)).read_text().startswith(f"rank {rank}: while comparing strategy, waves")
+
+
+@pytest.mark.parametrize("strategy", ["waves", "allgather"])
+def test_a_call_leaves_no_tensor_behind_that_only_the_garbage_collector_would_find(strategy):
+    def work(group):
+        experts, alive = shard(all_experts(), group), []
+        gc.collect()
+        gc.disable()
+        for _ in range(3):
+            x, weight, _ = inputs(3, torch.float64)
+            out = expert_parallel_moe(x, picks("random", 3), weight, experts, group, strategy)
+            del x, weight, out
+            alive.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
+        return alive
+
+    ((first, *others),) = run_ranks(work, 1)
+    assert others == [first, first]

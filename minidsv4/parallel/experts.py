@@ -133,8 +133,9 @@ class Trip:
 
     @torch.no_grad()
     def wait(self) -> Tensor:
-        self.out.copy_(self.wire.unpack(self.handle.wait(), like=self.out))
-        return self.out
+        out = self.out.copy_(self.wire.unpack(self.handle.wait(), like=self.out))
+        self.handle = self.out = None  # else a tensor, its backward and this trip would keep each other alive
+        return out
 
     def back(self) -> "Trip":
         return Trip(self.transport, self.received, self.sent, self.gradient_wire, self.gradient_wire)
