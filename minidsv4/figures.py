@@ -13,6 +13,7 @@ import io
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from minidsv4.model.model import Model
 from minidsv4.model.moe import LearnedRouter
 from minidsv4.model.rope import rotate
 from minidsv4.record import record
+from minidsv4.serve.speculate import MOST_WAITING, Speculation, Speculator
 from minidsv4.train import balance, streams
 from minidsv4.train.muon import SCHEDULE
 
@@ -162,6 +164,56 @@ def picks_in_4_bits():
     return plots.recall_in_4_bits(loud, np.array(found))
 
 
+class Round(NamedTuple):
+    """A pass of the model that checked drafts: certain tokens, of them not yet read, drafts, drafts kept."""
+
+    end: int
+    waiting: int
+    depth: int
+    kept: int
+
+
+def draft_rounds(model, ids, depth, n_rounds):
+    """Notebook 08: what happens in greedy drafting after a prompt, round by round, and the Speculation with its counts.
+
+    ids  token ids of the prompt, a list
+    """
+    counts, rounds = Speculation(depth), []
+    writer = Speculator(model, counts, 0.0, 1.0, torch.Generator())
+    end = len(ids) + len([writer.begin(torch.tensor(ids))])
+    for _ in range(n_rounds):
+        waiting = writer.text.waiting_BT.shape[1]
+        waiting = 1 if waiting > MOST_WAITING else waiting  # a pass of their own came before
+        kept = len(writer.round()) - 1
+        rounds.append(Round(end, waiting, depth, kept))
+        end += kept + 1
+    return rounds, counts
+
+
+@torch.no_grad()
+def quiet_model(loud=0.2):
+    """A random model whose layers say little: next tokens follow from the last one mostly, and the MTP block knows."""
+    torch.manual_seed(0)
+    model = Model(Config.tiny().replace(vocab_size=17)).double()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            soft = loud if name.endswith(("wo_b.weight", "w2", "w2.weight", "h_proj.weight")) else 1
+            torch.nn.init.normal_(parameter, std=soft * parameter.shape[-1] ** -0.5)
+    torch.nn.init.normal_(model.embed.weight)
+    model.mtp[0].e_proj.weight.copy_(torch.eye(24))
+    model.mtp[0].hc_head.load_state_dict(model.hc_head.state_dict())
+    return model
+
+
+def drafting():
+    """Notebook 08: passes of a small random model that drafts, and tokens a round by the share of drafts kept."""
+    model, gains = quiet_model(), {}
+    for depth in (1, 2, 4):
+        rounds, counts = draft_rounds(model, [5, 5, 1], depth, 40)
+        gains[depth] = counts.kept[0] / counts.rounds, 1 + counts.accepted / counts.rounds
+    return plots.drafting(rounds[:14], gains)
+
+
 def _found_in_4_bits(loud, seed):
     """Shares of the exact best 32 of 256: FP4 keys with both sides turned, as they are, and one side turned unrounded.
 
@@ -234,6 +286,7 @@ FIGURES = {
     "05_cache": cache_while_decoding,
     "06_streams": streams_through_depth,
     "07_experts": bias_rule,
+    "08_mtp": drafting,
     "09_muon": muon,
     "12_the_bill": flops_and_cache,
 }
