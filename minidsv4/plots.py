@@ -476,9 +476,9 @@ def mtp_shift(words):
     words    six tokens as text; the place is that of the third
     returns  a matplotlib Figure
     """
-    figure = Figure(figsize=(6.0, 2.6))
+    figure = Figure(figsize=(6.0, 2.4))
     axes = figure.subplots()
-    axes.set(xlim=(-0.6, len(words) - 0.4), ylim=(-1.5, 1.75))
+    axes.set(xlim=(-0.6, len(words) - 0.4), ylim=(-1.5, 1.3))
     axes.set_axis_off()
     place, names = 2, {0: "i", 1: "i + 1", 2: "i + 2"}
     for x, word in enumerate(words):
