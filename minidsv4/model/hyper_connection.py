@@ -80,13 +80,12 @@ class Sinkhorn(torch.autograd.Function):
     def forward(ctx, logits: Tensor, iterations: int, eps: float) -> Tensor:
         ctx.save_for_backward(logits)
         ctx.axes, ctx.eps = [0] + [1, 0] * (iterations - 1), eps
-        matrix = (logits.softmax(dim=1) + eps).flatten(0, 1)
-        sums, floor = _sums(len(logits), matrix.dtype, matrix.device), torch.full_like(matrix, eps)
+        matrix, under_it, sums = _over_ones(logits.softmax(dim=1), eps)
         total, before = torch.empty_like(matrix), torch.empty_like(matrix)
         for number, axis in enumerate(ctx.axes):
             if number % 8 == 5:
                 before.copy_(matrix)
-            matrix.div_(torch.addmm(floor, sums[axis], matrix, out=total))
+            matrix.div_(torch.mm(sums[axis], under_it, out=total))
             if number % 8 == 6 and torch.equal(matrix, before):
                 break  # a round that changed no bit: every later one would compute the same again
         return matrix.view_as(logits)
@@ -94,32 +93,39 @@ class Sinkhorn(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         share, grad = ctx.saved_tensors[0].softmax(dim=1), grad.flatten(0, 1).clone()
-        matrix, totals = (share + ctx.eps).flatten(0, 1), []
-        sums, floor = _sums(len(share), matrix.dtype, matrix.device), torch.full_like(matrix, ctx.eps)
+        (matrix, under_it, sums), totals = _over_ones(share, ctx.eps), []
         for axis in ctx.axes:
-            totals.append(torch.addmm(floor, sums[axis], matrix))
+            totals.append(sums[axis] @ under_it)
             matrix.div_(totals[-1])
         for axis in reversed(ctx.axes):
             total = totals.pop()
-            grad.sub_(sums[axis] @ (grad * matrix)).div_(total)
+            grad.sub_(sums[axis][:, :-1] @ (grad * matrix)).div_(total)
             matrix.mul_(total)  # the iterate before this one
         grad = grad.view_as(share)
         return share * (grad - (grad * share).sum(1, keepdim=True)), None, None
 
 
-@functools.cache
-def _sums(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Two matrices [N N, N N] that sum a flattened [old, new] over the old streams and over the new ones.
+def _over_ones(share: Tensor, eps: float) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """`share + eps` as [N N, tokens], the same memory with a row of ones below, and the sums that go with it."""
+    under_it = torch.cat([(share + eps).flatten(0, 1), share.new_ones(1, share.shape[2])])
+    return under_it[:-1], under_it, _sums(len(share), eps, share.dtype, share.device)
 
-    A product with zeros and ones is one small kernel where a sum and the adding of eps are two.
+
+@functools.cache
+def _sums(n: int, eps: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Two matrices [N N, N N + 1] that sum a flattened [old, new] over the old streams and over the new ones, plus eps.
+
+    A product with zeros, ones and eps is one small kernel where a sum and the adding of eps are two.
     """
     one, ones = torch.eye(n, dtype=dtype, device=device), torch.ones(n, n, dtype=dtype, device=device)
-    return torch.kron(ones, one), torch.kron(one, ones)
+    small = one.new_full((n * n, 1), eps)
+    return tuple(torch.cat([pattern, small], 1) for pattern in (torch.kron(ones, one), torch.kron(one, ones)))
 
 
 def collapse(streams_BTND: Tensor, pre_BTN: Tensor) -> Tensor:
     """The sub-layer's input `sum_n pre[n] stream[n]`; eq. (1), A X."""
-    return (pre_BTN[:, :, None] @ precise(streams_BTND))[:, :, 0].to(streams_BTND.dtype)
+    read = pre_BTN.flatten(0, 1)[:, None] @ precise(streams_BTND).flatten(0, 1)
+    return read.view(*pre_BTN.shape[:2], -1).to(streams_BTND.dtype)
 
 
 def write(streams_BTND: Tensor, y_BTD: Tensor, mix: Mix) -> Tensor:
@@ -127,7 +133,8 @@ def write(streams_BTND: Tensor, y_BTD: Tensor, mix: Mix) -> Tensor:
     maps = torch.cat(
         [mix.carry_BTNN.mT, mix.post_BTN[..., None]], dim=-1
     )  # [B, C] of eq. (1), so one product does both
-    return (maps @ precise(torch.cat([streams_BTND, y_BTD[:, :, None]], dim=2))).to(streams_BTND.dtype)
+    every = precise(torch.cat([streams_BTND, y_BTD[:, :, None]], dim=2))
+    return (maps.flatten(0, 1) @ every.flatten(0, 1)).view_as(streams_BTND).to(streams_BTND.dtype)
 
 
 class HeadCollapse(nn.Module):
