@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 
 from minidsv4 import plots
 from minidsv4.config import Config, LayerKind
-from minidsv4.cost import V32, flops, memory
+from minidsv4.cost import V32, flops, megamoe, memory, schedule
+from minidsv4.cost.hardware import DEVICES
 from minidsv4.model.indexer import Hadamard, index_scores, stable_topk
 from minidsv4.model.losses import watch
 from minidsv4.model.model import Model
@@ -276,6 +277,64 @@ def newton_schulz_paths():
     return np.array(paths)
 
 
+def schedules(n_waves=3):
+    """Notebook 13: the report's figure 5, simulated with Flash's shapes and the data sheet of B200.
+
+    n_waves  of the last panel
+    """
+    part = schedule.stages(Config.flash(), DEVICES["B200"])
+    timelines = {
+        "One stage after the other": schedule.naive(part),
+        "Comet: two pairs overlap": schedule.comet(part),
+        f"V4: {n_waves} waves of experts": schedule.waves(part, n_waves),
+    }
+    gains = [part.serial / timeline.time for timeline in timelines.values()]
+    reported = ("", ", report 1.42", ", report 1.92" if n_waves == 3 else "")
+    words = {name: f"{gain:.2f}x{said}" for name, gain, said in zip(timelines, gains, reported)}
+    lanes = {lane: f"{lane}, {schedule.LANES[lane]}" for lane in ("link", "matrix", "vector")}
+    title = "Waves keep the link busy from first to last, so nothing else is waited for"
+    return plots.gantt(timelines, lanes, part.products, title, words)
+
+
+# Notebook 13: seconds of a layer by waves, from 20 rounds of 4 ranks paced to 0.15 s of products and rho = 1. Measured
+# once over gloo, on 2 cores that ten other programs used as well; 0.15 (1 + 1/W) would be exact.
+PACED = {
+    "fastest": {1: 0.3202, 2: 0.2522, 3: 0.2169, 4: 0.2050, 6: 0.1968, 12: 0.1941},
+    "median": {1: 0.3802, 2: 0.3031, 3: 0.2568, 4: 0.2820, 6: 0.2666, 12: 0.3145},
+}
+
+
+def overlap_by_ratio():
+    """Notebook 13: what overlap is worth by rho, with Flash on six chips; and C/B of these chips."""
+    rho, names = np.geomspace(0.1, 4.5, 181), ("H20", "Ascend 950DT", "Ascend 910C", "H200", "B200", "H800")
+    parts = {name: schedule.stages(Config.flash(), DEVICES[name]) for name in names}
+    curves = {
+        "perfect overlap": (rho, schedule.ideal_speedup(rho)),
+        "Comet at best": (rho, schedule.comet_speedup(rho)),
+        "serial": (rho, np.ones_like(rho)),
+    }
+    chips = {name: (part.rho, part.serial / schedule.waves(part, 8).time) for name, part in parts.items()}
+    ratios = {name: DEVICES[name].peak(8) / DEVICES[name].link for name in names}
+    bounds = {
+        name: schedule.balance_point(config) for name, config in (("Flash", Config.flash()), ("Pro", Config.pro()))
+    }
+    return plots.overlap_by_ratio(curves, chips, ratios, bounds)
+
+
+def gain_by_batch():
+    """Notebook 13: the speed-ups of DeepGEMM's table, taken apart by the model of minidsv4/cost/megamoe.py."""
+    models = {"Flash": ("flash", megamoe.FLASH), "Pro": ("pro", megamoe.PRO)}
+    published = {
+        model: {row.n_tokens: row.speedup for row in megamoe.DEEPGEMM if row.model == name}
+        for model, (name, _) in models.items()
+    }
+    gains = {
+        model: {n_tokens: megamoe.gain(config, n_tokens, megamoe.B200) for n_tokens in published[model]}
+        for model, (_, config) in models.items()
+    }
+    return plots.gain_by_batch(gains, published)
+
+
 FOLDER = Path(__file__).resolve().parents[1] / "figures"
 FIGURES = {
     "00_map_of_the_model": plots.map_of_model,
@@ -289,6 +348,7 @@ FIGURES = {
     "08_mtp": drafting,
     "09_muon": muon,
     "12_the_bill": flops_and_cache,
+    "13_expert_parallelism": schedules,
 }
 TOLERANCE = 0.02  # points: a fiftieth of a line's width
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e-?\d+)?")
