@@ -8,6 +8,7 @@ from minidsv4.model.model import Model
 from minidsv4.serve.measure import measure
 from minidsv4.serve.sample import generate
 from minidsv4.serve.speculate import Speculation
+from minidsv4.train.ship import load_pretrained, pretrained_tokenizer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
     "export_hf",
     "generate",
     "load",
+    "load_pretrained",
     "measure",
     "parallel",
+    "pretrained_tokenizer",
     "save",
 ]

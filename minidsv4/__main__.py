@@ -30,9 +30,10 @@ from minidsv4.cost import report as cost_report
 from minidsv4.model.cache import KINDS
 from minidsv4.model.model import Model
 from minidsv4.serve.sample import generate
-from minidsv4.train import pretrain
+from minidsv4.train import pretrain, ship
 from minidsv4.train.data import Batches, SourceFile, Tokenizer, python_source
 from minidsv4.train.loop import Recipe, Trainer, bits_per_byte, fastest_threads
+from minidsv4.train.ship import load_pretrained, pretrained_tokenizer
 
 TOUR = Config.mini().replace(  # found by measurement: it learns most in three minutes on two slow cores
     **dict(vocab_size=1024, hidden_size=128, moe_intermediate_size=64, num_hidden_layers=3, head_dim=32),
@@ -46,7 +47,7 @@ HELD_OUT_BYTES = 65536
 PROMPTS = ("def fib(n):\n", "import os\n\nclass File:\n    def __init__(self,", "for i in range(10):\n")
 WRITTEN, TEMPERATURE = 60, 0.5  # tokens after each prompt
 LENGTHS = tuple(1 << power for power in range(5, 15))  # tokens at which the cache is weighed
-STATE = "training.pt"
+STATE, TOURED = "training.pt", "runs/tour"
 
 
 # --- tour ---
@@ -301,10 +302,7 @@ def _minutes(seconds: float) -> str:
 def write(arguments: argparse.Namespace) -> int:
     """Print the prompt and go on from it, token by token."""
     torch.set_num_threads(1)
-    folder = Path(arguments.model)
-    if not folder.is_dir():
-        raise ValueError(f"--model {folder}: there is no such folder; `python -m minidsv4 tour` makes runs/tour")
-    model, tokenizer = load(folder), Tokenizer.load(folder / "tokenizer.json")
+    model, tokenizer = writer(arguments.model)
     ids = [Tokenizer.bos_id, *tokenizer.encode(arguments.prompt)]
     typed = Typewriter(tokenizer)
     sampling = dict(temperature=arguments.temperature, top_p=arguments.top_p, seed=arguments.seed)
@@ -314,6 +312,16 @@ def write(arguments: argparse.Namespace) -> int:
     finally:
         typed.close()
     return 0
+
+
+def writer(folder: str | None) -> tuple[Model, Tokenizer]:
+    """The model in a folder with its tokenizer; with None the tour's, or the shipped one where there was no tour."""
+    if folder is None and not Path(TOURED).is_dir():
+        return load_pretrained(), pretrained_tokenizer()
+    folder = Path(folder or TOURED)
+    if not folder.is_dir():
+        raise ValueError(f"--model {folder}: there is no such folder; `python -m minidsv4 tour` makes {TOURED}")
+    return load(folder), Tokenizer.load(folder / "tokenizer.json")
 
 
 class Typewriter:
@@ -360,14 +368,16 @@ class Parser(argparse.ArgumentParser):
 
 def add_tour(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=3.0, help="of training, all parts of a resumed run together")
-    parser.add_argument("--out", default="runs/tour", help="folder that keeps the model")
+    parser.add_argument("--out", default=TOURED, help="folder that keeps the model")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and completions")
     parser.add_argument("--resume", action="store_true", help="go on from what --out keeps")
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="text to go on from")
-    parser.add_argument("--model", default="runs/tour", help="folder of a model with its tokenizer.json")
+    parser.add_argument(
+        "--model", help=f"folder of a model with its tokenizer.json; {TOURED} if there is one, else the shipped model"
+    )
     parser.add_argument("--tokens", type=int, default=100, help="at most so many")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens of this share")
@@ -386,6 +396,7 @@ class Command:
 COMMANDS = {
     "tour": Command("train a small V4 on this machine's Python, and see what it learns and remembers", add_tour, tour),
     "train": Command("train by a recipe, with a log and checkpoints", pretrain.add_options, pretrain.main),
+    "ship": Command("make the small checkpoint of the package from a run", ship.add_options, ship.main),
     "generate": Command("write with a model", add_generate, write),
     "bench": Command("speed and memory, beside transformers on the same weights", bench_report.add_options, measure),
     "bill": Command(

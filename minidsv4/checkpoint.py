@@ -3,7 +3,8 @@
 `load` reads three spellings of the same tensors: the released names (`layers.0.attn.wq_a.weight`), those of a Hugging
 Face model (`model.layers.0.self_attn.q_a_proj.weight`), and the mixture that `save_pretrained` writes. `save` and
 `export_hf` write the released names, which transformers opens as well. Experts are stacked in this package and
-separate in a checkpoint: `experts.w13[n]` is `experts.n.w1` over `experts.n.w3`.
+separate in a checkpoint: `experts.w13[n]` is `experts.n.w1` over `experts.n.w3`. With `save(..., weights="fp8")` the
+tensors are in the released formats as well (`lowbit/formats.py`), and `load` reads those.
 """
 
 import json
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minidsv4.config import Config, LayerKind
+from minidsv4.lowbit import formats
 from minidsv4.model.model import Model
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -97,12 +99,19 @@ def _stack(prefix: str, parts: dict[tuple[int, str], Tensor]) -> dict[str, Tenso
     return {prefix + "w13": torch.cat([w1, w3], dim=1), prefix + "w2": w2}
 
 
-def save(model: Model, folder: str | Path) -> Path:
+def save(model: Model, folder: str | Path, weights: str | None = None) -> Path:
     """Write `config.json` and `model.safetensors` into `folder`; what stood there stays until both are whole.
 
-    raises  OSError with a sentence where nothing can be written
+    weights  None keeps every bit; "fp8" takes the formats of the released files, FP8 for most matrices, a third of
+             float32's bytes
+    raises   OSError with a sentence where nothing can be written; ValueError for other `weights`
     """
-    return _write(folder, model.config.to_dict(), to_released(model.state_dict()))
+    if weights not in (None, "fp8"):
+        raise ValueError(f"save: weights = {weights!r} is not known; it is 'fp8', or None for the bits as they are")
+    config, tensors = model.config.to_dict(), to_released(model.state_dict())
+    if weights == "fp8":
+        config, tensors = config | {"quantization_config": formats.QUANTISATION}, formats.to_stored(tensors)
+    return _write(folder, config, tensors)
 
 
 def export_hf(model: Model, folder: str | Path) -> Path:
@@ -165,12 +174,14 @@ def load(
 
     keep     the name to read a tensor under, from its released one; None leaves it in the file, unread
     adapt    changes the model before it has any numbers, so that it needs what is kept
-    returns  a model in the dtype of the stored embedding; without an MTP block if the file has none
-    raises   ValueError: no config or weights, a file cut off, tensors missing, extra or of another shape, by name
+    returns  a model in the dtype of the stored embedding, or in float32 where matrices are in FP8; without an MTP
+             block if the file has none
+    raises   ValueError: no config or weights, a file cut off, tensors or scales missing, extra or of another shape,
+             and packed FP4, by name
     """
     folder = Path(folder)
     config = Config.from_json(folder)
-    state = from_released(_read(folder, keep))
+    state = from_released(formats.from_stored(_read(folder, keep)))
     if not any(name.startswith("mtp.") for name in state):
         config = config.replace(num_nextn_predict_layers=0)
     with torch.device("meta"):

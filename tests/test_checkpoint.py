@@ -1,6 +1,13 @@
-"""Checkpoints: released names, bit-exact round trips, folders of transformers both ways, and what is refused."""
+"""Checkpoints: released names, bit-exact round trips, folders of transformers both ways, and what is refused.
 
+Then the released formats: which tensor is kept in FP8, and every way in which a scale can be wrong.
+"""
+
+import json
 import os
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +19,13 @@ from transformers import AutoModelForCausalLM
 
 import minidsv4 as v4
 from minidsv4 import checkpoint
+from minidsv4.__main__ import main
+from minidsv4.checkpoint import to_released
+from minidsv4.cost.parameters import checkpoint_bytes, with_experts_in
+from minidsv4.cost.parameters import weights as bill_of
+from minidsv4.lowbit import formats, fp8, mxfp4
+from minidsv4.train import ship
+from minidsv4.train.data import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -268,11 +282,237 @@ def test_an_index_that_is_no_index_is_refused(saved, tmp_path):
         v4.load(tmp_path)
 
 
+# ---- in the released formats ----
+
+LETTERS = {"F8_E4M3": "fp8", "F8_E8M0": "scale", "BF16": "bf16", "F32": "fp32", "I64": "int64"}
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    """A float64 model and the folder it was saved into in the released formats; read only."""
+    model, folder = small_model(), tmp_path_factory.mktemp("small")
+    v4.save(model, folder, weights="fp8")
+    return model, folder
+
+
+def test_every_tensor_has_the_format_that_the_released_checkpoints_have(small_file):
+    names = r"(wq_a|wq_b|wkv|wo_a|wo_b|e_proj|h_proj|experts\.\d+\.w[123]|shared_experts\.w[123])\.weight"
+    with safe_open(small_file[1] / WEIGHTS, framework="pt") as file:
+        found = {name: LETTERS[file.get_slice(name).get_dtype()] for name in file.keys()}
+    for name in released_names(TINY):
+        wanted = "fp8" if re.search(names + "$", name) and ".compressor." not in name else "bf16"
+        if re.search(r"(ape|attn_sink|gate\.bias)$|hc_\w+$", name):
+            wanted = "fp32"
+        assert found[name] == ("int64" if name.endswith("tid2eid") else wanted), name
+        assert (found.get(name.replace("weight", "scale")) == "scale") == (wanted == "fp8"), name
+    assert len(found) == len(released_names(TINY)) + sum(kind == "fp8" for kind in found.values())
+
+
+def test_the_tensors_hold_the_bytes_that_the_bill_counts_for_a_checkpoint_with_experts_in_fp8():
+    config = TINY.replace(vocab_size=300, hidden_size=160)  # more than one block
+    for one in (TINY, config):
+        tensors = formats.to_stored(to_released(v4.Model(one).state_dict()))
+        assert sum(t.nbytes for t in tensors.values()) == checkpoint_bytes(with_experts_in("fp8", bill_of(one)))
+
+
+def test_what_is_read_back_is_float32_and_what_fp8_and_bf16_leave_of_the_weights(small_file):
+    model, folder = small_file
+    back, ours = v4.load(folder), to_released(model.state_dict())
+    assert {p.dtype for p in back.parameters()} == {torch.float32} and back.config == model.config
+    for name, tensor in to_released(back.state_dict()).items():
+        rounded = {"fp8": lambda x: fp8.dequantise(*fp8.quantise(x)), "bf16": torch.Tensor.bfloat16}
+        wanted = rounded.get(formats.stored_as(name), torch.Tensor.float)(ours[name]) if name in ours else None
+        assert torch.equal(tensor, wanted.to(tensor.dtype)), name
+    ids_BT = token_ids(2, 14)
+    assert 1e-4 < off(back(ids_BT), model(ids_BT).float()) < 0.5  # 2^-4 a number, through 4 layers: near, not equal
+
+
+def test_saving_what_was_loaded_from_fp8_gives_the_same_model_again(small_file, tmp_path):
+    back = v4.load(small_file[1])
+    v4.save(back, tmp_path, weights="fp8")
+    assert same_weights(v4.load(tmp_path), back)
+
+
+def test_config_json_says_how_the_weights_are_stored_as_the_released_one_does(small_file, saved):
+    wanted = {"quant_method": "fp8", "fmt": "e4m3", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]}
+    found = json.loads((small_file[1] / "config.json").read_text())["quantization_config"]
+    assert found == wanted | {"activation_scheme": "dynamic"}
+    assert "quantization_config" not in json.loads((saved[1] / "config.json").read_text())
+
+
+def test_a_file_in_fp8_without_mtp_gives_a_model_without_mtp(small_file, tmp_path):
+    back = v4.load(changed(small_file, tmp_path, drop=r"mtp\."))
+    assert not back.mtp and torch.equal(back(token_ids(2, 14)), v4.load(small_file[1])(token_ids(2, 14)))
+
+
+def test_weights_and_scales_in_different_files_find_each_other(small_file, tmp_path):
+    tensors = load_file(small_file[1] / WEIGHTS)
+    parts = {"scales": {n: t for n, t in tensors.items() if n.endswith(".scale")}}
+    parts["others"] = {n: t for n, t in tensors.items() if n not in parts["scales"]}
+    for part, held in parts.items():
+        save_file(held, tmp_path / f"{part}.safetensors")
+    weight_map = {name: f"{part}.safetensors" for part, held in parts.items() for name in held}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    TINY.to_json(tmp_path / "config.json")
+    assert same_weights(v4.load(tmp_path), v4.load(small_file[1]))
+
+
+def test_a_part_of_the_experts_is_read_with_its_scales(small_file):
+    def keep(name):
+        return name if "layers.1.ffn.experts.3" in name else None
+
+    read = formats.from_stored(checkpoint._read(small_file[1], keep))
+    assert sorted(read) == [f"layers.1.ffn.experts.3.w{n}.weight" for n in (1, 2, 3)]
+    w2 = v4.load(small_file[1]).layers[1].ffn.experts.w2[3]
+    assert torch.equal(read["layers.1.ffn.experts.3.w2.weight"], w2)
+
+
+def changed(small_file, folder, drop=r"^$", **tensors):
+    """A copy of the small folder without some tensors, and with others; a name's dots are written as __."""
+    kept = {n: t for n, t in load_file(small_file[1] / WEIGHTS).items() if not re.match(drop, n)}
+    save_file(kept | {name.replace("__", "."): t for name, t in tensors.items()}, folder / WEIGHTS)
+    (folder / "config.json").write_text((small_file[1] / "config.json").read_text())
+    return folder
+
+
+def test_a_missing_scale_is_named(small_file, tmp_path):
+    folder = changed(small_file, tmp_path, drop=r"layers\.2\.attn\.wo_a\.scale")
+    with pytest.raises(
+        ValueError, match=r"layers\.2\.attn\.wo_a\.weight .* needs layers\.2\.attn\.wo_a\.scale: missing"
+    ):
+        v4.load(folder)
+
+
+def test_a_missing_scale_of_mtp_is_named_too(small_file, tmp_path):
+    folder = changed(small_file, tmp_path, drop=r"mtp\.0\.e_proj\.scale")
+    with pytest.raises(ValueError, match=r"mtp\.0\.e_proj\.scale: missing"):
+        v4.load(folder)
+
+
+def test_a_scale_of_another_shape_is_named_with_both_shapes(small_file, tmp_path):
+    wrong = torch.ones(2, 1).to(torch.float8_e8m0fnu)
+    folder = changed(small_file, tmp_path, layers__0__attn__wkv__scale=wrong)
+    with pytest.raises(ValueError, match=r"layers\.0\.attn\.wkv\.scale: .*shape \(2, 1\).* needs \(1, 1\)"):
+        v4.load(folder)
+
+
+def test_a_scale_of_whole_numbers_is_refused(small_file, tmp_path):
+    folder = changed(small_file, tmp_path, layers__0__attn__wkv__scale=torch.ones(1, 1, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"layers\.0\.attn\.wkv\.scale is torch\.uint8"):
+        v4.load(folder)
+
+
+def test_a_scale_without_a_weight_is_named(small_file, tmp_path):
+    folder = changed(small_file, tmp_path, layers__0__attn__wk__scale=torch.ones(1, 1))
+    with pytest.raises(ValueError, match=r"not known: layers\.0\.attn\.wk\.scale"):
+        v4.load(folder)
+
+
+@pytest.mark.parametrize("owner", ["layers.0.ffn.gate", "layers.0.attn_norm", "layers.1.attn.compressor.wkv"])
+def test_a_scale_beside_a_weight_in_16_bits_is_named(owner, small_file, tmp_path):
+    folder = changed(small_file, tmp_path, **{f"{owner}.scale": torch.ones(1, 1)})
+    with pytest.raises(ValueError, match=rf"{owner}\.scale stands beside a weight that is not in FP8"):
+        v4.load(folder)
+
+
+def test_packed_fp4_is_refused_by_name_and_told_from_a_wrong_shape(small_file, tmp_path):
+    packed, scale = mxfp4.quantise(torch.ones(18, 32))
+    names = ("layers.0.ffn.experts.1.w1.weight", "layers.0.ffn.experts.1.w1.scale")
+    with pytest.raises(ValueError, match=r"layers\.0\.ffn\.experts\.1\.w1\.weight is packed FP4; .*mxfp4"):
+        v4.load(changed(small_file, tmp_path, **dict(zip(names, (packed, scale)))))
+
+
+def test_a_weight_that_is_not_finite_is_named_and_nothing_is_written(tmp_path):
+    model = small_model()
+    with torch.no_grad():
+        model.layers[2].ffn.experts.w2[7, 3, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"layers\.2\.ffn\.experts\.7\.w2\.weight: .*NaN"):
+        v4.save(model, tmp_path, weights="fp8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_formats_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="weights = 'fp4' is not known"):
+        v4.save(small_model(), tmp_path, weights="fp4")
+
+
+# ---- the checkpoint that the package ships ----
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """The folder of a finished run: a model and its tokenizer, and what else a run leaves."""
+    v4.save(small_model(TINY.replace(vocab_size=300), dtype=torch.float32), tmp_path / "run")
+    Tokenizer.train(["def f(x):\n    return x\n"], 300).save(tmp_path / "run" / "tokenizer.json")
+    (tmp_path / "run" / "log.jsonl").write_text("{}\n")
+    return tmp_path / "run"
+
+
+def test_a_finished_run_is_shipped_and_loads_with_its_tokenizer(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ship, "SHIPPED", tmp_path / "package" / "mini")
+    assert main(["ship", str(finished), "--out", str(ship.SHIPPED)]) == 0
+    assert sorted(os.listdir(ship.SHIPPED)) == ["config.json", WEIGHTS, "tokenizer.json"]
+    size = sum(path.stat().st_size for path in ship.SHIPPED.iterdir())
+    assert f"{size:,} bytes of at most 12,000,000" in capsys.readouterr().out
+    run = v4.load(finished)
+    model, tokenizer = v4.load_pretrained(), v4.pretrained_tokenizer()
+    assert same_weights(model, v4.load(ship.SHIPPED)) and model.config == run.config
+    assert model.config.vocab_size == 300 and tokenizer.decode(tokenizer.encode("x = 1")) == "x = 1"
+    w3 = run.layers[1].ffn.shared_experts.w3.weight
+    assert torch.equal(model.layers[1].ffn.shared_experts.w3.weight, fp8.dequantise(*fp8.quantise(w3)))
+
+
+def test_too_many_bytes_are_not_shipped_and_what_was_there_stays(finished, tmp_path, monkeypatch):
+    ship.ship(finished, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    v4.save(small_model(TINY.replace(vocab_size=300), seed=5), finished)
+    monkeypatch.setattr(ship, "LIMIT", sum(map(len, before.values())) - 1)
+    with pytest.raises(ValueError, match=r"ship: [\d,]+ bytes are too many; at most [\d,]+ are shipped"):
+        ship.ship(finished, tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_run_that_is_not_finished_is_not_shipped(finished, tmp_path, capsys):
+    (finished / WEIGHTS).unlink()
+    assert main(["ship", str(finished), "--out", str(tmp_path / "out")]) == 2
+    assert "has no model.safetensors" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_package_without_its_model_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(ship, "SHIPPED", tmp_path)
+    for call in (v4.load_pretrained, v4.pretrained_tokenizer):
+        with pytest.raises(ValueError, match=r"came without assets/mini/config\.json; .*python -m minidsv4 tour"):
+            call()
+
+
+def test_generate_writes_with_the_shipped_model_unless_there_was_a_tour(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ship, "SHIPPED", tmp_path / "package")
+    words = ["generate", "x = 1", "--tokens", "3", "--temperature", "0"]
+    assert main(words) == 2 and "came without" in capsys.readouterr().err
+    ship.ship(finished, ship.SHIPPED)
+    assert main(words) == 0
+    shipped = capsys.readouterr().out
+    assert shipped.startswith("x = 1") and main([*words, "--model", str(ship.SHIPPED)]) == 0
+    assert capsys.readouterr().out == shipped
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tour").mkdir()
+    assert main(words) == 2 and "no config.json" in capsys.readouterr().err  # so the tour's folder is looked at first
+
+
+def test_the_files_of_the_shipped_model_travel_with_the_package():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["minidsv4"]
+    place = ship.SHIPPED.relative_to(Path(v4.__file__).parent)
+    assert all(any((place / name).match(pattern) for pattern in patterns) for name in ship.FILES)
+
+
 # ---- saving over what is there ----
 
 
+@pytest.mark.parametrize("weights", [None, "fp8"])
 @pytest.mark.parametrize("broken", ["save_file", "os.replace"])
-def test_a_failed_save_leaves_the_old_checkpoint_as_it_was(broken, tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_checkpoint_as_it_was(broken, weights, tmp_path, monkeypatch):
     old = small_model(dtype=torch.float32)
     v4.save(old, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -284,7 +524,7 @@ def test_a_failed_save_leaves_the_old_checkpoint_as_it_was(broken, tmp_path, mon
 
     monkeypatch.setattr(checkpoint.os if broken == "os.replace" else checkpoint, broken.split(".")[-1], fail)
     with pytest.raises(OSError, match="what stood there is untouched"):
-        v4.save(small_model(seed=1, dtype=torch.float32), tmp_path)
+        v4.save(small_model(seed=1, dtype=torch.float32), tmp_path, weights=weights)
     monkeypatch.undo()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert same_weights(v4.load(tmp_path), old)

@@ -42,7 +42,7 @@ def test_environment_yml_and_pyproject_toml_ask_for_the_same():
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("pytorch-cpu>=2.6,<2.14", "pytorch-cpu>=2.6,<2.15"),
+        ("pytorch-cpu>=2.7,<2.14", "pytorch-cpu>=2.7,<2.15"),
         ("python=3.11", "python=3.12"),
         ("-e .[dev]", "-e ."),
         ("  - nodefaults\n", ""),

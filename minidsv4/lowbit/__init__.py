@@ -1,0 +1,1 @@
+"""Numbers in few bits: the formats of released checkpoints, which tensor has which, and what rounding costs."""

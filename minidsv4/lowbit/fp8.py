@@ -1,0 +1,88 @@
+"""FP8 e4m3 with one power-of-two scale for a block of 128 x 128 numbers, as released checkpoints keep most matrices.
+
+A number is `fp8 * scale`. The scale is a byte too (e8m0: 2^(byte - 127)), so the format takes 8 + 8/16384 bits a
+number. Released names: `X.weight` in FP8, and `X.scale` beside it.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK = 128
+LARGEST = 448.0  # of e4m3: 1.75 * 2^8
+SMALLEST_SCALE = 2.0**-126  # the smallest of float32 that keeps all its digits; blocks of zeros get it
+
+
+def quantise(weight: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
+    """Round a matrix to FP8, each block with the smallest power of two that keeps it within 448.
+
+    A number is off by at most 2^-4 of itself (three bits follow the leading one, and rounding is to the nearest, ties
+    to even) or, where that is more, by 2^-10 of its block's scale (steps next to zero are 2^-9).
+
+    weight   [rows, columns], any float dtype; float64 is rounded to float32 first, as torch's own cast does
+    block    rows, and columns, that share a scale; at the last row and column a block may be smaller
+    returns  float8_e4m3fn [rows, columns], and float8_e8m0fnu with an element a block
+    raises   ValueError for what is no matrix, and for NaN and infinities
+    """
+    weight = finite_matrix(weight)
+    scale = smallest_scale(F.max_pool2d(weight.abs()[None], block, ceil_mode=True)[0], LARGEST)
+    return to_e4m3(weight / over_blocks(scale.float(), weight.shape, block)), scale
+
+
+def dequantise(fp8: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32, block: int = BLOCK) -> Tensor:
+    """`fp8 * scale`, exact in float32, float64 and bfloat16.
+
+    raises  ValueError where there is not one scale a block
+    """
+    right = tuple(math.ceil(size / block) for size in fp8.shape)
+    if tuple(scale.shape) != right:
+        given, shape = tuple(scale.shape), tuple(fp8.shape)
+        raise ValueError(f"fp8: scale has shape {given}; {shape} in blocks of {block} x {block} needs {right}")
+    return fp8.to(dtype) * over_blocks(scale.float().to(dtype), fp8.shape, block)
+
+
+def to_e4m3(x: Tensor) -> Tensor:
+    """The nearest e4m3 numbers, ties to even; beyond 448 they are 448, where a bare cast may give NaN."""
+    return x.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+
+
+def smallest_scale(largest: Tensor, limit: float) -> Tensor:
+    """The smallest power of two s with `largest / s <= limit`, from 2^-126, as e8m0.
+
+    largest  float32, from 0: the largest absolute value of each block
+    limit    the largest number of the format that shares the scale
+    """
+    fraction, exponent = torch.frexp(largest.clamp(min=limit * SMALLEST_SCALE))
+    limit_fraction, limit_exponent = math.frexp(limit)
+    return e8m0(exponent - limit_exponent + (fraction > limit_fraction))
+
+
+def e8m0(exponent: Tensor) -> Tensor:
+    """2^exponent as bytes: exponent + 127; exponents from -127 to 127."""
+    return (exponent + 127).to(torch.uint8).view(torch.float8_e8m0fnu)
+
+
+def exponents(scale: Tensor) -> Tensor:
+    """The whole numbers that `e8m0` was made of."""
+    return scale.view(torch.uint8).int() - 127
+
+
+def over_blocks(scale: Tensor, shape: torch.Size, block: int) -> Tensor:
+    """Each block's scale at each of its numbers."""
+    rows, columns = shape
+    return scale.repeat_interleave(block, 0)[:rows].repeat_interleave(block, 1)[:, :columns]
+
+
+def finite_matrix(weight: Tensor) -> Tensor:
+    """The matrix in float32.
+
+    raises  ValueError for what is no matrix, and for NaN and infinities
+    """
+    if weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
+        raise ValueError(f"quantise: {weight.dtype} of shape {tuple(weight.shape)} is no matrix of numbers; give one")
+    weight = weight.detach().float()
+    if not weight.isfinite().all():
+        raise ValueError("quantise: the weights hold NaN or infinities (in float32), which have no scale")
+    return weight

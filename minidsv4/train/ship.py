@@ -1,0 +1,84 @@
+"""The small checkpoint that the package ships, and how a finished run becomes it. `python -m minidsv4 ship`."""
+
+import argparse
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+from minidsv4.checkpoint import load, save
+from minidsv4.model.model import Model
+from minidsv4.train.data import Tokenizer
+
+SHIPPED = Path(str(resources.files("minidsv4"))) / "assets" / "mini"
+TOKENIZER = "tokenizer.json"
+FILES = ("config.json", "model.safetensors", TOKENIZER)
+LIMIT = 12_000_000  # bytes of the three files together
+
+
+def load_pretrained() -> Model:
+    """The small V4 that the package ships, trained on Python source and generated programs; needs no network.
+
+    Its tokenizer is `pretrained_tokenizer()`. The matrices are stored in FP8.
+
+    returns  a model in float32
+    raises   ValueError where this copy of the package came without it
+    """
+    return load(_shipped())
+
+
+def pretrained_tokenizer() -> Tokenizer:
+    """The tokenizer of `load_pretrained()`: `encode(text)` gives ids, `decode(ids)` the text.
+
+    raises  ValueError where this copy of the package came without it
+    """
+    return Tokenizer.load(_shipped() / TOKENIZER)
+
+
+def _shipped() -> Path:
+    missing = [name for name in FILES if not (SHIPPED / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"load_pretrained: this copy of minidsv4 came without assets/mini/{missing[0]}; install it again, "
+            "or train a model with `python -m minidsv4 tour`"
+        )
+    return SHIPPED
+
+
+def ship(run: str | Path, folder: str | Path) -> dict[str, int]:
+    """Turn the folder of a finished run into one to be shipped: matrices in FP8, and nothing but `FILES`.
+
+    run      holds a model and its tokenizer.json
+    folder   gets the files once all are whole and small enough; other files in it are left alone
+    returns  bytes of each file
+    raises   ValueError above `LIMIT` bytes, or where the run is not whole; OSError where nothing can be written
+    """
+    model, tokenizer = load(run), Tokenizer.load(Path(run) / TOKENIZER)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
+        save(model, scratch, weights="fp8")
+        tokenizer.save(Path(scratch, TOKENIZER))
+        sizes = {name: Path(scratch, name).stat().st_size for name in FILES}
+        if sum(sizes.values()) > LIMIT:
+            raise ValueError(f"ship: {sum(sizes.values()):,} bytes are too many; at most {LIMIT:,} are shipped")
+        for name in FILES:
+            os.replace(Path(scratch, name), folder / name)
+    return sizes
+
+
+# --- the command ---
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("finished", help="folder of a finished run, as `train` leaves it")
+    parser.add_argument("--out", default=str(SHIPPED), help="folder to fill; by default the package's own")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Make the files, and say how large they are."""
+    sizes = ship(arguments.finished, arguments.out)
+    for name, size in sizes.items():
+        print(f"{size:>12,} bytes  {name}")
+    print(f"{sum(sizes.values()):>12,} bytes of at most {LIMIT:,}")
+    return 0
