@@ -30,7 +30,7 @@ from minidsv4.model.moe import LearnedRouter
 from minidsv4.model.rope import rotate
 from minidsv4.record import record
 from minidsv4.serve.speculate import MOST_WAITING, Speculation, Speculator
-from minidsv4.train import balance, streams
+from minidsv4.train import balance, recall, streams
 from minidsv4.train.muon import SCHEDULE
 
 HEADING = {"fontsize": 10, "fontweight": "bold", "x": 0.01, "ha": "left"}  # of a figure with several panels
@@ -156,6 +156,11 @@ def bias_rule():
     (plain, _), (ruled, bias_TE) = skewed_stream(0.0), skewed_stream(0.01)
     without, with_rule = ([balance.max_violation(load) for load in loads] for loads in (plain, ruled))
     return plots.bias_rule(without, with_rule, bias_TE.numpy())
+
+
+def planted_recall():
+    """Notebook 10: answers by distance at 4 times the length learnt, and what the indexer's picks catch."""
+    return plots.planted_recall(recall.measured(), recall.EDGES, recall.LENGTH)
 
 
 def picks_in_4_bits():
@@ -347,6 +352,7 @@ FIGURES = {
     "07_experts": bias_rule,
     "08_mtp": drafting,
     "09_muon": muon,
+    "10_recall": planted_recall,
     "12_the_bill": flops_and_cache,
     "13_expert_parallelism": schedules,
 }

@@ -705,3 +705,50 @@ def gain_by_batch(gains, published):
     title = "One token gains by fewer launches, many by overlap"
     figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure
+
+
+def planted_recall(runs, edges, length):
+    """Notebook 10: answers by how far back their fact lies, and what an indexer's picks catch before and after.
+
+    runs     of `minidsv4.train.recall.run`, one a seed
+    edges    of the bins of distances, tokens
+    length   tokens of the texts that were learnt
+    returns  a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 3.2))
+    left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    looks = {
+        "taught": ("V4, indexer taught", 0.9, "compressed", "o-"),
+        "untaught": ("V4, never taught", 0.65, "compressed", "s:"),
+        "window": ("windows only", 0.31, "key", "^--"),
+    }
+    middles = np.sqrt(np.array(edges[:-1]) * edges[1:])
+    for name, (label, height, colour, look) in looks.items():
+        share = np.array([run["answers"][name] for run in runs])
+        left.plot(middles, share.mean(0), look, color=COLOURS[colour], label=label)
+        left.text(edges[-1] * 0.95, height, label, color=COLOURS[colour], ha="right", va="center", fontsize=8)
+        left.fill_between(middles, share.min(0), share.max(0), color=COLOURS[colour], alpha=0.2)
+    left.axhline(0.25, color=COLOURS["masked"], linewidth=0.8, linestyle="-")
+    left.text(1.7, 0.19, "guessing", color=COLOURS["masked"], va="top")
+    left.axvspan(length, edges[-1], color=PAPER, zorder=0)
+    left.text(length * 1.08, 0.03, "further than\nit learnt", va="bottom", fontsize=8)
+    left.set(xscale="log", xticks=edges, xticklabels=edges, xlim=(1.5, edges[-1]), ylim=(0, 1.04))
+    left.set(xlabel="tokens from question back to fact", ylabel="share of right answers")
+    left.minorticks_off()
+    _draw_caught(right, runs, str(edges[-1]))
+    title = "A taught indexer finds facts 4 times further back than it learnt"
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def _draw_caught(axes, runs, length):
+    """Bars: what 4 entries catch of the attention on all, with a line from the least to the most of the seeds."""
+    bars = (("before", "random"), ("before", "indexer"), ("after", "indexer"), ("after", "oracle"))
+    for place, (stage, who) in enumerate(bars):
+        share = [run["recall"][f"{stage} the warm-up"][length][who] for run in runs]
+        colour = COLOURS["compressed"] if who == "indexer" else COLOURS["masked"]
+        axes.bar(place, np.mean(share), color=colour, width=0.7, alpha=0.5 if stage == "before" else 1)
+        axes.vlines(place, min(share), max(share), color=INK)
+    axes.set(xticks=range(4), ylabel="attention caught", ylim=(0, None))
+    axes.set_xticklabels(("blind", "indexer\nbefore", "indexer\nafter", "oracle"), fontsize=7.5)
+    axes.set_title("4 of 64 entries,\nbefore and after the warm-up", fontweight="normal", fontsize=9)
