@@ -45,6 +45,16 @@ def test_rows_of_a_batch_may_be_packed_differently():
 
 
 @pytest.mark.parametrize("align", [1, 5, ALIGN], ids=["begins anywhere", "begins off the entries", "aligned"])
+@pytest.mark.parametrize("chunk", [2, 13])
+def test_a_packed_row_in_chunks_equals_one_pass(align, chunk):
+    model, (ids_BT, first_BT, _) = small_model(TINY), pack((17, 2, 29, 20), align)
+    cache, pieces = model.new_cache(), zip(ids_BT.split(chunk, dim=1), first_BT.split(chunk, dim=1))
+    with torch.no_grad():
+        whole = model.streams(ids_BT, model.new_cache(), first_BT)
+        assert off(torch.cat([model.streams(ids, cache, first) for ids, first in pieces], dim=1), whole) < EXACT
+
+
+@pytest.mark.parametrize("align", [1, 5, ALIGN], ids=["begins anywhere", "begins off the entries", "aligned"])
 def test_nothing_of_another_document_is_seen(align):
     model = small_model(TINY)
     ids_BT, first_BT, places = pack((17, 29, 20), align)

@@ -41,7 +41,9 @@ class WindowAttention(nn.Module):
         query = self.wq_b(latent_BTQ).unflatten(-1, (self.heads, -1))  # eqs. (18), (25)
         query_BTHK = rotate(unit_rms(query, self.eps), turn_TR[:, None])
         entry_BTK = self.finish(rotate(self.kv_norm(self.wkv(x_BTD)), turn_TR))
-        near = Near(memory.window.append(entry_BTK), self.window, angles.begin_BT)
+        near_BSK = memory.window.append(entry_BTK)
+        oldest = start + x_BTD.shape[1] - near_BSK.shape[1]
+        near = Near(near_BSK, self.window, angles.begin_from(oldest))
         far = self.far(x_BTD, latent_BTQ, start, memory, angles)
         out_BTHK = self.attend(query_BTHK * self.scale, near, far, self.attn_sink)
         memory.window.keep(self.window)

@@ -60,14 +60,23 @@ class OverlapCompressor(Compressor):
         before = memory.previous.view() if len(memory.previous) else self.nothing_before(as_previous[:, 0])
         shifted = torch.cat([before[:, None], as_previous[:, :-1]], dim=1)  # window i reads window i - 1
         if angles.begin_BT is not None:  # unless that one lies before its document
-            place_C = torch.arange(0, shifted.shape[1] * self.ratio, self.ratio, device=shifted.device)
-            first_BC = angles.begin_BT[:, place_C] > place_C - self.ratio
+            first_BC = self.first_of_document(shifted.shape[1], memory, angles)
             shifted = torch.where(first_BC[:, :, None, None], self.nothing_before(shifted), shifted)
         memory.previous.drop(len(memory.previous))
         memory.previous.append(as_previous[:, -1].clone())
         slots = torch.cat([shifted, as_current], dim=2)  # [B, C, 2 M slots, values and gates]
         bias = rearrange(self.ape, "m (half k) -> (half m) k", half=2)
         return self.pool(slots[..., :width], slots[..., width:], bias)
+
+    def first_of_document(self, n_closed: int, memory: CompressorMemory, angles: Angles) -> Tensor:
+        """Which of the windows [B, C] that close now find no whole window of their document before them.
+
+        A window's last token tells, as it is always one of this call: of a document that begins inside the window
+        nobody reads the entry.
+        """
+        last_C = torch.arange(self.ratio - 1, n_closed * self.ratio, self.ratio, device=angles.begin_BT.device)
+        begin_BT = angles.begin_from(len(memory.entries) * self.ratio)
+        return begin_BT[:, last_C - len(memory.open)] > last_C + 1 - 2 * self.ratio
 
     def nothing_before(self, like_BMK: Tensor) -> Tensor:
         """What the first window finds before it: value 0 and gate -inf, so a weight of exp(-inf) = 0."""

@@ -63,7 +63,7 @@ class Model(nn.Module):
     def streams(self, ids_BT: Tensor, cache: Cache, first_BT: Tensor | None = None) -> Tensor:
         """The streams [B, T, N, D] after the last block, not collapsed: what the head and the MTP block read.
 
-        first_BT  where each token's document begins, for rows of several documents; with an empty cache only
+        first_BT  where each token's document begins, in the whole row, for rows of several documents
         """
         start, n_new = cache.n_tokens, ids_BT.shape[1]
         angles = self.angles(start, start + n_new, first_BT)

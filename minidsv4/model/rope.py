@@ -56,7 +56,8 @@ class Angles:
     """The turns of the positions `first .. stop - 1`: unit complex numbers, one a channel pair.
 
     frequencies_R  [R/2], float32 or float64
-    begin_BT       where each token's document begins, a multiple of every M; None where all is one document
+    begin_BT       where the document of each of the newest T positions begins, a multiple of every M; None where all is
+                   one document
     """
 
     def __init__(self, frequencies_R: Tensor, first: int, stop: int, begin_BT: Tensor | None = None):
@@ -67,6 +68,10 @@ class Angles:
     def at(self, start: int, stop: int, step: int = 1) -> Tensor:
         """The turns [T, R/2] of positions `start, start + step, ...` below `stop`."""
         return self.turn_TR[start - self.first : stop - self.first : step]
+
+    def begin_from(self, origin: int) -> Tensor | None:
+        """Where each token's document begins [B, T], counted from position `origin`."""
+        return None if self.begin_BT is None else self.begin_BT - origin
 
     def first_entry(self, ratio: int) -> Tensor | None:
         """The first compressed entry [B, T] of each token's document."""
