@@ -1,5 +1,6 @@
-"""Many ranks: experts spread over them, and what carries rows between them."""
+"""Many ranks: experts spread over them, one row of tokens cut over them, and what carries rows between them."""
 
+from minidsv4.parallel.context import context_parallel_logits, context_parallel_mtp_logits, context_parallel_streams
 from minidsv4.parallel.experts import STRATEGIES, expert_parallel_moe, load_spread, shard, spread_experts, sum_gradients
 from minidsv4.parallel.launch import LostContact, RankError, join, run_ranks
 from minidsv4.parallel.layout import Layout, plan
@@ -15,6 +16,9 @@ __all__ = [
     "STRATEGIES",
     "ShardedMuon",
     "Transport",
+    "context_parallel_logits",
+    "context_parallel_mtp_logits",
+    "context_parallel_streams",
     "expert_parallel_moe",
     "join",
     "load_spread",

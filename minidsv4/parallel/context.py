@@ -1,0 +1,323 @@
+"""One row of tokens cut over ranks: each holds a stretch of it and fetches from the others what lies before.
+
+B batch, T tokens of one rank, M tokens per entry, C entries, W window, K width of what is sent. Report section 3.5.3.
+The model runs as it is. What it finds in its memory, a rank's memory fetches:
+
+    stage 1  the W - 1 window entries before the rank's first token, and the raw series (values and gates) of the
+             compression window that this token continues: up to M - 1 tokens, and M more where windows overlap
+    stage 2  the finished entries of all ranks, in order; each rank makes those whose last token it owns
+
+Positions are those of the whole row, wherever it is cut. Experts, norms and streams see one token at a time and need
+nothing. In backward, gradients travel the same ways back: all ranks must call it, with a loss of all their tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from minidsv4.config import Config, LayerKind
+from minidsv4.model.attention import ATTENTION
+from minidsv4.model.cache import Cache, CompressorMemory, Series
+from minidsv4.model.model import Model
+from minidsv4.parallel.experts import Exchange, Trip
+from minidsv4.parallel.transport import Transport
+from minidsv4.parallel.wire import Wire
+
+
+def context_parallel_logits(
+    model: Model,
+    ids_BT: Tensor,
+    group: dist.ProcessGroup | None = None,
+    first_BT: Tensor | None = None,
+    *,
+    transport: Transport | None = None,
+) -> Tensor:
+    """Logits [B, T, V] of this rank's tokens; arguments and errors as of `context_parallel_streams`."""
+    return model.logits(context_parallel_streams(model, ids_BT, group, first_BT, transport=transport))
+
+
+def context_parallel_streams(
+    model: Model,
+    ids_BT: Tensor,
+    group: dist.ProcessGroup | None = None,
+    first_BT: Tensor | None = None,
+    *,
+    transport: Transport | None = None,
+) -> Tensor:
+    """What `model.streams` gives for this rank's stretch of a row that rank after rank holds. All ranks call it.
+
+    model      the same on every rank
+    ids_BT     this rank's tokens: any number from 1, not the same on all ranks
+    group      None is all ranks
+    first_BT   where each token's document begins, counted from the start of the whole row; None where all is one
+    transport  counts the bytes that are sent; None makes one
+    returns    [B, T, N, D]
+    raises     ValueError, on every rank, for tokens that cannot be run or a batch that differs between ranks
+               LostContact where another rank is gone
+    """
+    transport = transport or Transport(group or dist.group.WORLD)
+    link = Link(transport, agreed_cut(model, ids_BT, first_BT, transport))
+    return model.streams(ids_BT, put_at_a_distance(model.new_cache(len(ids_BT)), link), first_BT)
+
+
+def context_parallel_mtp_logits(
+    model: Model,
+    streams_BTND: Tensor,
+    next_BT: Tensor,
+    group: dist.ProcessGroup | None = None,
+    first_BT: Tensor | None = None,
+    *,
+    transport: Transport | None = None,
+) -> Tensor:
+    """What `model.mtp_logits` gives for this rank's stretch: logits [B, T, V] for tokens i + 2.
+
+    streams_BTND  of positions i, from `context_parallel_streams`
+    next_BT       tokens i + 1, so the last of them is the next rank's first; the last rank has one position less
+    """
+    transport = transport or Transport(group or dist.group.WORLD)
+    link = Link(transport, agreed_cut(model, next_BT, first_BT, transport))
+    cache = put_at_a_distance(model.new_draft_cache(len(next_BT)), link)
+    return model.logits(model.draft(streams_BTND, next_BT, cache, first_BT), of=model.mtp[0])
+
+
+# --- before anything is sent ---
+
+
+def agreed_cut(model: Model, ids_BT: Tensor, first_BT: Tensor | None, transport: Transport) -> "Cut":
+    """How many tokens each rank has, once all ranks mean the same and none has tokens that cannot be run."""
+    wrong = what_is_wrong(model, ids_BT, first_BT)
+    n_tokens, n_batch = (0, 0) if wrong else (ids_BT.shape[1], len(ids_BT))
+    lengths = transport.swap(torch.full((transport.n_ranks,), n_tokens, device=transport.device)).tolist()
+    cut = Cut(tuple(lengths))
+    if all(lengths) and first_BT is not None:
+        wrong = what_is_misplaced(first_BT, *cut.stretch(transport.rank))
+    transport.agree(
+        **{"what is wrong": wrong, "batch size": n_batch, "first_BT given": first_BT is not None},
+        **{"config": model.config, "dtype": model.embed.weight.dtype, "parameters with a gradient": learning(model)},
+    )
+    if wrong:
+        raise ValueError(wrong)
+    return cut
+
+
+def what_is_wrong(model: Model, ids_BT: Tensor, first_BT: Tensor | None) -> str:
+    """Why this rank's tokens cannot be run, in a sentence; empty if they can."""
+    try:
+        model.check(ids_BT, None)
+    except ValueError as error:
+        return str(error)
+    if first_BT is not None and first_BT.shape != ids_BT.shape:
+        return f"first_BT: shape {tuple(first_BT.shape)}; it goes with ids_BT, whose shape is {tuple(ids_BT.shape)}"
+    return ""
+
+
+def what_is_misplaced(first_BT: Tensor, start: int, stop: int) -> str:
+    """Which token of `start .. stop - 1` lies before the begin of its document, in a sentence; empty if none does."""
+    position_T = torch.arange(start, stop, device=first_BT.device)
+    wrong = ((first_BT > position_T) | (first_BT < 0)).nonzero()
+    if not len(wrong):
+        return ""
+    b, t = wrong[0].tolist()
+    return f"first_BT = {int(first_BT[b, t])} for position {start + t}; it is 0 .. {start + t}, in the whole row"
+
+
+def learning(model: Model) -> list[str]:
+    """Names of what backward would give a gradient."""
+    return [name for name, p in model.named_parameters() if p.requires_grad and torch.is_grad_enabled()]
+
+
+# --- who needs what ---
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A row cut into stretches, rank after rank. Counting only: nothing is sent.
+
+    lengths  tokens of each rank
+    """
+
+    lengths: tuple[int, ...]
+
+    def stretch(self, rank: int) -> tuple[int, int]:
+        """First position of a rank, and the one behind its last."""
+        edges = list(accumulate(self.lengths, initial=0))
+        return edges[rank], edges[rank + 1]
+
+    def tails(self, reach: Callable[[int], int]) -> list[list[int]]:
+        """How many of its last tokens each rank sends to each: `[from][to]`, a short rank passing the need on.
+
+        reach  how many tokens before position `start` a rank that starts there needs
+        """
+        stretches = [self.stretch(rank) for rank in range(len(self.lengths))]
+        oldest = [start - reach(start) for start, _ in stretches]
+        return [
+            [max(0, stop - max(start, oldest[to])) if rank < to else 0 for to in range(len(self.lengths))]
+            for rank, (start, stop) in enumerate(stretches)
+        ]
+
+    def n_entries(self, ratio: int) -> list[int]:
+        """How many entries each rank makes: those whose last token it owns."""
+        stretches = [self.stretch(rank) for rank in range(len(self.lengths))]
+        return [stop // ratio - start // ratio for start, stop in stretches]
+
+    def n_emitted(self, ratio: int) -> int:
+        """Entries that every rank emits, padding included: `s / m + 1`, s being the longest stretch."""
+        return max(self.lengths) // ratio + 1
+
+
+def window_reach(start: int, window: int) -> int:
+    """Tokens before `start` that the query there sees."""
+    return min(start, window - 1)
+
+
+def raw_reach(start: int, ratio: int, n_halves: int) -> int:
+    """Tokens before `start` that the first entry which ends there or later pools: M more where windows overlap."""
+    return min(start, start % ratio + (n_halves - 1) * ratio)
+
+
+def sent_bytes(config: Config, lengths: tuple[int, ...], number_bytes: int, n_batch: int = 1) -> dict[str, int]:
+    """Bytes that all ranks together send to others in one forward pass, by what they are: a closed form.
+
+    lengths       tokens of each rank
+    number_bytes  bytes of one number
+    returns       bytes of window entries, raw series, and entries (main ones and indexer keys)
+    """
+    cut, numbers = Cut(lengths), {"window": 0, "raw series": 0, "entries": 0}
+    for kind in config.layer_types[: config.num_hidden_layers]:
+        ratio, n_halves = config.ratio_of(kind), n_halves_of(kind)
+        width = config.head_dim + (config.index_head_dim if kind is LayerKind.CSA else 0)
+        for start, _ in map(cut.stretch, range(1, len(lengths))):
+            numbers["window"] += window_reach(start, config.sliding_window) * config.head_dim
+            if n_halves:
+                numbers["raw series"] += raw_reach(start, ratio, n_halves) * 2 * n_halves * width
+        if n_halves:
+            numbers["entries"] += len(lengths) * (len(lengths) - 1) * cut.n_emitted(ratio) * width
+    return {name: number * number_bytes * n_batch for name, number in numbers.items()}
+
+
+def n_halves_of(kind: LayerKind) -> int:
+    """Series per token of this kind's compressor: 2 where windows overlap; 0 without one."""
+    return 0 if kind is LayerKind.WINDOW else ATTENTION[kind].compressor_class.n_halves
+
+
+# --- sending ---
+
+
+@dataclass
+class Link:
+    """This rank's side of the exchanges."""
+
+    transport: Transport
+    cut: Cut
+
+    @property
+    def start(self) -> int:
+        """Position of this rank's first token."""
+        return self.cut.stretch(self.transport.rank)[0]
+
+    def before(self, new_BTK: Tensor, reach: Callable[[int], int]) -> Tensor:
+        """Stage 1: what the ranks before hold for the last `reach(start)` tokens before this rank's: [B, S, K]."""
+        tails, rank = self.cut.tails(reach), self.transport.rank
+        sent, received = tails[rank], [row[rank] for row in tails]
+        rows = rearrange(new_BTK, "b t k -> t (b k)")
+        leaving = torch.cat([rows[len(rows) - n :] for n in sent])
+        return rearrange(self.exchange(leaving, sent, received), "s (b k) -> b s k", b=len(new_BTK))
+
+    def everyone(self, new_BCK: Tensor, ratio: int) -> Tensor:
+        """Stage 2: the entries [B, C, K] of all ranks in order, padding last."""
+        n_ranks, n_emitted, counts = self.transport.n_ranks, self.cut.n_emitted(ratio), self.cut.n_entries(ratio)
+        padded = F.pad(new_BCK, (0, 0, 0, n_emitted - new_BCK.shape[1]))
+        rows = rearrange(padded, "b c k -> c (b k)").repeat(n_ranks, 1)
+        emitted = self.exchange(rows, [n_emitted] * n_ranks, [n_emitted] * n_ranks).unflatten(0, (n_ranks, n_emitted))
+        listed = select_and_pad(emitted, counts, n_ranks * max(self.cut.lengths) // ratio)
+        return rearrange(listed, "c (b k) -> b c k", b=len(new_BCK))
+
+    def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Rows to other ranks, theirs to this one; their gradients take the way back."""
+        trip = Trip(self.transport, sent, received, Wire(), Wire())
+        came = Exchange.apply(rows, trip)
+        trip.wait()
+        return came
+
+
+def select_and_pad(emitted: Tensor, counts: list[int], length: int) -> Tensor:
+    """What each rank emitted, its entries first and then padding, as one list: all entries in order, then padding.
+
+    emitted  [ranks, entries of one rank, ...]
+    counts   how many of each rank's are entries
+    length   of the list
+    """
+    is_padding = torch.arange(emitted.shape[1]) >= torch.tensor(counts)[:, None]
+    order = is_padding.flatten().int().argsort(stable=True)
+    return emitted.flatten(0, 1)[order[:length].to(emitted.device)]
+
+
+# --- what plays the part of a rank's memory ---
+
+
+def put_at_a_distance(cache: Cache, link: Link) -> Cache:
+    """Let every series of an empty memory fetch what it remembers of other ranks' tokens; for one call."""
+    config, cache.n_tokens = cache.config, link.start
+    for memory in cache.layers:
+        ratio, n_halves = config.ratio_of(memory.kind), n_halves_of(memory.kind)
+        memory.window = Past(memory.window.data, link, lambda start: window_reach(start, config.sliding_window))
+        for part in memory.compressors():
+            part.open = OpenPast(part, ratio, n_halves, link)
+            part.entries = EveryonesEntries(part, ratio, link)
+    return cache
+
+
+class Past(Series):
+    """A series that begins on other ranks: what this rank adds comes behind what it fetches.
+
+    reach  how many tokens before position `start` are fetched
+    """
+
+    def __init__(self, empty: Tensor, link: Link, reach: Callable[[int], int]):
+        super().__init__(empty)
+        self.link, self.reach = link, reach
+
+    def append(self, new: Tensor) -> Tensor:
+        return super().append(torch.cat([self.link.before(new, self.reach), new], dim=1))
+
+
+class OpenPast(Past):
+    """Raw series from the first token of the window that this rank continues; the window before goes to `previous`."""
+
+    def __init__(self, memory: CompressorMemory, ratio: int, n_halves: int, link: Link):
+        super().__init__(memory.open.data, link, lambda start: raw_reach(start, ratio, n_halves))
+        self.memory, self.ratio = memory, ratio
+
+    def append(self, new: Tensor) -> Tensor:
+        series = super().append(new)
+        if series.shape[1] - new.shape[1] >= self.ratio:
+            as_previous, _ = rearrange(series[:, : self.ratio], "b m (two half k) -> half b m (two k)", two=2, half=2)
+            self.memory.previous.append(as_previous)
+            self.drop(self.ratio)
+        return self.view()
+
+
+class EveryonesEntries:
+    """Finished entries of all ranks, in order; the length counts those up to this rank's last token."""
+
+    def __init__(self, memory: CompressorMemory, ratio: int, link: Link):
+        self.memory, self.ratio, self.link, self.width = memory, ratio, link, memory.entries.data.shape[-1]
+        self.count = link.start // ratio
+
+    def __len__(self) -> int:
+        return self.count
+
+    def append(self, new_BCK: Tensor) -> Tensor:
+        """Add this rank's entries, return those of all ranks."""
+        self.count += new_BCK.shape[1]
+        return self.link.everyone(new_BCK, self.ratio)
+
+    def view(self) -> Tensor:
+        """Those of all ranks, where this rank finishes none: a part of its raw series, so that gradients go on."""
+        return self.append(self.memory.open.view()[:, :0, : self.width])
