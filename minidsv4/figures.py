@@ -10,6 +10,7 @@ digit may differ, which is why numbers are compared to 0.02 pt.
 import argparse
 import functools
 import io
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from minidsv4.model.losses import watch
 from minidsv4.model.model import Model
 from minidsv4.model.moe import LearnedRouter
 from minidsv4.model.rope import rotate
+from minidsv4.parallel import context
 from minidsv4.record import record
 from minidsv4.serve.speculate import MOST_WAITING, Speculation, Speculator
 from minidsv4.train import balance, recall, streams
@@ -341,6 +343,23 @@ def gain_by_batch():
 
 
 FOLDER = Path(__file__).resolve().parents[1] / "figures"
+
+
+def cut_row(lengths=(10, 7, 7), window=4, ratios=(4, 8)):
+    """Notebook 14: 24 tokens on three ranks, and what crosses the borders in a window, a CSA and an HCA layer."""
+    starts, edges = list(itertools.accumulate(lengths))[:-1], [0, *itertools.accumulate(lengths)]
+    overlap, plain = ratios
+    fetched = {
+        f"window of {window}": [(rank, 0, context.window_reach(start, window)) for rank, start in enumerate(starts, 1)],
+        f"CSA, m = {overlap}": [
+            (rank, context.raw_reach(start, overlap, 2) - start % overlap, start % overlap)
+            for rank, start in enumerate(starts, 1)
+        ],
+        f"HCA, m' = {plain}": [(rank, 0, context.raw_reach(start, plain, 1)) for rank, start in enumerate(starts, 1)],
+    }
+    return plots.cut_row(edges, dict(zip([*fetched][1:], ratios)), fetched)
+
+
 FIGURES = {
     "00_map_of_the_model": plots.map_of_model,
     "01_attention": moved_text,
@@ -355,6 +374,7 @@ FIGURES = {
     "10_recall": planted_recall,
     "12_the_bill": flops_and_cache,
     "13_expert_parallelism": schedules,
+    "14_context_parallelism": cut_row,
 }
 TOLERANCE = 0.02  # points: a fiftieth of a line's width
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e-?\d+)?")

@@ -287,6 +287,52 @@ def _draw_mask(axes, seen_TC, visible_T, ratio=1):
         axes.vlines(edges[1:-1], 0, n_tokens, color=INK, linestyle="--", linewidth=0.8)
 
 
+def cut_row(edges, entries, fetched):
+    """Notebook 14: what each rank but the first fetches from before its first token, strip by strip.
+
+    edges    positions where ranks begin, and the end of the row
+    entries  [(name, tokens per entry)]: a strip of boxes each, named after the rank that makes the entry
+    fetched  {name: [(rank, tokens of the window before, tokens next to the border)]}, in the order of the strips
+    """
+    figure, tall = Figure(figsize=(6.0, 3.8)), 0.7
+    axes, labels, strip = figure.subplots(), ["tokens"], 1
+    _draw_boxes(axes, list(itertools.pairwise(edges)), range(len(edges) - 1), 0, tall)
+    for name, rows in fetched.items():
+        if name in entries:
+            stops = range(entries[name], edges[-1] + 1, entries[name])
+            owners = [sum(stop > edge for edge in edges[1:-1]) for stop in stops]
+            _draw_boxes(axes, [(stop - entries[name], stop) for stop in stops], owners, strip, tall)
+            labels.append(f"{name}: entries")
+            strip += 1
+        for rank, n_before, n_next in rows:
+            start, colour = edges[rank], KEY if name not in entries else COMPRESSED
+            for left, width, look in (
+                (start, edges[rank + 1] - start, {"color": GREY, "alpha": 0.3}),
+                (start - n_next, n_next, {"color": colour}),
+                (start - n_next - n_before, n_before, {"facecolor": "white", "edgecolor": colour, "hatch": "////"}),
+            ):
+                axes.barh(strip, width, tall, left=left, linewidth=0.8, **look)
+            labels.append(f"{name}: rank {rank}")
+            strip += 1
+    axes.vlines(edges[1:-1], -0.6, strip - 0.4, color=INK, linestyle="--", linewidth=1.0)
+    axes.set(yticks=range(strip), yticklabels=labels, ylim=(strip - 0.4, -0.6), xlim=(0, edges[-1]), xlabel="position")
+    axes.set(xticks=range(0, edges[-1] + 1, 4), title="A rank lacks what lies just before its first token")
+    looks = [{"color": GREY, "alpha": 0.3}, {"color": KEY}, {"color": COMPRESSED}]
+    words = ("its own tokens", "window entries", "raw, window that goes on", "raw, window before it")
+    looks.append({"facecolor": "white", "edgecolor": COMPRESSED, "hatch": "////"})
+    keys = [Patch(label=word, **look) for word, look in zip(words, looks)]
+    figure.legend(handles=keys, loc="outside lower center", ncols=4, fontsize=7.5, handlelength=1.4, columnspacing=1.0)
+    return figure
+
+
+def _draw_boxes(axes, spans, owners, strip, tall):
+    """A box for each stretch of the row, with the rank it belongs to."""
+    for (left, right), owner in zip(spans, owners):
+        axes.barh(strip, right - left, tall, left=left, color="white", edgecolor=INK, linewidth=0.8)
+        words = axes.text((left + right) / 2, strip, f"rank {owner}", ha="center", va="center", fontsize=7)
+        words.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
+
+
 def reach(maps, title):
     """Notebook 04: how strongly output t depends on token s, and where it does not at all.
 
