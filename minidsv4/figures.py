@@ -8,6 +8,8 @@ digit may differ, which is why numbers are compared to 0.02 pt.
 """
 
 import argparse
+import copy
+import dataclasses
 import functools
 import io
 import itertools
@@ -32,8 +34,11 @@ from minidsv4.model.rope import rotate
 from minidsv4.parallel import context
 from minidsv4.record import record
 from minidsv4.serve.speculate import MOST_WAITING, Speculation, Speculator
-from minidsv4.train import balance, recall, streams
+from minidsv4.train import balance, pretrain, recall, streams
+from minidsv4.train.data import Batches, Tokenizer, programs
+from minidsv4.train.loop import Recipe, Trainer
 from minidsv4.train.muon import SCHEDULE
+from minidsv4.train.routing import Anticipation
 
 HEADING = {"fontsize": 10, "fontweight": "bold", "x": 0.01, "ha": "left"}  # of a figure with several panels
 
@@ -163,6 +168,59 @@ def bias_rule():
 def planted_recall():
     """Notebook 10: answers by distance at 4 times the length learnt, and what the indexer's picks catch."""
     return plots.planted_recall(recall.measured(), recall.EDGES, recall.LENGTH)
+
+
+def recipe_over_steps():
+    """Notebook 10: the recipe of the mini model over its steps."""
+    plan = pretrain.Plan.read("mini")
+    stages, recipe = plan.stages, plan.recipe
+    places = [plan.place(step)[0] for step in range(recipe.steps)]
+    rates = [recipe.rate_at(step, step / recipe.steps) for step in range(recipe.steps)]
+    weights = [recipe.mtp_weight(step / recipe.steps) for step in range(recipe.steps)]
+    kinds, lengths = ([getattr(stages[place], name) for place in places] for name in ("attention", "length"))
+    return plots.schedule(kinds, rates, weights, lengths)
+
+
+@functools.cache
+def provoked_spike(seed, calm=30, after=18, fault=6, factor=30):
+    """Notebook 10: a small model learns programs; then the learning rate is `factor` times too high for `fault` steps.
+
+    returns  ("off", "on"): the loss of one fixed batch before and after each of `after` steps from the same state on,
+             plain and with anticipatory routing of delay 4
+    """
+    batches, recipe = small_batches(seed), functools.partial(Recipe, steps=1 << 30, warm_up=5)
+    torch.manual_seed(seed)
+    first = Trainer(Model(SPIKED).double(), batches.at, recipe(rate=1e-2))
+    for step in range(calm):
+        first.learn(batches.at(step))
+    return tuple(_through_fault(first, anticipation, after, fault, factor) for anticipation in (None, Anticipation(4)))
+
+
+def small_batches(seed):
+    """Generated programs in rows of 24 tokens, four a batch."""
+    sources = [program.source for program in programs(seed=0, n=200)]
+    tokenizer = Tokenizer.train(sources, vocab_size=300)
+    return Batches(tokenizer.encode_all(sources), batch_size=4, length=24, seed=seed)
+
+
+def _through_fault(first, anticipation, after, fault, factor):
+    """The losses of `provoked_spike` from a copy of a trainer on."""
+    trainer = Trainer(copy.deepcopy(first.model), first.batch_at, first.recipe)
+    trainer.load_state_dict(copy.deepcopy(first.state_dict()))
+    trainer.anticipation, probe, losses = anticipation, first.batch_at(1 << 20), []
+    for step in range(after + 1):
+        with torch.no_grad():
+            losses.append(trainer.model.loss(probe).main.item())
+        rate = first.recipe.rate * (factor if step < fault else 1)
+        trainer.recipe = dataclasses.replace(first.recipe, rate=rate)
+        trainer.learn(first.batch_at(trainer.step))
+    return losses
+
+
+SPIKED = Config.tiny().replace(
+    **dict(vocab_size=300, num_hidden_layers=2, compress_ratios=(0, 0, 0), num_hash_layers=0, swiglu_limit=10.0),
+    **dict(num_nextn_predict_layers=0, hc_sinkhorn_iters=6),
+)
 
 
 def picks_in_4_bits():
@@ -370,6 +428,7 @@ FIGURES = {
     "06_streams": streams_through_depth,
     "07_experts": bias_rule,
     "08_mtp": drafting,
+    "10_training": recipe_over_steps,
     "09_muon": muon,
     "10_recall": planted_recall,
     "12_the_bill": flops_and_cache,

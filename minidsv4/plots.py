@@ -490,6 +490,85 @@ def race(axes, curves, every):
     axes.legend(loc="upper right")
 
 
+STAGE_COLOURS = {"dense": "masked", "warm-up": "sink", "sparse": "compressed"}
+
+
+def _draw_stages(axes, kinds):
+    """Shade the steps of each stage of training; kinds names the attention of every step."""
+    start = 0
+    for kind, steps in itertools.groupby(kinds):
+        stop = start + len(list(steps))
+        axes.axvspan(start, stop, color=COLOURS[STAGE_COLOURS[kind]], alpha=0.15, linewidth=0)
+        axes.annotate(kind, ((start + stop) / 2, 1), (0, 2), xycoords=("data", "axes fraction"), ha="center", **_ABOVE)
+        start = stop
+
+
+_ABOVE = dict(textcoords="offset points", fontsize=8, color=PALE_INK)
+
+
+def schedule(kinds, rates, mtp_weights, lengths):
+    """A recipe over its steps: kind of attention, learning rate, weight of the MTP loss, tokens in a row."""
+    figure = Figure(figsize=(6.0, 4.0))
+    panels = figure.subplots(3, 1, sharex=True)
+    curves = (("learning rate", rates, "query"), ("MTP weight", mtp_weights, "key"), ("tokens a row", lengths, "sink"))
+    for axes, (name, values, colour) in zip(panels, curves):
+        axes.plot(np.arange(1, len(values) + 1), values, color=COLOURS[colour], linestyle="-")
+        axes.set(ylabel=name, ylim=(0, 1.15 * max(values)))
+        _draw_stages(axes, kinds if axes is panels[0] else [])
+        if axes is not panels[0]:
+            for start in _changes(kinds):
+                axes.axvline(start, color=GREY, linewidth=0.8)
+    panels[-1].set(xlabel="training step", xlim=(0, len(kinds)))
+    figure.suptitle("Dense and short first, then the indexer alone, then sparse and long", **_HEADING)
+    return figure
+
+
+_HEADING = {"fontsize": 10, "fontweight": "bold", "x": 0.01, "ha": "left"}
+
+
+def _changes(kinds):
+    """The steps after which the kind of attention is another one."""
+    return [step for step in range(1, len(kinds)) if kinds[step] != kinds[step - 1]]
+
+
+def training_log(steps, title):
+    """A run's log: losses, the indexers' loss, MaxVio and learning rate over all its steps, stages shaded.
+
+    steps  records as `pretrain.read_log` gives them, the header left out
+    """
+    figure = Figure(figsize=(6.0, 4.2))
+    kinds, number = [record["attention"] for record in steps], [record["step"] for record in steps]
+    curves = {
+        "loss, nats per token": {"next token": "main", "one after (MTP)": "mtp"},
+        "indexer, nats per query": {None: "indexer"},
+        "MaxVio": {None: "max_violation"},
+        "learning rate": {None: "rate"},
+    }
+    for axes, (label, parts) in zip(figure.subplots(2, 2, sharex=True).flat, curves.items()):
+        for (name, part), colour, line in zip(parts.items(), ("query", "key"), ("-", "--")):
+            values = [record[part] for record in steps]
+            values = values if part == "rate" else _smooth(values, _changes(kinds))
+            axes.plot(number, values, color=COLOURS[colour], linestyle=line, label=name, linewidth=1.2)
+        axes.set(ylabel=label, xlim=(0, len(steps)))
+        _draw_stages(axes, kinds)
+        if len(parts) > 1:
+            axes.legend()
+    for axes in figure.axes[2:]:
+        axes.set_xlabel("training step")
+    figure.suptitle(title, **_HEADING)
+    return figure
+
+
+def _smooth(values, restarts, share=0.9):
+    """A running mean that forgets a tenth a step, and begins anew at the restarts."""
+    pieces = [values[start:stop] for start, stop in itertools.pairwise([0, *restarts, len(values)])]
+    return [
+        mean
+        for piece in pieces
+        for mean in itertools.accumulate(piece, lambda mean, value: share * mean + (1 - share) * value)
+    ]
+
+
 def recall_in_4_bits(loud, found):
     """Notebook 03: the part of the right picks found, by loudness of 4 channels, in three ways.
 

@@ -22,7 +22,7 @@ from minidsv4.train.pretrain import Log, Plan, Run, read_log
 SMALL = {
     "config": {"size": "tiny", "vocab_size": 300},
     "seed": 0,
-    "data": {"source": 0, "programs": 1, "n_programs": 60, "masks": False, "held_out_bytes": 0},
+    "data": {"source": 0, "programs": 1, "n_programs": 60, "masks": True, "held_out_bytes": 0},
     "stages": [
         {"attention": "dense", "steps": 8, "length": 24, "batch_size": 2},
         {"attention": "warm-up", "steps": 4, "length": 36, "batch_size": 2},
