@@ -44,7 +44,8 @@ TOUR = Config.mini().replace(  # found by measurement: it learns most in three m
 BATCH_SIZE, LENGTH = 4, 128
 RATE, WARM_UP = 7e-3, 15  # the peak, and steps to it
 HELD_OUT_BYTES = 65536
-PROMPTS = ("def fib(n):\n", "import os\n\nclass File:\n    def __init__(self,", "for i in range(10):\n")
+# No line break at the end: the tokenizer joins it to what follows.
+PROMPTS = ("def fib(n):", "import os\n\nclass File:\n    def __init__(self,", "for i in range(10):")
 WRITTEN, TEMPERATURE = 60, 0.5  # tokens after each prompt
 LENGTHS = tuple(1 << power for power in range(5, 15))  # tokens at which the cache is weighed
 STATE, TOURED = "training.pt", "runs/tour"
