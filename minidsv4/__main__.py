@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import io
 import os
-import pickle
 import platform
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from minidsv4.serve.sample import generate
 from minidsv4.train import pretrain, ship
 from minidsv4.train.data import Batches, SourceFile, Tokenizer, python_source
 from minidsv4.train.loop import Recipe, Trainer, bits_per_byte, fastest_threads
+from minidsv4.train.pretrain import STATE, read_state
 from minidsv4.train.ship import load_pretrained, pretrained_tokenizer
 
 TOUR = Config.mini().replace(  # found by measurement: it learns most in three minutes on two slow cores
@@ -48,7 +48,7 @@ HELD_OUT_BYTES = 65536
 PROMPTS = ("def fib(n):", "import os\n\nclass File:\n    def __init__(self,", "for i in range(10):")
 WRITTEN, TEMPERATURE = 60, 0.5  # tokens after each prompt
 LENGTHS = tuple(1 << power for power in range(5, 15))  # tokens at which the cache is weighed
-STATE, TOURED = "training.pt", "runs/tour"
+TOURED = "runs/tour"
 
 
 # --- tour ---
@@ -281,16 +281,6 @@ def save_run(run: Run, folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"tour: {folder} cannot be saved to ({reason}); free some space or give another --out") from error
-
-
-def read_state(folder: Path) -> dict:
-    """The state of training that `save_run` left."""
-    if not (folder / STATE).is_file():
-        raise ValueError(f"--resume: {folder} holds no {STATE} to go on from; begin without --resume")
-    try:
-        return torch.load(folder / STATE, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"--resume: {folder / STATE} cannot be read; begin without --resume") from error
 
 
 def _minutes(seconds: float) -> str:

@@ -76,6 +76,15 @@ def test_losses_of_a_packed_row_are_those_of_its_documents():
         assert off(getattr(packed, name), wanted.detach()) < EXACT
 
 
+def test_the_indexers_loss_of_a_packed_row_is_that_of_its_documents():
+    model, lengths, ratio = small_model(TINY), (24, 36), 3
+    ids_BT, first_BT, places = pack(lengths)
+    packed, alone = model.loss(ids_BT, first_BT).indexer, [model.loss(ids_BT[:, place]).indexer for place in places]
+    seeing = [length - (ratio - 1) for length in lengths]  # a document's first queries see no entry, and have no loss
+    summed = sum(n * loss for n, loss in zip(seeing, alone))
+    assert off(packed, (summed / (sum(lengths) - (ratio - 1))).detach()) < EXACT  # the mean leaves out the row's first
+
+
 def test_gradients_of_a_packed_row_are_those_of_its_documents():
     model, lengths = small_model(TINY), (24, 36)
     ids_BT, first_BT, places = pack(lengths)

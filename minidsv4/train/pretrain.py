@@ -317,7 +317,7 @@ class Run:
 
 
 def read_state(folder: Path) -> dict:
-    """What `Run.keep` wrote."""
+    """The state of training that a folder keeps, of a run or of a tour."""
     if not (folder / STATE).is_file():
         raise ValueError(f"--resume: {folder} holds no {STATE} to go on from; begin without --resume")
     try:
