@@ -7,6 +7,7 @@ forward runs without one; what teaches the indexer is a loss of its own (`losses
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from minidsv4.config import Config, LayerKind
 from minidsv4.model.attend import BLOCK
@@ -15,7 +16,9 @@ from minidsv4.model.compressor import OverlapCompressor
 from minidsv4.model.norm import precise
 from minidsv4.model.rope import Angles, rotate
 
-SCORES_AT_ONCE = 1 << 20  # head scores held at a time: no [T, C] matrix is ever whole
+SCORES_AT_ONCE = 1 << 20  # chosen among at a time: no [T, C] matrix is ever whole
+HEAD_SCORES_AT_ONCE = 1 << 17  # of which a score is the sum
+GROUP = 8  # entries of which the best one speaks for all when there are many
 
 
 def hadamard_signs(width: int) -> Tensor:
@@ -77,26 +80,33 @@ class Indexer(nn.Module):
         return self.finish(rotate(query_BTUZ, turn_TR[:, None])), weight_BTU
 
     def pick(self, query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, visible_T: Tensor, first=None) -> Tensor:
-        """The best entries of one block of queries, scored a stretch of entries at a time; eqs. (16), (17)."""
+        """The best entries of one block of queries, chosen from a stretch of entries at a time; eqs. (16), (17)."""
         n_batch, n_tokens = weight_BTU.shape[:2]
         best, index = None, None
-        stretch = max(self.n_picked, SCORES_AT_ONCE // (n_batch * n_tokens * self.heads))
+        stretch = max(self.n_picked, SCORES_AT_ONCE // (n_batch * n_tokens))
         n_reachable = max(int(visible_T[-1]), min(self.n_picked, keys_BCZ.shape[1]))  # as many picks in every block
         if n_reachable <= self.n_picked:
             return torch.arange(n_reachable, device=keys_BCZ.device).expand(n_batch, n_tokens, -1)
         for low in range(0, n_reachable, stretch):
-            keys = keys_BCZ[:, low : min(low + stretch, n_reachable)]
-            entry_C = torch.arange(low, low + keys.shape[1], device=keys.device)
-            score = index_scores(query_BTUZ, weight_BTU, keys)
-            if low + keys.shape[1] > visible_T[0] or first is not None:  # elsewhere every query sees all of them
-                hidden = entry_C >= visible_T[:, None]
-                hidden = hidden if first is None else hidden | (entry_C < first)
-                score += torch.zeros_like(hidden, dtype=score.dtype).masked_fill_(hidden, -torch.inf)
+            score = scores_in_parts(query_BTUZ, weight_BTU, keys_BCZ[:, low : min(low + stretch, n_reachable)])
+            hide(score, visible_T - low, None if first is None else first - low)
+            entry_C = torch.arange(low, low + score.shape[-1], device=score.device)
             if best is not None:
                 score, entry_C = torch.cat([best, score], dim=-1), torch.cat([index, entry_C.expand_as(score)], dim=-1)
             place = stable_topk(score, self.n_picked)
             best, index = score.gather(-1, place), entry_C.expand_as(score).gather(-1, place)
         return index
+
+
+def hide(score_BTS: Tensor, visible_T: Tensor, first: Tensor | None) -> None:
+    """Set scores to -inf of entries from `visible_T` on, and of those before `first` [B, T, 1]."""
+    known = 0 if first is not None else max(int(visible_T[0]), 0)  # up to here every query sees all
+    if known >= score_BTS.shape[-1]:
+        return
+    entry_S = torch.arange(known, score_BTS.shape[-1], device=score_BTS.device)
+    hidden = entry_S >= visible_T[:, None]
+    hidden = hidden if first is None else hidden | (entry_S < first)
+    score_BTS[..., known:] += torch.zeros_like(hidden, dtype=score_BTS.dtype).masked_fill_(hidden, -torch.inf)
 
 
 def angles_start(memory: CompressorMemory, ratio: int, n_new: int) -> int:
@@ -107,8 +117,15 @@ def angles_start(memory: CompressorMemory, ratio: int, n_new: int) -> int:
 def index_scores(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BSZ: Tensor) -> Tensor:
     """`sum_u w[t, u] relu(q[t, u] . k[s])` [B, T, S] for a stretch of keys; eq. (16). float32 at least."""
     dots = precise(query_BTUZ).flatten(1, 2) @ precise(keys_BSZ).mT
-    heads_BTUS = dots.relu_().unflatten(1, (-1, weight_BTU.shape[-1]))
-    return (weight_BTU[:, :, None] @ heads_BTUS)[:, :, 0]
+    heads = dots.relu_().view(-1, weight_BTU.shape[-1], dots.shape[-1])
+    return torch.bmm(weight_BTU.flatten(0, 1)[:, None], heads).view(*weight_BTU.shape[:2], -1)
+
+
+def scores_in_parts(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BSZ: Tensor) -> Tensor:
+    """`index_scores` of so few keys at a time that the scores of the single heads stay in the processor's cache."""
+    n_keys = max(1, min(HEAD_SCORES_AT_ONCE, SCORES_AT_ONCE) // weight_BTU.numel())
+    parts = [index_scores(query_BTUZ, weight_BTU, keys) for keys in keys_BSZ.split(n_keys, dim=1)]
+    return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 
 
 def stable_topk(score: Tensor, k: int) -> Tensor:
@@ -120,12 +137,27 @@ def stable_topk(score: Tensor, k: int) -> Tensor:
     n_entries, k = score.shape[-1], min(k, score.shape[-1])
     if k == n_entries:
         return torch.arange(k, device=score.device).expand_as(score)
-    top = score.topk(k + 1, dim=-1)
-    edge, next_best = top.values[..., k - 1 : k], top.values[..., k:]
-    if not ((edge == next_best) & edge.isfinite()).any():
-        return top.indices[..., :k].sort(-1).values
-    above = score > edge
-    room = k - above.sum(-1, keepdim=True)
-    at_edge = score == edge
-    taken = above | (at_edge & (at_edge.cumsum(-1) <= room))
-    return taken.nonzero()[:, -1].view_as(top.indices[..., :k])
+    if n_entries >= 4 * GROUP * k:
+        candidates = _members(stable_topk(F.max_pool1d(score, GROUP), k), n_entries)
+        return candidates.gather(-1, stable_topk(score.gather(-1, candidates), k))
+    top = score.topk(k, dim=-1, sorted=False)
+    edge = top.values.amin(-1, keepdim=True)
+    taken = score >= edge
+    places = taken.nonzero()[:, -1]
+    if len(places) > top.indices.numel():  # of those at the edge some find no room
+        above, at_edge = score > edge, score == edge
+        room = k - above.sum(-1, keepdim=True)
+        places = (above | (at_edge & (at_edge.cumsum(-1) <= room))).nonzero()[:, -1]
+    return places.view_as(top.indices)
+
+
+def _members(groups: Tensor, n_entries: int) -> Tensor:
+    """Places in these groups of neighbours, and of the last few entries that fill no group; ascending.
+
+    The best k groups by their largest values hold the best k values: each of those groups has one at least as good as
+    any outside, and at a lower place if as good.
+    """
+    inside = torch.arange(GROUP, device=groups.device)
+    rest = torch.arange(n_entries // GROUP * GROUP, n_entries, device=groups.device)
+    members = (groups[..., None] * GROUP + inside).flatten(-2)
+    return torch.cat([members, rest.expand(*groups.shape[:-1], -1)], dim=-1)
