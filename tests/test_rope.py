@@ -69,6 +69,21 @@ def test_only_the_last_channels_turn_and_they_keep_their_length():
     assert (turned.norm(dim=-1) - x_BTK.norm(dim=-1)).abs().max() < ROUNDING
 
 
+def test_a_vector_of_an_odd_number_of_channels_turns_like_the_end_of_one_channel_more():
+    x_BTK = normal(2, 7, TINY.head_dim)
+    turned = rotate(x_BTK, turns(7))
+    assert torch.equal(rotate(x_BTK[..., 1:], turns(7)), turned[..., 1:])
+
+
+def test_what_is_turned_is_left_as_it_was_and_hands_its_gradient_back_turned():
+    x_BTK = normal(2, 7, TINY.head_dim).requires_grad_()
+    before = x_BTK.detach().clone()
+    pull_BTK = normal(2, 7, TINY.head_dim, seed=1)
+    rotate(x_BTK, turns(7)).backward(pull_BTK)
+    assert torch.equal(x_BTK.detach(), before)
+    assert (x_BTK.grad - rotate(pull_BTK, turns(7).conj())).abs().max() < ROUNDING
+
+
 def test_a_dot_product_of_turned_vectors_depends_only_on_the_distance():
     query_K, key_K = normal(2, TINY.head_dim)
 

@@ -6,6 +6,7 @@ Queries are taken in blocks, so that no score outside the band of a block is eve
 Nothing of a block is kept for the gradient: it computes the weights anew, by the same function.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ class BlockAttention(torch.autograd.Function):
         for start in range(0, query_BTHK.shape[1], BLOCK):
             query, near_block, seen, far_block = cut_block(query_BTHK, near, far, start)
             p_near, p_far = weights(query, near_block, seen, far_block, precise(sinks_H))
-            out_BTHK[:, start : start + BLOCK] = _mix(p_near, near_block) + _mix(p_far, far_block.entries_BCK)
+            out_BTHK[:, start : start + BLOCK] = _mix(p_near, near_block, p_far, far_block.entries_BCK)
         ctx.save_for_backward(query_BTHK, near_BSK, far_BCK, sinks_H, out_BTHK)
         ctx.near, ctx.far = near._replace(entries_BSK=None), far._replace(entries_BCK=None)
         return out_BTHK
@@ -76,9 +77,9 @@ class BlockAttention(torch.autograd.Function):
             p_near, p_far = weights(query, near_block, seen, far_block, precise(sinks_H))
             grad, out = (precise(x[:, start : start + BLOCK]) for x in (grad_BTHK, out_BTHK))
             pull = (grad * out).sum(-1, keepdim=True)  # the mean of the weights' gradients, which softmax takes out
-            d_query_near, d_near_block = _back(p_near, near_block, query, grad, pull)
-            d_query_far, d_far_block = _back(p_far, far_block.entries_BCK, query, grad, pull)
-            d_query[:, start : start + BLOCK] = d_query_near + d_query_far
+            d_score_near, d_near_block = _back(p_near, near_block, query, grad, pull)
+            d_score_far, d_far_block = _back(p_far, far_block.entries_BCK, query, grad, pull)
+            d_query[:, start : start + BLOCK] = _mix(d_score_near, near_block, d_score_far, far_block.entries_BCK)
             stop = near_BSK.shape[1] - query_BTHK.shape[1] + start + query.shape[1]
             d_near[:, stop - near_block.shape[1] : stop] += d_near_block
             _add_far(d_far, d_far_block, far_block.picks_BTP)
@@ -93,13 +94,20 @@ def cut_block(query_BTHK: Tensor, near: Near, far: Far, start: int) -> tuple[Ten
     n_queries, n_near = query_BTHK.shape[1], near.entries_BSK.shape[1]
     stop, past = min(start + BLOCK, n_queries), n_near - n_queries
     low = max(0, past + start - near.window + 1)
-    place_S = torch.arange(low, past + stop, device=query_BTHK.device)
-    age_TS = place_S[past + start - low :, None] - place_S  # tokens between query and source; negative is the future
-    seen = (age_TS >= 0) & (age_TS < near.window)
+    seen = _band(stop - start, past + stop - low, near.window, query_BTHK.device)
     if near.first_BT is not None:
+        place_S = torch.arange(low, past + stop, device=query_BTHK.device)
         seen = seen & (place_S >= near.first_BT[:, start:stop, None])
     near_BSK = precise(near.entries_BSK[:, low : past + stop])
     return precise(query_BTHK[:, start:stop]), near_BSK, seen, _cut_far(far, start, stop)
+
+
+@functools.lru_cache(maxsize=64)  # all blocks but the first and the last have the same
+def _band(n_queries: int, n_near: int, window: int, device: torch.device) -> Tensor:
+    """Which of `n_near` tokens, the last being the newest query's own, each query sees: [T, S]."""
+    place_T, place_S = torch.arange(n_near - n_queries, n_near, device=device), torch.arange(n_near, device=device)
+    age_TS = place_T[:, None] - place_S  # tokens between query and source; negative is the future
+    return (age_TS >= 0) & (age_TS < window)
 
 
 def _cut_far(far: Far, start: int, stop: int) -> Far:
@@ -126,23 +134,24 @@ def weights(query_BTHK: Tensor, near_BSK: Tensor, seen: Tensor, far: Far, sinks_
     _put_scores(score_far, query_BTHK, far.entries_BCK)
     score_sink.copy_(sinks_H[:, None])
     if query_BTHK.shape[1] > 1 or seen.ndim == 3:  # a single query sees the whole band that it was cut
-        score_near.add_(_minus_infinity_where(~seen, score))
-    if far.picks_BTP is not None or far.first_BT is not None or far.visible_T[0] < n_far:
-        score_far.add_(_minus_infinity_where(_hidden(far, n_far), score))
+        _hide(score_near, ~seen)
+    n_known = 0 if far.picks_BTP is not None or far.first_BT is not None else int(far.visible_T[0])
+    if n_known < n_far:  # all queries see the entries before
+        _hide(score_far[..., n_known:], _hidden(far, n_known, n_far))
     share = score.softmax(dim=-1)  # eq. (27)
     return share[..., :n_near], share[..., n_near:-1]
 
 
-def _hidden(far: Far, n_far: int) -> Tensor:
-    """Which entries (or picks) of a block each of its queries may not see: [T, C], or [B, T, P or C]."""
-    index_CP = torch.arange(n_far, device=far.visible_T.device) if far.picks_BTP is None else far.picks_BTP
+def _hidden(far: Far, low: int, high: int) -> Tensor:
+    """Which picks, or entries `low .. high - 1`, each query of a block may not see: [T, C], or [B, T, P or C]."""
+    index_CP = torch.arange(low, high, device=far.visible_T.device) if far.picks_BTP is None else far.picks_BTP
     hidden = index_CP >= far.visible_T[:, None]
     return hidden if far.first_BT is None else hidden | (index_CP < far.first_BT[:, :, None])
 
 
-def _minus_infinity_where(hidden: Tensor, like: Tensor) -> Tensor:
-    """What is added to scores [..., T, H, S] to hide some from all heads; several times faster than filling them."""
-    return like.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf).unsqueeze(-2)
+def _hide(score_BTHS: Tensor, hidden: Tensor) -> None:
+    """Give the hidden of each query, in all heads, a weight of exactly 0; several times faster than filling them."""
+    score_BTHS.add_(hidden.unsqueeze(-2), alpha=torch.finfo(score_BTHS.dtype).min)
 
 
 def _put_scores(score_BTHS: Tensor, query_BTHK: Tensor, entries: Tensor) -> None:
@@ -153,22 +162,23 @@ def _put_scores(score_BTHS: Tensor, query_BTHK: Tensor, entries: Tensor) -> None
         torch.bmm(query_BTHK.flatten(1, 2), entries.mT, out=score_BTHS.flatten(1, 2))
 
 
-def _mix(share_BTHS: Tensor, entries: Tensor) -> Tensor:
-    """Entries weighted by their share: the values are the keys."""
-    if entries.ndim == 4:
-        return share_BTHS @ entries
-    return (share_BTHS.flatten(1, 2) @ entries).unflatten(1, share_BTHS.shape[1:3])
+def _mix(near_BTHS: Tensor, near_BSK: Tensor, far: Tensor, far_entries: Tensor) -> Tensor:
+    """Entries weighted by their share, near and far ones: the values are the keys."""
+    axes = (1, 2) if far_entries.ndim == 3 else (0, 1)
+    mixed = torch.bmm(near_BTHS.flatten(1, 2), near_BSK).view(*near_BTHS.shape[:3], -1)
+    mixed.flatten(*axes).baddbmm_(far.flatten(*axes), far_entries.flatten(0, -3))
+    return mixed
 
 
 def _back(share_BTHS: Tensor, entries: Tensor, query_BTHK: Tensor, grad_BTHK: Tensor, pull: Tensor):
-    """Gradients of the queries and of the entries, which are keys and values at once."""
+    """Gradients of the scores and of the entries, which are keys and values at once."""
     d_score = torch.empty_like(share_BTHS)
     _put_scores(d_score, grad_BTHK, entries)
     d_score.sub_(pull).mul_(share_BTHS)
     pairs = [(d_score, query_BTHK), (share_BTHS, grad_BTHK)]
     if entries.ndim == 3:
         pairs = [(left.flatten(1, 2), right.flatten(1, 2)) for left, right in pairs]
-    return _mix(d_score, entries), sum(left.mT @ right for left, right in pairs)
+    return d_score, sum(left.mT @ right for left, right in pairs)
 
 
 def _add_far(d_far_BCK: Tensor, d_entries: Tensor, picks_BTP: Tensor | None) -> None:

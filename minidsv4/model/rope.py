@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from minidsv4.config import Config, LayerKind
 from minidsv4.model.norm import precise
@@ -84,7 +85,8 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
     x     [..., K], any float dtype
     turn  [..., R/2] complex, broadcast against the leading axes of `x`
     """
-    rotary = 2 * turn.shape[-1]
-    pairs = precise(x[..., -rotary:]).unflatten(-1, (-1, 2))
-    turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turn)
-    return torch.cat([x[..., :-rotary], turned.flatten(-2).to(x.dtype)], dim=-1)
+    if x.shape[-1] % 2:  # only pairs at even places can be read as complex numbers
+        return rotate(F.pad(x, (1, 0)), turn)[..., 1:]
+    turned = precise(x).clone(memory_format=torch.contiguous_format)
+    torch.view_as_complex(turned[..., -2 * turn.shape[-1] :].unflatten(-1, (-1, 2))).mul_(turn)
+    return turned.to(x.dtype)
