@@ -297,6 +297,7 @@ def write(arguments: argparse.Namespace) -> int:
     ids = [Tokenizer.bos_id, *tokenizer.encode(arguments.prompt)]
     typed = Typewriter(tokenizer)
     sampling = dict(temperature=arguments.temperature, top_p=arguments.top_p, seed=arguments.seed)
+    sampling["fused"] = arguments.fused
     print(arguments.prompt, end="", flush=True)
     try:
         generate(model, ids, arguments.tokens, **sampling, stream=typed, stop=Tokenizer.eos_id)
@@ -373,6 +374,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens of this share")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fused", action="store_true", help="decode in compiled loops; needs numba")
 
 
 @dataclass(frozen=True)

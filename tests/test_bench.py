@@ -173,14 +173,16 @@ def test_the_bench_prints_a_table_and_writes_every_value(small, tmp_path, capsys
     found = json.loads((tmp_path / "found.json").read_text())
     labels = [(row["phase"], row["n_tokens"], row["way"]) for row in found["rows"]]
     prompts = [("prefill", n, way) for n in (24, 40) for way in ("whole", "chunks of 512")]
-    assert labels[:7] == [*prompts, ("decode", 24, ""), ("decode", 40, ""), ("train", 24, "")]
+    tokens = [("decode", n, way) for n in (24, 40) for way in ("", "fused")]
+    assert labels[:9] == [*prompts, *tokens, ("train", 24, "")]
     assert all(row["ratio"] > 0 and len(row["ours"]) == len(row["peer"]) for row in found["rows"])
     assert set(found["peers"]["small"]["experts"]) == {"prefill", "decode", "train"}
     assert found["settings"]["threads"] == 1 and (tmp_path / "found.png").stat().st_size > 5000
-    assert out.count("x  ") >= 7 and "tokens/s" in out
+    assert out.count("x  ") >= 9 and "tokens/s" in out
     shares = [(use["phase"], use["n_tokens"], use["side"]) for use in found["uses"]]
-    assert len(shares) == len(set(shares)) == 2 * 3 + 2 * 2 + 2  # prefill in three ways, decode and train in two
-    assert all(use["of_products"] > 0 and (use["of_calls"] > 0) == (use["phase"] == "decode") for use in found["uses"])
+    assert len(shares) == len(set(shares)) == 2 * 3 + 2 * 3 + 2  # prefill and decode in three ways, train in two
+    eager = [use["phase"] == "decode" and use["side"] != "minidsv4 fused" for use in found["uses"]]
+    assert all(use["of_products"] > 0 and (use["of_calls"] > 0) == calls for use, calls in zip(found["uses"], eager))
 
 
 def test_the_curve_is_measured_alone_and_drawn(small, tmp_path, capsys):
@@ -237,6 +239,14 @@ def test_without_transformers_the_bench_says_what_to_install_and_runs_alone(smal
     said = capsys.readouterr()
     assert said.err.count("\n") == 1 and "pip install" in said.err
     assert "prefill at 40" in said.out and "ratio" not in said.out
+
+
+def test_without_numba_the_bench_says_what_to_install_and_has_no_fused_row(small, monkeypatch, capsys):
+    for module in (measure, report):
+        monkeypatch.setattr(module, "numba_is_here", lambda: False)
+    assert main(["bench", "--size", small, "--phases", "decode", "--alone", *QUICK]) == 0
+    said = capsys.readouterr()
+    assert "pip install 'minidsv4[fast]'" in said.err and "decode at 40" in said.out and "fused" not in said.out
 
 
 @pytest.mark.parametrize(

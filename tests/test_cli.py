@@ -173,6 +173,8 @@ def test_generate_goes_on_from_the_prompt_and_the_same_seed_writes_the_same(tour
     once = capsys.readouterr().out
     assert main(words) == 0
     assert capsys.readouterr().out == once and once.startswith("x = 1") and len(once) > len("x = 1\n")
+    assert main([*words, "--fused"]) == 0
+    assert capsys.readouterr().out == once
 
 
 def test_a_character_is_printed_when_all_of_its_bytes_are_there(capsys):

@@ -16,7 +16,8 @@ SUFFIX = re.compile(r"^[a-z]\w*_((?=[a-z0-9]*[A-Z])[A-Zij0-9]+)$")
 
 # Low rooms first. Names on one line are one room. `minidsv4` is the package's front: only __main__ lies above it.
 ROOMS = [
-    *("dims", "config", "paper", "model", "lowbit", "checkpoint", "train", "serve", "posttrain", "parallel", "cost"),
+    *("dims", "config", "paper", "model", "fused", "lowbit", "checkpoint", "train", "serve", "posttrain", "parallel"),
+    "cost",
     "bench",
     "mutants",
     "record show plots figures notebooks",

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minidsv4.bench import sizes
-from minidsv4.bench.measure import Bench, Row
+from minidsv4.bench.measure import FUSED, Bench, Row
 from minidsv4.config import Config
 from minidsv4.cost import flops, memory
 from minidsv4.cost.parameters import weights
@@ -26,7 +26,7 @@ class Use:
 
     of_products  of the FLOP/s of a large product
     of_memory    of the bytes/s of a copy that is as large as what is moved
-    of_calls     time that the calls of its operations take by themselves, in decoding; 0 where not counted
+    of_calls     time that the calls of its operations take by themselves, in eager decoding; 0 where not counted
     """
 
     phase: str
@@ -43,7 +43,8 @@ def uses(bench: Bench, rows: Iterable[Row]) -> list[Use]:
     """The shares of every phase, length and side of which the rows have a time."""
     limits, found = (product_rate(bench), call_seconds(bench)), {}
     for row in rows:
-        for side, times in (("minidsv4", row.ours), (f"transformers {row.way}".strip(), row.peer)):
+        ours, peer = ("", row.way) if row.way != FUSED else (FUSED, "")
+        for side, times in ((f"minidsv4 {ours}".strip(), row.ours), (f"transformers {peer}".strip(), row.peer)):
             if row.unit == "s" and times:
                 found[row.phase, row.n_tokens, side] = _use(bench, row, side, statistics.median(times), limits)
     return list(found.values())
@@ -51,7 +52,7 @@ def uses(bench: Bench, rows: Iterable[Row]) -> list[Use]:
 
 def _use(bench: Bench, row: Row, side: str, seconds: float, limits: tuple[float, float]) -> Use:
     n_flops, n_bytes = work_of(bench.config, row.phase, row.n_tokens)
-    calls = calls_of_a_token(bench, side) * limits[1] if row.phase == "decode" else 0.0
+    calls = calls_of_a_token(bench, side) * limits[1] if row.phase == "decode" and FUSED not in side else 0.0
     ideal = n_flops / limits[0], n_bytes / memory_rate(bench, n_bytes), calls
     return Use(row.phase, row.n_tokens, side, n_flops / seconds, n_bytes / seconds, *(one / seconds for one in ideal))
 

@@ -11,11 +11,13 @@ from torch import Tensor
 from minidsv4.bench import fresh, sizes
 from minidsv4.bench.sides import Ours, Peer
 from minidsv4.config import Config
+from minidsv4.fused.step import numba_is_here
 
 PEER_WHOLE = 8192  # tokens up to which transformers takes a prompt whole: time and memory grow with their square
 DECODED = 16  # tokens between two looks at the clock
 PATIENCE = 120.0  # seconds after which a row begins no further round
 BRIEF = 2.0  # seconds: a first round that took less was a warm-up and does not count
+FUSED = "fused"  # the way of a decode row whose step is compiled
 CHUNKS = f"chunks of {sizes.PEER_CHUNK}"  # how transformers' prompt is cut by hand
 
 
@@ -25,7 +27,7 @@ class Row:
 
     phase    prefill, decode, train, memory or cache
     n_tokens of the prompt, of the context, or of the training step
-    way      how transformers does it, where there are two ways
+    way      how transformers does it, where there are two ways; FUSED where ours is the compiled step
     unit     "s" (of a token in decode, of a step in train) or "B"
     peer     empty where transformers did not run; `why` then says why
     """
@@ -143,20 +145,25 @@ def peer_cannot(bench: Bench, n_tokens: int, chunk: int) -> str:
 
 
 def decode(bench: Bench, n_tokens: int) -> Iterator[Row]:
-    """One more token after a context, the mean of DECODED in a row."""
+    """One more token after a context, the mean of DECODED in a row; ours as it is, and fused where that can run."""
     ids_BT, next_BT = bench.ids(1, n_tokens), bench.ids(1, 1)
 
-    def writer(side: Ours | Peer) -> Callable[[], object]:
+    def writer(side: Ours | Peer, step: Callable) -> Callable[[], object]:
         cache = side.prefill(ids_BT, sizes.PEER_CHUNK)
-        return lambda: [side.step(next_BT, cache) for _ in range(DECODED)]
+        return lambda: [step(next_BT, cache) for _ in range(DECODED)]
 
-    works = {"ours": writer(bench.ours)}
+    works = {"ours": writer(bench.ours, bench.ours.step)}
+    if bench.device == "cpu" and numba_is_here():
+        works[FUSED] = writer(bench.ours, bench.ours.fused_step)
+        works[FUSED]()  # compiles
     if bench.peer is not None:
         bench.settle("prefill")
-        works["peer"] = writer(bench.peer)
+        works["peer"] = writer(bench.peer, bench.peer.step)
         bench.peer.settle("decode", works["peer"])
-    times = bench.rounds(works)
-    yield bench.row("decode", n_tokens, "", {name: [one / DECODED for one in found] for name, found in times.items()})
+    times = {name: [one / DECODED for one in found] for name, found in bench.rounds(works).items()}
+    yield bench.row("decode", n_tokens, "", times)
+    if FUSED in times:
+        yield bench.row("decode", n_tokens, FUSED, {"ours": times[FUSED], FUSED: times.get("peer", [])})
 
 
 def train(bench: Bench) -> Iterator[Row]:

@@ -22,6 +22,7 @@ from minidsv4.bench.sides import Ours, Peer, peer_is_here
 from minidsv4.config import Config
 from minidsv4.cost import parameters
 from minidsv4.cost.report import length
+from minidsv4.fused.step import numba_is_here
 
 PHASES = {  # lengths that are measured unless others are asked for
     "prefill": (1024, 4096, 8192, 32768),
@@ -31,6 +32,7 @@ PHASES = {  # lengths that are measured unless others are asked for
     "cache": (8192,),
 }
 INSTALL = "bench: transformers is not installed, so minidsv4 runs alone; `pip install 'transformers>=5.23'` adds it."
+NO_FUSED = "bench: numba is not installed, so no decoding step is fused; `pip install 'minidsv4[fast]'` adds it."
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -106,6 +108,8 @@ def run(arguments: argparse.Namespace) -> Found:
     check(arguments, configs, alone)
     if alone and not (arguments.alone or arguments.curve):
         print(INSTALL, file=sys.stderr)
+    if "decode" in arguments.phases and not arguments.curve and not numba_is_here():
+        print(NO_FUSED, file=sys.stderr)
     torch.set_num_threads(arguments.threads)
     print(machine(arguments, alone))
     for name, config in configs.items():

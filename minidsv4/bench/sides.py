@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minidsv4.checkpoint import from_released, hf_config
 from minidsv4.config import Config
+from minidsv4.fused.step import FusedStep
 from minidsv4.model.losses import cross_entropy
 from minidsv4.model.model import Model
 
@@ -26,7 +27,7 @@ class Ours:
     def __init__(self, config: Config, device: str = "cpu"):
         torch.manual_seed(0)
         self.model = Model(config).to(device)
-        self.optimizer = None
+        self.optimizer = self.fused = None
 
     @torch.inference_mode()
     def logits(self, ids_BT: Tensor) -> Tensor:
@@ -41,6 +42,12 @@ class Ours:
     @torch.inference_mode()
     def step(self, ids_BT: Tensor, cache) -> Tensor:
         return self.model(ids_BT, cache=cache)
+
+    @torch.inference_mode()
+    def fused_step(self, ids_BT: Tensor, cache) -> Tensor:
+        """`step` in compiled loops, which need numba."""
+        self.fused = self.fused or FusedStep(self.model)
+        return self.fused(ids_BT, cache)
 
     def train(self, ids_BT: Tensor) -> float:
         return _train(self, self.model(ids_BT), ids_BT)

@@ -43,12 +43,16 @@ class Series:
         if self.high == self.low:
             self.data, self.low, self.high = new, 0, n_new  # nothing to join: no copy, and gradients flow
             return new
-        frozen = self.data.is_inference() and not torch.is_inference_mode_enabled()  # torch then forbids writing
-        if frozen or self.high + n_new > self.data.shape[1]:
-            self._grow(len(self) + n_new)
-        self.data[:, self.high : self.high + n_new] = new
-        self.high += n_new
+        self.extend(n_new)
+        self.data[:, self.high - n_new : self.high] = new
         return self.view()
+
+    def extend(self, n: int) -> None:
+        """Add `n` places, for the caller to fill before anything reads them."""
+        frozen = self.data.is_inference() and not torch.is_inference_mode_enabled()  # torch then forbids writing
+        if frozen or self.high + n > self.data.shape[1]:
+            self._grow(len(self) + n)
+        self.high += n
 
     def _grow(self, needed: int) -> None:
         roomy = self.data.new_empty(self.data.shape[0], needed + needed // 2 + 8, self.data.shape[2])
