@@ -1,0 +1,191 @@
+"""The indexer's choice, compiled: every entry is scored and compared at once, and most are never scored whole.
+
+T tokens (queries), U index heads, Z index width, C compressed entries, P picked entries, S entries of one tile.
+Equations (16) and (17), as `Indexer.pick`, without a gradient and on the CPU. A head of positive weight adds to a score
+and a head of negative weight takes away: where the positive heads alone stay below the worst entry that is picked so
+far, the others are not asked. Needs numba.
+"""
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minidsv4.model.indexer import Indexer
+
+TILE = 512  # keys at a time, turned to [Z, S]: they stay in the processor's first cache for all queries of a thread
+STRIP = 32  # keys that are passed over, or scored whole, together
+SUMS = {"reassoc", "contract", "nsz", "arcp"}  # sums in any order; infinities keep their meaning
+
+
+def fuse_indexers(model: nn.Module) -> nn.Module:
+    """Have every indexer of `model` pick with the compiled loops from now on; returns the model.
+
+    raises  ValueError for a model that is not on the CPU in float32 or float64
+    """
+    weight = next(model.parameters())
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"model: {weight.dtype} on {weight.device} cannot be fused; float32 or float64 on the CPU can")
+    for indexer in (module for module in model.modules() if isinstance(module, Indexer)):
+        indexer.pick = FusedPick(indexer)
+    return model
+
+
+class FusedPick:
+    """Takes the place of `Indexer.pick` and gives the same picks, but where scores differ by rounding only."""
+
+    def __init__(self, indexer: Indexer):
+        self.n_picked, self.plain = indexer.n_picked, indexer.pick
+
+    def __call__(self, query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, visible_T: Tensor, first=None):
+        """`picks_BTP`, ascending; a pick beyond `visible_T` stands for none. Packed documents go the plain way."""
+        if first is not None or int(visible_T[-1]) <= self.n_picked:
+            return self.plain(query_BTUZ, weight_BTU, keys_BCZ, visible_T, first)
+        picks_BTP = torch.empty(*weight_BTU.shape[:2], self.n_picked, dtype=torch.int64)
+        for query, weight, keys, picks in zip(query_BTUZ, weight_BTU, keys_BCZ, picks_BTP):
+            per_token = [part.detach().numpy() for part in (query, weight, visible_T, picks)]
+            with_threads(lambda *share, keys=keys.numpy(): pick_share(*share, keys), per_token)
+        return picks_BTP
+
+
+def with_threads(work: Callable, per_token: list[np.ndarray]) -> None:
+    """Call `work` on as many shares of the tokens as torch uses threads, at once; compiled loops do not hold each other."""
+    n_shares = min(torch.get_num_threads(), len(per_token[0]))
+    shares = list(zip(*(np.array_split(part, n_shares) for part in per_token)))
+    others = [pool().submit(work, *share) for share in shares[1:]]
+    work(*shares[0])
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def pool() -> ThreadPoolExecutor:
+    """Threads that wait for shares of compiled work."""
+    return ThreadPoolExecutor()
+
+
+@numba.njit(fastmath=SUMS, cache=True, nogil=True)
+def pick_share(query_TUZ, weight_TU, visible_T, picks_TP, keys_CZ):
+    """Fill `picks_TP`, ascending, for a few queries that pass over the keys together, a tile at a time."""
+    n_tokens, n_heads, width = query_TUZ.shape
+    n_picked, dtype = picks_TP.shape[1], keys_CZ.dtype
+    best_TP, n_best_T = np.empty((n_tokens, n_picked), dtype), np.zeros(n_tokens, np.int64)
+    worst_T = np.zeros(n_tokens, np.int64)  # the place in best_TP of the entry that the next better one drives out
+    ordered_TUZ, gates_TU, n_positive_T = positive_first(query_TUZ, weight_TU)
+    keys_ZS, room = np.zeros((ordered_TUZ.shape[2], TILE), dtype), np.empty((3, TILE), dtype)
+    for low in range(0, visible_T.max(), TILE):
+        n_keys = min(TILE, visible_T.max() - low)
+        for s in range(n_keys):
+            for z in range(width):
+                keys_ZS[z, s] = keys_CZ[low + s, z]
+        for t in range(n_tokens):
+            n_seen = min(n_keys, visible_T[t] - low)
+            state = (best_TP[t], picks_TP[t], n_best_T[t], worst_T[t])
+            heads = (ordered_TUZ[t], gates_TU[t], n_positive_T[t])
+            if n_seen > 0:
+                n_best_T[t], worst_T[t] = pick_tile(heads, keys_ZS, low, n_seen, state, room)
+    for t in range(n_tokens):
+        for place in range(n_best_T[t], n_picked):
+            picks_TP[t, place] = place  # fewer are visible than picked: these lie beyond
+        picks_TP[t].sort()
+
+
+@numba.njit(cache=True)
+def positive_first(query_TUZ, weight_TU):
+    """Heads and weights with those of positive weight first, and how many these are.
+
+    Zeros make both numbers of heads even and the width a multiple of 8, as `add_heads` takes them.
+    """
+    n_tokens, n_heads, width = query_TUZ.shape
+    n_places = (n_heads + 3) // 2 * 2
+    ordered_TUZ = np.zeros((n_tokens, n_places, (width + 7) // 8 * 8), query_TUZ.dtype)
+    gates_TU, n_positive_T = np.zeros((n_tokens, n_places), weight_TU.dtype), np.zeros(n_tokens, np.int64)
+    for t in range(n_tokens):
+        place = 0
+        for positive in (True, False):
+            for u in range(n_heads):
+                if (weight_TU[t, u] > 0) == positive:
+                    ordered_TUZ[t, place, :width], gates_TU[t, place] = query_TUZ[t, u], weight_TU[t, u]
+                    place += 1
+            place += place % 2
+            n_positive_T[t] = place if positive else n_positive_T[t]
+    return ordered_TUZ, gates_TU, n_positive_T
+
+
+@numba.njit(fastmath=SUMS, cache=True)
+def pick_tile(heads, keys_ZS, low, n_keys, state, room):
+    """One query and one tile: entries that beat the worst picked one take its place. Returns count and worst place."""
+    query_UZ, gate_U, n_positive = heads
+    best_P, picks_P, n_best, worst = state
+    score_S = room[0]
+    score_S[:n_keys] = 0
+    add_heads(query_UZ, gate_U, 0, n_positive, keys_ZS, 0, n_keys, room)
+    for start in range(0, n_keys, STRIP):
+        stop = min(start + STRIP, n_keys)
+        if n_best == len(best_P) and highest(score_S, start, stop) <= best_P[worst]:
+            continue
+        add_heads(query_UZ, gate_U, n_positive, len(gate_U), keys_ZS, start, stop, room)
+        for s in range(start, stop):
+            if n_best < len(best_P):
+                best_P[n_best], picks_P[n_best] = score_S[s], low + s
+                n_best += 1
+            elif score_S[s] > best_P[worst]:
+                best_P[worst], picks_P[worst] = score_S[s], low + s
+            else:
+                continue
+            if n_best == len(best_P):
+                worst = worst_place(best_P, picks_P)
+    return n_best, worst
+
+
+@numba.njit(cache=True)
+def worst_place(best_P, picks_P):
+    """The place of the lowest score; among equal ones that of the highest entry, since the lower entry wins."""
+    worst = 0
+    for place in range(1, len(best_P)):
+        if best_P[place] < best_P[worst] or (best_P[place] == best_P[worst] and picks_P[place] > picks_P[worst]):
+            worst = place
+    return worst
+
+
+@numba.njit(fastmath=SUMS, cache=True)
+def add_heads(query_UZ, gate_U, first, last, keys_ZS, start, stop, room):
+    """Add `sum_u gate[u] relu(q[u] . k[s])` over heads first .. last - 1, two at a time, to room[0] for s in a strip."""
+    score_S, one_S, two_S = room[0], room[1], room[2]
+    zero = score_S.dtype.type(0)
+    for u in range(first, last, 2):
+        if gate_U[u] == 0 and gate_U[u + 1] == 0:
+            continue
+        one_S[start:stop], two_S[start:stop] = 0, 0
+        for z in range(0, query_UZ.shape[1], 8):
+            add_dots(query_UZ[u], query_UZ[u + 1], keys_ZS, z, start, stop, one_S, two_S)
+        for s in range(start, stop):
+            score_S[s] += gate_U[u] * max(one_S[s], zero) + gate_U[u + 1] * max(two_S[s], zero)
+
+
+@numba.njit(fastmath=SUMS, cache=True)
+def add_dots(one_Z, two_Z, keys_ZS, z, start, stop, one_S, two_S):
+    """Add eight terms of the dot products of two heads with every key of a strip: eight keys' rows serve both."""
+    a0, a1, a2, a3 = one_Z[z], one_Z[z + 1], one_Z[z + 2], one_Z[z + 3]
+    a4, a5, a6, a7 = one_Z[z + 4], one_Z[z + 5], one_Z[z + 6], one_Z[z + 7]
+    b0, b1, b2, b3 = two_Z[z], two_Z[z + 1], two_Z[z + 2], two_Z[z + 3]
+    b4, b5, b6, b7 = two_Z[z + 4], two_Z[z + 5], two_Z[z + 6], two_Z[z + 7]
+    k0, k1, k2, k3 = keys_ZS[z], keys_ZS[z + 1], keys_ZS[z + 2], keys_ZS[z + 3]
+    k4, k5, k6, k7 = keys_ZS[z + 4], keys_ZS[z + 5], keys_ZS[z + 6], keys_ZS[z + 7]
+    for s in range(start, stop):
+        p0, p1, p2, p3, p4, p5, p6, p7 = k0[s], k1[s], k2[s], k3[s], k4[s], k5[s], k6[s], k7[s]
+        one_S[s] += (a0 * p0 + a1 * p1 + a2 * p2 + a3 * p3) + (a4 * p4 + a5 * p5 + a6 * p6 + a7 * p7)
+        two_S[s] += (b0 * p0 + b1 * p1 + b2 * p2 + b3 * p3) + (b4 * p4 + b5 * p5 + b6 * p6 + b7 * p7)
+
+
+@numba.njit(fastmath=SUMS, cache=True)
+def highest(score_S, start, stop):
+    """The largest of a strip."""
+    found = score_S[start]
+    for s in range(start + 1, stop):
+        found = max(found, score_S[s])
+    return found
