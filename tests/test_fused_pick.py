@@ -6,8 +6,9 @@ import pytest
 import torch
 from small import EXACT, TINY, small_model, token_ids
 
-from minidsv4.fused import pick
-from minidsv4.fused.pick import FusedPick, fuse_indexers
+from minidsv4.fused import indexer as fused_indexer
+from minidsv4.fused.indexer import FusedPick, fuse_indexers
+from minidsv4.fused.picks import pick_share
 from minidsv4.model.indexer import Indexer
 
 # U heads, Z width, k picks, C entries, T queries: odd heads, widths off a multiple of 8, tiles cut anywhere
@@ -23,14 +24,14 @@ def plain_indexer(n_heads, n_picked):
 def both_picks(n_heads, n_picked, *inputs):
     """Picks of both forms; those beyond what a query sees, which stand for none, as -1."""
     indexer, visible_T = plain_indexer(n_heads, n_picked), inputs[3]
-    for picks_BTP in (indexer.pick(*inputs), FusedPick(indexer)(*inputs)):
+    for picks_BTP in (indexer.pick(*inputs), FusedPick(indexer, pick_share)(*inputs)):
         yield picks_BTP.masked_fill(picks_BTP >= visible_T[:, None], -1)
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize(("n_heads", "width", "n_picked", "n_entries", "n_tokens"), SIZES)
 def test_fused_picks_are_those_of_the_indexer(n_heads, width, n_picked, n_entries, n_tokens, n_threads, monkeypatch):
-    monkeypatch.setattr(pick.torch, "get_num_threads", lambda: n_threads)
+    monkeypatch.setattr(fused_indexer.torch, "get_num_threads", lambda: n_threads)
     draw = torch.Generator().manual_seed(n_heads)
     query = torch.randn(2, n_tokens, n_heads, width, generator=draw, dtype=torch.float64)
     weight = torch.randn(2, n_tokens, n_heads, generator=draw, dtype=torch.float64)
@@ -71,9 +72,9 @@ def test_a_model_with_fused_indexers_computes_the_same_logits():
 
 def test_rows_of_several_documents_go_the_plain_way():
     indexer = types.SimpleNamespace(n_picked=2, pick=lambda *inputs: "plain")
-    assert FusedPick(indexer)(None, None, None, torch.tensor([9]), torch.zeros(1, 1, 1)) == "plain"
+    assert FusedPick(indexer, pick_share)(None, None, None, torch.tensor([9]), torch.zeros(1, 1, 1)) == "plain"
 
 
 def test_a_model_in_16_bits_is_refused():
-    with pytest.raises(ValueError, match=r"model: torch.bfloat16 on cpu cannot be fused; float32 or float64"):
+    with pytest.raises(ValueError, match=r"fused: embed.weight is torch.bfloat16; the loops know float32 or float64"):
         fuse_indexers(small_model(TINY, dtype=torch.bfloat16))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minidsv4.bench.fresh import WARM_UP, high_water, reset_mark, run_alone
+from minidsv4.bench.fresh import high_water, reset_mark, run_alone
 from minidsv4.bench.sides import Ours
 from minidsv4.config import Config
 
@@ -18,6 +18,7 @@ DECODED = 16  # tokens, in each of three turns
 class Point:
     """What `n_tokens` have cost.
 
+    size     with ", fused" where compiled loops ran
     prefill  seconds a token, from the first one on
     decode   seconds of one more token
     cache    bytes that the cache holds, spare room included
@@ -32,26 +33,31 @@ class Point:
     peak: int
 
 
-def curve(size: str, config: Config, n_threads: int, device: str, lengths: tuple[int, ...]) -> list[Point]:
-    """Points at rising lengths, measured in a process of its own."""
-    return run_alone(_points, size, config, n_threads, device, lengths)
+def curve(
+    size: str, config: Config, n_threads: int, device: str, lengths: tuple[int, ...], fused: bool = False
+) -> list[Point]:
+    """Points at rising lengths, measured in a process of its own; `fused`: with the compiled indexer and step."""
+    return run_alone(_points, size, config, n_threads, device, lengths, fused)
 
 
 @torch.inference_mode()
-def _points(size: str, config: Config, n_threads: int, device: str, lengths: tuple[int, ...]) -> list[Point]:
+def _points(
+    size: str, config: Config, n_threads: int, device: str, lengths: tuple[int, ...], fused: bool
+) -> list[Point]:
     torch.set_num_threads(n_threads)
     ours = Ours(config, device)
+    step = ours.fuse() if fused else ours.step
     ids_BT = torch.randint(config.vocab_size, (1, lengths[-1]), generator=torch.Generator().manual_seed(1)).to(device)
-    ours.step(ids_BT[:, :1], ours.prefill(ids_BT[:, :WARM_UP]))
+    step(ids_BT[:, :1], ours.prefill(ids_BT[:, : lengths[0]]))  # a warm-up, which compiles
     before, spent, points, cache = reset_mark(device), 0.0, [], ours.model.new_cache()
     for n_tokens in lengths:
         spent += _seconds(device, lambda n=n_tokens: ours.model.prefill(ids_BT[:, cache.n_tokens : n], cache))
         peak, held = max(0, high_water(device) - before), ours.cache_bytes(cache)[1]
         here, turns = cache.snapshot(), []
         for _ in range(3):
-            turns.append(_seconds(device, lambda: [ours.step(ids_BT[:, :1], cache) for _ in range(DECODED)]) / DECODED)
+            turns.append(_seconds(device, lambda: [step(ids_BT[:, :1], cache) for _ in range(DECODED)]) / DECODED)
         cache.restore(here)
-        points.append(Point(size, n_tokens, spent / n_tokens, statistics.median(turns), held, peak))
+        points.append(Point(size + ", fused" * fused, n_tokens, spent / n_tokens, statistics.median(turns), held, peak))
         print(point_line(points[-1]), flush=True)
     return points
 

@@ -48,6 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: seconds of the processor")
     parser.add_argument("--profile", action="store_true", help="shares of the machine's limits, for every phase")
     parser.add_argument("--curve", action="store_true", help="only what 1K to 1M tokens cost, minidsv4 alone: minutes")
+    parser.add_argument("--fused", action="store_true", help="with --curve: pick and decode in compiled loops (numba)")
     parser.add_argument("--json", help="file for every measured value")
     parser.add_argument("--plot", help="picture of the ratios or the curves: .png, .svg or .pdf")
 
@@ -116,7 +117,8 @@ def run(arguments: argparse.Namespace) -> Found:
         print(f"\n{describe(name, config)}", flush=True)
         if arguments.curve:
             print(curve.HEADING, flush=True)
-            found.points += curve.curve(name, config, arguments.threads, arguments.device, curve_lengths(arguments))
+            how = arguments.threads, arguments.device
+            found.points += curve.curve(name, config, *how, curve_lengths(arguments), arguments.fused)
         else:
             compare(name, config, arguments, alone, found)
         if arguments.json:
@@ -128,6 +130,8 @@ def check(arguments: argparse.Namespace, configs: dict[str, Config], alone: bool
     """Refuse what this machine cannot run, and files that cannot be written."""
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("bench: --device cuda: torch finds no CUDA device here; leave it out to run on the processor")
+    if arguments.fused and not (arguments.curve and arguments.device == "cpu" and numba_is_here()):
+        raise ValueError("bench: --fused goes with --curve, the processor, and numba (`pip install 'minidsv4[fast]'`)")
     if arguments.device == "cuda" and arguments.clock == "cpu":
         raise ValueError("bench: --clock cpu says nothing of a CUDA device's time; use --clock wall")
     for option, name in (("--json", arguments.json), ("--plot", arguments.plot)):

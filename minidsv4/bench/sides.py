@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minidsv4.checkpoint import from_released, hf_config
 from minidsv4.config import Config
+from minidsv4.fused.indexer import fuse_indexers
 from minidsv4.fused.step import FusedStep
 from minidsv4.model.losses import cross_entropy
 from minidsv4.model.model import Model
@@ -48,6 +49,11 @@ class Ours:
         """`step` in compiled loops, which need numba."""
         self.fused = self.fused or FusedStep(self.model)
         return self.fused(ids_BT, cache)
+
+    def fuse(self) -> Callable:
+        """Have the indexers pick in compiled loops; returns `fused_step`."""
+        fuse_indexers(self.model)
+        return self.fused_step
 
     def train(self, ids_BT: Tensor) -> float:
         return _train(self, self.model(ids_BT), ids_BT)

@@ -4,28 +4,19 @@ D width, N streams, H heads, K head width, R rotary part, Q query rank, G output
 entries, C compressed entries, M tokens per entry, U index heads, Z index width, E experts, A active experts, V
 vocabulary; i, j the old and the new stream of a mix. It reads like `paper.py`, for a single token: equation numbers are
 those of the report. A part that a layer does not have is an empty array, so that one compiled `block` serves all kinds.
-Only this file needs numba; the loops call no library, so what they cost is what they read.
+The loops call no library, so what they cost is what they read.
 """
 
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy import ndarray
 
-# Sums may be taken in any order, which lets them fill the processor's lanes; infinities and NaN keep their meaning.
-FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+from minidsv4.fused.compiled import compiled
+from minidsv4.fused.picks import pick_share
+
 SOFTPLUS_LINEAR = 20.0  # beyond it softplus(x) is x, as in torch
-
-
-def compiled(function):
-    """Compile on the first call, and keep the machine code for the next process where it can be written down."""
-    options = dict(fastmath=FASTMATH, error_model="numpy")
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # neither the package's folder nor the user's can be written to
-        return numba.njit(**options)(function)
 
 
 class Sizes(NamedTuple):
@@ -356,33 +347,9 @@ def pick_entries(x_D, latent_Q, cos_R, sin_R, attn, key_CZ, sizes):
         rotate(query_UZ[u], cos_R, sin_R)
         fill(query_UZ[u], hadamard(query_UZ[u], attn.index_signs))
     weight_U = product(attn.index_weights_proj, x_D) * x_D.dtype.type((width * n_heads) ** -0.5)
-    return stable_topk(index_scores(query_UZ, weight_U, key_CZ), sizes.index_topk)
-
-
-@compiled
-def index_scores(query_UZ, weight_U, key_CZ):
-    """I_c = sum_u w_u relu(q_u . k_c) for every entry; eq. (16)."""
-    score_C = np.zeros(len(key_CZ), weight_U.dtype)
-    for u in range(len(query_UZ)):
-        dot_C = product(key_CZ, query_UZ[u])
-        for c in range(len(key_CZ)):
-            score_C[c] += weight_U[u] * max(dot_C[c], 0)
-    return score_C
-
-
-@compiled
-def stable_topk(score, k):
-    """Places of the k largest, best first; among equal ones the lower place wins; eq. (17)."""
-    best, place = np.empty(k, score.dtype), np.empty(k, np.int64)
-    for c in range(len(score)):
-        if c >= k and score[c] <= best[k - 1]:
-            continue
-        rank = min(c, k - 1)
-        while rank > 0 and score[c] > best[rank - 1]:  # those that it passes move down, the last one out
-            best[rank], place[rank] = best[rank - 1], place[rank - 1]
-            rank -= 1
-        best[rank], place[rank] = score[c], c
-    return place
+    picks_P, visible = np.empty(sizes.index_topk, np.int64), np.array([len(key_CZ)])
+    pick_share(query_UZ[None], weight_U[None], visible, picks_P.reshape(1, -1), key_CZ)
+    return picks_P
 
 
 # ---- attention, equations (13), (18), (19) and (24) to (27) --------------------------------------------------------
@@ -469,6 +436,21 @@ def experts(x_D, token, ffn, sizes):
         weight = x_D.dtype.type(sizes.route_scale * score_E[e] / total)
         out_D += product(ffn.w2[e], swiglu(gate, up, sizes.swiglu_limit) * weight)
     return out_D
+
+
+@compiled
+def stable_topk(score, k):
+    """Places of the k largest, best first; among equal ones the lower place wins."""
+    best, place = np.empty(k, score.dtype), np.empty(k, np.int64)
+    for c in range(len(score)):
+        if c >= k and score[c] <= best[k - 1]:
+            continue
+        rank = min(c, k - 1)
+        while rank > 0 and score[c] > best[rank - 1]:  # those that it passes move down, the last one out
+            best[rank], place[rank] = best[rank - 1], place[rank - 1]
+            rank -= 1
+        best[rank], place[rank] = score[c], c
+    return place
 
 
 @compiled

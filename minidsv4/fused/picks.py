@@ -1,74 +1,19 @@
-"""The indexer's choice, compiled: every entry is scored and compared at once, and most are never scored whole.
+"""The indexer's choice in plain loops that numba compiles: entries are scored and compared in one go; eqs. (16), (17).
 
 T tokens (queries), U index heads, Z index width, C compressed entries, P picked entries, S entries of one tile.
-Equations (16) and (17), as `Indexer.pick`, without a gradient and on the CPU. A head of positive weight adds to a score
-and a head of negative weight takes away: where the positive heads alone stay below the worst entry that is picked so
-far, the others are not asked. Needs numba.
+A head of positive weight adds to a score and one of negative weight takes away. So an entry whose positive heads alone
+stay below the worst entry picked so far is never scored whole, and that is nearly every entry of a long text.
 """
 
-import functools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-
-import numba
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from minidsv4.model.indexer import Indexer
+from minidsv4.fused.compiled import compiled
 
 TILE = 512  # keys at a time, turned to [Z, S]: they stay in the processor's first cache for all queries of a thread
 STRIP = 64  # keys that are passed over together
-SUMS = {"reassoc", "contract", "nsz", "arcp"}  # sums in any order; infinities keep their meaning
 
 
-def fuse_indexers(model: nn.Module) -> nn.Module:
-    """Have every indexer of `model` pick with the compiled loops from now on; returns the model.
-
-    raises  ValueError for a model that is not on the CPU in float32 or float64
-    """
-    weight = next(model.parameters())
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"model: {weight.dtype} on {weight.device} cannot be fused; float32 or float64 on the CPU can")
-    for indexer in (module for module in model.modules() if isinstance(module, Indexer)):
-        indexer.pick = FusedPick(indexer)
-    return model
-
-
-class FusedPick:
-    """Takes the place of `Indexer.pick` and gives the same picks, but where scores differ by rounding only."""
-
-    def __init__(self, indexer: Indexer):
-        self.n_picked, self.plain = indexer.n_picked, indexer.pick
-
-    def __call__(self, query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, visible_T: Tensor, first=None):
-        """`picks_BTP`, ascending; a pick beyond `visible_T` stands for none. Packed documents go the plain way."""
-        if first is not None or int(visible_T[-1]) <= self.n_picked:
-            return self.plain(query_BTUZ, weight_BTU, keys_BCZ, visible_T, first)
-        picks_BTP = torch.empty(*weight_BTU.shape[:2], self.n_picked, dtype=torch.int64)
-        for query, weight, keys, picks in zip(query_BTUZ, weight_BTU, keys_BCZ, picks_BTP):
-            per_token = [part.detach().numpy() for part in (query, weight, visible_T, picks)]
-            with_threads(lambda *share, keys=keys.numpy(): pick_share(*share, keys), per_token)
-        return picks_BTP
-
-
-def with_threads(work: Callable, per_token: list[np.ndarray]) -> None:
-    """Call `work` on as many shares of the tokens as torch uses threads, at once; compiled loops do not hold each other."""
-    n_shares = min(torch.get_num_threads(), len(per_token[0]))
-    shares = list(zip(*(np.array_split(part, n_shares) for part in per_token)))
-    others = [pool().submit(work, *share) for share in shares[1:]]
-    work(*shares[0])
-    for other in others:
-        other.result()
-
-
-@functools.cache
-def pool() -> ThreadPoolExecutor:
-    """Threads that wait for shares of compiled work."""
-    return ThreadPoolExecutor()
-
-
-@numba.njit(fastmath=SUMS, cache=True, nogil=True)
+@compiled
 def pick_share(query_TUZ, weight_TU, visible_T, picks_TP, keys_CZ):
     """Fill `picks_TP`, ascending, for a few queries that pass over the keys together, a tile at a time."""
     n_tokens, n_heads, width = query_TUZ.shape
@@ -93,7 +38,7 @@ def pick_share(query_TUZ, weight_TU, visible_T, picks_TP, keys_CZ):
         picks_TP[t].sort()
 
 
-@numba.njit(cache=True)
+@compiled
 def positive_first(query_TUZ, weight_TU):
     """Heads and weights with those of positive weight first, and how many these are.
 
@@ -115,7 +60,7 @@ def positive_first(query_TUZ, weight_TU):
     return ordered_TUZ, gates_TU, n_positive_T
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@compiled
 def pick_tile(heads, keys_ZS, keys_SZ, n_keys, low, state, room):
     """One query and one tile: entries that beat the worst picked one take its place. Returns count and worst place."""
     query_UZ, gate_U, n_positive = heads
@@ -143,7 +88,7 @@ def pick_tile(heads, keys_ZS, keys_SZ, n_keys, low, state, room):
     return n_best, worst
 
 
-@numba.njit(cache=True)
+@compiled
 def worst_place(best_P, picks_P):
     """The place of the lowest score; among equal ones that of the highest entry, since the lower entry wins."""
     worst = 0
@@ -153,7 +98,7 @@ def worst_place(best_P, picks_P):
     return worst
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@compiled
 def add_heads(query_UZ, gate_U, n_heads, keys_ZS, n_keys, room):
     """`sum_u gate[u] relu(q[u] . k[s])` of the first heads, two at a time, into room[0] for every key of a tile."""
     score_S, one_S, two_S = room[0], room[1], room[2]
@@ -167,7 +112,7 @@ def add_heads(query_UZ, gate_U, n_heads, keys_ZS, n_keys, room):
             score_S[s] += gate_U[u] * max(one_S[s], zero) + gate_U[u + 1] * max(two_S[s], zero)
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@compiled
 def heads_at(query_UZ, gate_U, first, key_Z):
     """The sum of `add_heads` over the heads from `first` on, for a single key."""
     total = gate_U.dtype.type(0)
@@ -179,7 +124,7 @@ def heads_at(query_UZ, gate_U, first, key_Z):
     return total
 
 
-@numba.njit(fastmath=SUMS, cache=True)
+@compiled
 def add_dots(one_Z, two_Z, keys_ZS, z, n_keys, one_S, two_S):
     """Add eight terms of the dot products of two heads with every key: a row of the keys serves both."""
     a0, a1, a2, a3 = one_Z[z], one_Z[z + 1], one_Z[z + 2], one_Z[z + 3]
@@ -194,7 +139,7 @@ def add_dots(one_Z, two_Z, keys_ZS, z, n_keys, one_S, two_S):
         two_S[s] += (b0 * p0 + b1 * p1 + b2 * p2 + b3 * p3) + (b4 * p4 + b5 * p5 + b6 * p6 + b7 * p7)
 
 
-@numba.njit(cache=True)
+@compiled
 def any_above(score_S, start, stop, edge):
     """Whether one of a strip is above the edge; counted, since counting needs no order and no branch."""
     n_above = 0
