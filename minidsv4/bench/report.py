@@ -215,7 +215,7 @@ def describe(name: str, config: Config) -> str:
 
 def line(*cells: str) -> str:
     """Cells in the table's columns."""
-    return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, (36, 26, 26, 8, 14))).rstrip()
+    return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, (36, 28, 28, 8, 14))).rstrip()
 
 
 def label(row: Row) -> str:
