@@ -6,7 +6,8 @@ from small import EXACT, TINY, normal, numpy_of, small_model, token_ids
 
 import minidsv4 as v4
 from minidsv4 import paper
-from minidsv4.model.losses import balance_loss, cross_entropy, watch
+from minidsv4.model import losses as losses_of
+from minidsv4.model.losses import NO_TARGET, balance_loss, cross_entropy, text_loss, watch
 from minidsv4.model.moe import HashRouter, LearnedRouter, Routed
 
 
@@ -76,6 +77,20 @@ def test_cross_entropy_agrees_with_the_loops_of_the_paper():
     logits_BTV, ids_BT = normal(2, 5, 7), torch.randint(7, (2, 5), generator=torch.Generator().manual_seed(0))
     expected = nats(logits_BTV.flatten(0, 1).numpy(), ids_BT.flatten().tolist())
     assert abs(cross_entropy(logits_BTV, ids_BT).item() - expected) < EXACT
+
+
+def test_the_loss_that_holds_no_logits_is_that_of_the_logits_gradients_included(monkeypatch):
+    monkeypatch.setattr(losses_of, "HEAD_TOKENS", 4)  # so that the last of 2 x 7 tokens are no whole part
+    model, ids_BT = small_model(), token_ids(2, 8)
+    wanted_BT = ids_BT[:, 1:].clone()
+    wanted_BT[0, 2:5] = NO_TARGET
+    found = []
+    for way in (text_loss, lambda model, streams, wanted: cross_entropy(model.logits(streams[:, :-1]), wanted)):
+        loss = way(model, model.streams(ids_BT, model.new_cache(2)), wanted_BT)
+        learn = [model.head.weight, model.norm.weight, model.embed.weight, model.hc_head.fn]
+        found.append([loss, *torch.autograd.grad(3 * loss, learn)])
+    for ours, expected in zip(*found):
+        assert (ours - expected).abs().max() < EXACT * expected.abs().max()
 
 
 @pytest.mark.parametrize("n_tokens", [1, 2])

@@ -16,7 +16,7 @@ from minidsv4.checkpoint import from_released, hf_config
 from minidsv4.config import Config
 from minidsv4.fused.indexer import fuse_indexers
 from minidsv4.fused.step import FusedStep
-from minidsv4.model.losses import cross_entropy
+from minidsv4.model.losses import text_loss
 from minidsv4.model.model import Model
 
 
@@ -56,7 +56,8 @@ class Ours:
         return self.fused_step
 
     def train(self, ids_BT: Tensor) -> float:
-        return _train(self, self.model(ids_BT), ids_BT)
+        streams_BTND = self.model.streams(ids_BT, self.model.new_cache(len(ids_BT)))
+        return _train(self, text_loss(self.model, streams_BTND, ids_BT[:, 1:]))
 
     def cache_bytes(self, cache) -> tuple[int, int]:
         """Bytes remembered, and bytes of the buffers that hold them."""
@@ -107,7 +108,7 @@ class Peer:
         return self.model.eval()(input_ids=ids_BT, **remembered, use_cache=True, logits_to_keep=1).logits
 
     def train(self, ids_BT: Tensor) -> float:
-        return _train(self, self.model.train()(input_ids=ids_BT, use_cache=False).logits, ids_BT)
+        return _train(self, self.model.train()(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss)
 
     def cache_bytes(self, cache) -> tuple[int, int]:
         """Bytes remembered, and bytes of the buffers of which they are views."""
@@ -152,12 +153,15 @@ def _give(peer: torch.nn.Module, model: Model) -> None:
         tensor.copy_(ours[name])
 
 
-def _train(side, logits_BTV: Tensor, ids_BT: Tensor) -> float:
-    """Main loss, gradients, one step of AdamW at rate 0: the work is whole and every repeat does the same."""
+def _train(side, loss: Tensor) -> float:
+    """Gradients of the mean nats per next token, the same number on both sides, and one step of AdamW.
+
+    At rate 0: the work is whole and every repeat does the same. The loss is each side's own way to it: here
+    `text_loss`, which never holds all logits, there `labels=`.
+    """
     if side.optimizer is None:
         side.optimizer = torch.optim.AdamW(side.model.parameters(), lr=0.0)
     side.optimizer.zero_grad(set_to_none=True)
-    loss = cross_entropy(logits_BTV[:, :-1], ids_BT[:, 1:])
     loss.backward()
     side.optimizer.step()
     return loss.item()

@@ -130,11 +130,8 @@ def collapse(streams_BTND: Tensor, pre_BTN: Tensor) -> Tensor:
 
 def write(streams_BTND: Tensor, y_BTD: Tensor, mix: Mix) -> Tensor:
     """New stream j is `post[j] y + sum_i carry[i, j] stream[i]`; eq. (1), with B = carry transposed."""
-    maps = torch.cat(
-        [mix.carry_BTNN.mT, mix.post_BTN[..., None]], dim=-1
-    )  # [B, C] of eq. (1), so one product does both
-    every = precise(torch.cat([streams_BTND, y_BTD[:, :, None]], dim=2))
-    return (maps.flatten(0, 1) @ every.flatten(0, 1)).view_as(streams_BTND).to(streams_BTND.dtype)
+    carried = mix.carry_BTNN.mT @ precise(streams_BTND)
+    return carried.addcmul_(mix.post_BTN[..., None], precise(y_BTD)[:, :, None]).to(streams_BTND.dtype)
 
 
 class HeadCollapse(nn.Module):
@@ -153,4 +150,4 @@ class HeadCollapse(nn.Module):
 
 def expand(x_BTD: Tensor, n_streams: int) -> Tensor:
     """Equal streams, plain copies."""
-    return x_BTD[:, :, None].expand(-1, -1, n_streams, -1)
+    return x_BTD[:, :, None].repeat(1, 1, n_streams, 1)

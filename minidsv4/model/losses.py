@@ -64,12 +64,12 @@ def model_losses(
         )
     with watch(model, LearnedRouter, Indexer, Attend) as calls:
         streams_BTND = model.streams(ids_BT, model.new_cache(len(ids_BT)), first_BT)
-        main = cross_entropy(model.logits(streams_BTND[:, :-1]), targets(ids_BT, first_BT, 1))
+        main = text_loss(model, streams_BTND, targets(ids_BT, first_BT, 1))
         mtp = main.new_zeros(())
         if model.mtp:
             first = None if first_BT is None else first_BT[:, :-1]
-            drafted = model.mtp_logits(streams_BTND[:, :-1], ids_BT[:, 1:], first)
-            mtp = cross_entropy(drafted[:, :-1], targets(ids_BT, first_BT, 2))
+            drafted = model.draft(streams_BTND[:, :-1], ids_BT[:, 1:], model.new_draft_cache(len(ids_BT)), first)
+            mtp = text_loss(model, drafted, targets(ids_BT, first_BT, 2), of=model.mtp[0])
     routings = [routed for module, _, routed in calls if isinstance(module, LearnedRouter)]
     balance = sum(map(balance_loss, routings), start=main.new_zeros(()))
     indexer = sum(map(indexer_loss, index_calls(calls)), start=main.new_zeros(()))
@@ -77,6 +77,7 @@ def model_losses(
 
 
 NO_TARGET = -100  # what `cross_entropy` passes over
+HEAD_TOKENS = 256  # whose logits exist at one time
 
 
 def targets(ids_BT: Tensor, first_BT: Tensor | None, ahead: int) -> Tensor:
@@ -85,6 +86,39 @@ def targets(ids_BT: Tensor, first_BT: Tensor | None, ahead: int) -> Tensor:
     if first_BT is None:
         return later_BT
     return later_BT.masked_fill(first_BT[:, ahead:] != first_BT[:, :-ahead], NO_TARGET)
+
+
+def text_loss(model: nn.Module, streams_BTND: Tensor, wanted_BT: Tensor, of: nn.Module | None = None) -> Tensor:
+    """`cross_entropy(model.logits(streams, of), wanted)`; streams beyond the last wanted token are not asked."""
+    hidden_BTD = model.hidden(streams_BTND, of)[:, : wanted_BT.shape[1]]
+    hidden, wanted = rearrange(hidden_BTD, "b t d -> (b t) d"), rearrange(wanted_BT, "b t -> (b t) 1")
+    return HeadLoss.apply(hidden, model.head.weight, wanted, torch.is_grad_enabled())
+
+
+class HeadLoss(torch.autograd.Function):
+    """Vocabulary head and `cross_entropy` in one, for a few tokens at a time: all logits together never exist.
+
+    Both gradients, up to the factor that comes from above, are computed along with the loss.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_TD: Tensor, head_VD: Tensor, wanted: Tensor, learning: bool) -> Tensor:
+        known = (wanted != NO_TARGET).to(precise(hidden_TD).dtype)
+        d_hidden, d_head, nats = torch.empty_like(hidden_TD), torch.zeros_like(head_VD), 0.0
+        columns = hidden_TD, d_hidden, wanted.clamp(min=0), known / known.sum()
+        for hidden, d_part, token, share in zip(*(column.split(HEAD_TOKENS) for column in columns)):
+            said = precise(hidden @ head_VD.T).log_softmax(-1)
+            nats = nats - (said.gather(1, token) * share).sum()
+            if learning:
+                slope = said.exp_().scatter_add_(1, token, -torch.ones_like(share)).mul_(share).to(head_VD.dtype)
+                torch.mm(slope, head_VD, out=d_part)
+                d_head.addmm_(slope.T, hidden)
+        ctx.save_for_backward(d_hidden, d_head)
+        return nats
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return *(grad.to(part.dtype) * part for part in ctx.saved_tensors), None, None
 
 
 def cross_entropy(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:

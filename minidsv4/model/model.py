@@ -74,9 +74,13 @@ class Model(nn.Module):
         return streams_BTND
 
     def logits(self, streams_BTND: Tensor, of: nn.Module | None = None) -> Tensor:
-        """Collapse, norm, vocabulary head: [B, T, V]. Collapse and norm are the model's or those `of` the MTP block."""
+        """`hidden`, then the vocabulary head: [B, T, V]."""
+        return self.head(self.hidden(streams_BTND, of))
+
+    def hidden(self, streams_BTND: Tensor, of: nn.Module | None = None) -> Tensor:
+        """What the head reads [B, T, D]: collapse and norm, those of the model or those `of` the MTP block."""
         of = of or self
-        return self.head(of.norm(of.hc_head(streams_BTND)))
+        return of.norm(of.hc_head(streams_BTND))
 
     def angles(self, start: int, stop: int, first_BT: Tensor | None = None) -> dict[LayerKind, Angles]:
         """The turns of positions up to `stop` for each kind of layer, from the start of the oldest open window."""

@@ -74,26 +74,7 @@ def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
 
     No gradient flows strictly beyond a bound.
     """
-    return ClampedSwiGLU.apply(gate, up, limit)
-
-
-class ClampedSwiGLU(torch.autograd.Function):
-    """`swiglu` with a backward that needs its two inputs only, where autograd would keep three more for each."""
-
-    @staticmethod
-    def forward(ctx, gate: Tensor, up: Tensor, limit: float) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        ctx.limit = limit
-        return F.silu(gate.clamp(max=limit)).mul_(up.clamp(-limit, limit))
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (gate, up), limit = ctx.saved_tensors, ctx.limit
-        held = gate.clamp(max=limit)
-        share = held.sigmoid()
-        d_up = (held * share).mul_(grad).mul_(up.abs() <= limit)
-        slope = share.mul(1 - share).mul_(held).add_(share)  # of silu
-        return slope.mul_(up.clamp(-limit, limit)).mul_(grad).mul_(gate <= limit), d_up, None
+    return F.silu(gate.clamp(max=limit)) * up.clamp(-limit, limit)
 
 
 class SharedExpert(nn.Module):
@@ -123,23 +104,53 @@ class Experts(nn.Module):
 
         returns  [T, D]; each token's experts are summed in the order of its picks
         """
-        n_active = picked_TA.shape[1]
         expert, order = picked_TA.flatten().sort(stable=True)
         visited, counts = (part.tolist() for part in expert.unique_consecutive(return_counts=True))
-        rows, weights = x_TD.index_select(0, order // n_active), weight_TA.flatten()[order, None]
-        w13, w2 = self.w13.unbind(), self.w2.unbind()
-        parts = zip(visited, rows.split(counts), weights.split(counts))
-        out = torch.cat([self.run(x, weight, w13[e], w2[e]) for e, x, weight in parts])
-        return reduce(torch.empty_like(out).index_copy_(0, order, out), "(t a) d -> t d", "sum", a=n_active)
+        parts = x_TD, weight_TA.to(x_TD.dtype), self.w13, self.w2, order
+        return PickedExperts.apply(*parts, visited, counts, self.limit, torch.is_grad_enabled())
 
     def one(self, e: int, x_TD: Tensor, weight: Tensor) -> Tensor:
-        """Expert `e` on its tokens, each with its routing weight [T, 1]."""
-        return self.run(x_TD, weight, self.w13[e], self.w2[e])
+        """Expert `e` on its tokens; the routing weight [T, 1] enters before the way back, as released."""
+        gate, up = (x_TD @ self.w13[e].T).chunk(2, dim=-1)
+        return (swiglu(gate, up, self.limit) * weight.to(x_TD.dtype)) @ self.w2[e].T
 
-    def run(self, x_TD: Tensor, weight: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
-        """One expert's matrices on its tokens; the routing weight enters before the way back, as released."""
-        gate, up = (x_TD @ w13.T).chunk(2, dim=-1)
-        return (swiglu(gate, up, self.limit) * weight.to(x_TD.dtype)) @ w2.T
+
+class PickedExperts(torch.autograd.Function):
+    """`Experts` on pairs of token and pick, `order` sorting them by expert; gates and ups are all that it keeps.
+
+    Its backward gathers an expert's rows, uses them and forgets them while they are in the processor's cache.
+    """
+
+    @staticmethod
+    def forward(ctx, x_TD, weight_TA, w13, w2, order, visited: list, counts: list, limit: float, learning: bool):
+        n_active, raws, outs = weight_TA.shape[1], [], []
+        rows, weights = x_TD.index_select(0, order // n_active), weight_TA.flatten()[order, None]
+        for e, x, weight in zip(visited, rows.split(counts), weights.split(counts)):
+            raw = x @ w13[e].T
+            outs.append((swiglu(*raw.chunk(2, dim=-1), limit) * weight) @ w2[e].T)
+            raws += [raw] * learning
+        ctx.save_for_backward(x_TD, weight_TA, w13, w2, order, *raws)
+        ctx.visited, ctx.counts, ctx.limit = visited, counts, limit
+        out = torch.empty_like(rows).index_copy_(0, order, torch.cat(outs))
+        return reduce(out, "(t a) d -> t d", "sum", a=n_active)
+
+    @staticmethod
+    def backward(ctx, grad_TD: Tensor):
+        x_TD, weight_TA, w13, w2, order, *raws = ctx.saved_tensors
+        d_x, d_weight, d_w13, d_w2 = (torch.zeros_like(part) for part in (x_TD, weight_TA, w13, w2))
+        for e, pair, raw in zip(ctx.visited, order.split(ctx.counts), raws):
+            token, weight = pair // weight_TA.shape[1], weight_TA.flatten()[pair, None]
+            rows, grad = x_TD.index_select(0, token), grad_TD.index_select(0, token)
+            with torch.enable_grad():
+                raw = raw.detach().requires_grad_()
+                inner = swiglu(*raw.chunk(2, dim=-1), ctx.limit)
+            d_inner = grad @ w2[e]
+            d_raw = torch.autograd.grad(inner, raw, d_inner * weight)[0]
+            d_weight.view(-1)[pair] = (d_inner * inner).sum(-1)
+            torch.mm(grad.T, inner * weight, out=d_w2[e])
+            torch.mm(d_raw.T, rows, out=d_w13[e])
+            d_x.index_add_(0, token, d_raw @ w13[e])
+        return d_x, d_weight, d_w13, d_w2, *[None] * 5
 
 
 class MoE(nn.Module):
