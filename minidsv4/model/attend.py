@@ -175,10 +175,10 @@ def _back(share_BTHS: Tensor, entries: Tensor, query_BTHK: Tensor, grad_BTHK: Te
     d_score = torch.empty_like(share_BTHS)
     _put_scores(d_score, grad_BTHK, entries)
     d_score.sub_(pull).mul_(share_BTHS)
-    pairs = [(d_score, query_BTHK), (share_BTHS, grad_BTHK)]
-    if entries.ndim == 3:
-        pairs = [(left.flatten(1, 2), right.flatten(1, 2)) for left, right in pairs]
-    return d_score, sum(left.mT @ right for left, right in pairs)
+    axes = (1, 2) if entries.ndim == 3 else (0, 1)
+    d_flat, share, query, grad = (x.flatten(*axes) for x in (d_score, share_BTHS, query_BTHK, grad_BTHK))
+    d_entries = torch.bmm(d_flat.mT, query).baddbmm_(share.mT, grad)  # as keys, and as values
+    return d_score, d_entries.view_as(entries)
 
 
 def _add_far(d_far_BCK: Tensor, d_entries: Tensor, picks_BTP: Tensor | None) -> None:

@@ -18,7 +18,7 @@ from minidsv4.model.rope import Angles, rotate
 
 SCORES_AT_ONCE = 1 << 20  # chosen among at a time: no [T, C] matrix is ever whole
 HEAD_SCORES_AT_ONCE = 1 << 17  # of which a score is the sum
-GROUP = 8  # entries of which the best one speaks for all when there are many
+GROUP = 4  # entries of which the best one speaks for all when there are many
 
 
 def hadamard_signs(width: int) -> Tensor:
@@ -116,7 +116,7 @@ def angles_start(memory: CompressorMemory, ratio: int, n_new: int) -> int:
 
 def index_scores(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BSZ: Tensor) -> Tensor:
     """`sum_u w[t, u] relu(q[t, u] . k[s])` [B, T, S] for a stretch of keys; eq. (16). float32 at least."""
-    dots = precise(query_BTUZ).flatten(1, 2) @ precise(keys_BSZ).mT
+    dots = torch.bmm(precise(query_BTUZ).flatten(1, 2), precise(keys_BSZ).mT)
     heads = dots.relu_().view(-1, weight_BTU.shape[-1], dots.shape[-1])
     return torch.bmm(weight_BTU.flatten(0, 1)[:, None], heads).view(*weight_BTU.shape[:2], -1)
 
@@ -137,7 +137,7 @@ def stable_topk(score: Tensor, k: int) -> Tensor:
     n_entries, k = score.shape[-1], min(k, score.shape[-1])
     if k == n_entries:
         return torch.arange(k, device=score.device).expand_as(score)
-    if n_entries >= 4 * GROUP * k:
+    if n_entries >= 3 * GROUP * k:
         candidates = _members(stable_topk(F.max_pool1d(score, GROUP), k), n_entries)
         return candidates.gather(-1, stable_topk(score.gather(-1, candidates), k))
     top = score.topk(k, dim=-1, sorted=False)
