@@ -46,8 +46,8 @@ class HyperConnection(nn.Module):
         raw = stream_logits(streams_BTND, self.fn, self.rms_eps).split(rows, dim=-1)
         parts = zip(precise(self.base).split(rows), raw, precise(self.scale).unbind())
         pre, post, carry = (torch.addcmul(bias, part, gate) for bias, part, gate in parts)  # eqs. (2)-(5)
-        carry = sinkhorn(carry.flatten(0, 1).T.unflatten(0, (n, n)), self.iterations, self.eps)  # eq. (8)
-        carry = carry.flatten(0, 1).T.contiguous().view(*pre.shape, n)
+        carry = sinkhorn(carry.view(-1, n * n).T.view(n, n, -1), self.iterations, self.eps)  # eq. (8)
+        carry = carry.view(n * n, -1).T.contiguous().view(*pre.shape, n)
         # eqs. (6) and (7); the eps is the released code's
         return Mix(pre.sigmoid() + self.eps, 2 * post.sigmoid(), carry)
 
