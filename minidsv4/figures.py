@@ -369,6 +369,11 @@ PACED = {
 }
 
 
+def cost_curves():
+    """README: what a text of a thousand to a million tokens costs; measured by `bench --curve`, kept in assets/."""
+    return plots.bench_curves([Point(**point) for point in json.loads(CURVES.read_text(encoding="utf-8"))["points"]])
+
+
 def overlap_by_ratio():
     """Notebook 13: what overlap is worth by rho, with Flash on six chips; and C/B of these chips."""
     rho, names = np.geomspace(0.1, 4.5, 181), ("H20", "Ascend 950DT", "Ascend 910C", "H200", "B200", "H800")
@@ -401,6 +406,7 @@ def gain_by_batch():
 
 
 FOLDER = Path(__file__).resolve().parents[1] / "figures"
+CURVES = Path(__file__).resolve().parent / "assets" / "curves.json"
 
 
 def cut_row(lengths=(10, 7, 7), window=4, ratios=(4, 8)):
@@ -425,6 +431,7 @@ FIGURES = {
     "03_indexer": picks_in_4_bits,
     "04_who_sees_what": masks,
     "05_cache": cache_while_decoding,
+    "05_cost_curves": cost_curves,
     "06_streams": streams_through_depth,
     "07_experts": bias_rule,
     "08_mtp": drafting,

@@ -185,14 +185,15 @@ def test_the_bench_prints_a_table_and_writes_every_value(small, tmp_path, capsys
     assert all(use["of_products"] > 0 and (use["of_calls"] > 0) == calls for use, calls in zip(found["uses"], eager))
 
 
-def test_the_curve_is_measured_alone_and_drawn(small, tmp_path, capsys):
+@pytest.mark.parametrize("fused", [[], ["--fused"]], ids=["eager", "fused"])
+def test_the_curve_is_measured_alone_and_drawn(small, tmp_path, capsys, fused):
     files = [str(tmp_path / name) for name in ("found.json", "found.svg")]
     lengths = "16,32,80"
-    assert (
-        main(["bench", "--size", small, "--curve", "--lengths", lengths, "--json", files[0], "--plot", files[1]]) == 0
-    )
+    options = ["--curve", *fused, "--lengths", lengths, "--json", files[0], "--plot", files[1]]
+    assert main(["bench", "--size", small, *options]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert [point["n_tokens"] for point in found["points"]] == [16, 32, 80] and not found["rows"]
+    assert {point["size"].endswith(", fused") for point in found["points"]} == {bool(fused)}
     assert all(0 < point["cache"] and 0 < point["prefill"] and 0 < point["decode"] for point in found["points"])
     assert (tmp_path / "found.svg").read_text().lstrip().startswith("<?xml")
 
@@ -262,6 +263,7 @@ def test_without_numba_the_bench_says_what_to_install_and_has_no_fused_row(small
         (("--repeats", "two"), "counts nothing"),
         (("--plot", "found.txt"), "ends in .png"),
         (("--plot", "found.png", "--alone"), "no ratios to draw"),
+        (("--fused",), "goes with --curve"),
         (("--json", "no/such/folder/found.json"), "cannot be written to"),
         (("--lengths", "1000000000M"), "of memory and"),
     ],

@@ -16,6 +16,8 @@ from minidsv4.fused.step import loops, refuse_what_is_not_the_model
 from minidsv4.model.indexer import Indexer
 from minidsv4.model.model import Model
 
+QUERIES = 512  # that pass over the keys together: turning a tile of keys is then nothing beside scoring it
+
 
 def fuse_indexers(model: Model) -> Model:
     """Have every indexer of `model` pick in the compiled loops from now on; returns the model.
@@ -25,7 +27,7 @@ def fuse_indexers(model: Model) -> Model:
     refuse_what_is_not_the_model(model)
     pick_share = loops().pick_share
     for indexer in (module for module in model.modules() if isinstance(module, Indexer)):
-        indexer.pick = FusedPick(indexer, pick_share)
+        indexer.pick, indexer.block = FusedPick(indexer, pick_share), QUERIES
     return model
 
 

@@ -55,6 +55,7 @@ class Indexer(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.heads, self.width, self.n_picked = config.index_n_heads, config.index_head_dim, config.index_topk
+        self.block = BLOCK  # queries that pick together
         self.wq_b = nn.Linear(config.q_lora_rank, self.heads * self.width, bias=False)
         self.weights_proj = nn.Linear(config.hidden_size, self.heads, bias=False)
         self.finish = Hadamard(self.width)
@@ -68,9 +69,9 @@ class Indexer(nn.Module):
         keys_BCZ = self.compressor(x_BTD, memory, angles)
         start = angles_start(memory, self.compressor.ratio, x_BTD.shape[1])
         query_BTUZ, weight_BTU = self.queries(x_BTD, latent_BTQ, angles.at(start, start + x_BTD.shape[1]))
-        queries = [part.split(BLOCK, dim=1) for part in (query_BTUZ, weight_BTU)]
-        visible, first = visible_T.split(BLOCK), angles.first_entry(self.compressor.ratio)
-        firsts = [None] * len(visible) if first is None else first[:, :, None].split(BLOCK, dim=1)
+        queries = [part.split(self.block, dim=1) for part in (query_BTUZ, weight_BTU)]
+        visible, first = visible_T.split(self.block), angles.first_entry(self.compressor.ratio)
+        firsts = [None] * len(visible) if first is None else first[:, :, None].split(self.block, dim=1)
         return torch.cat([self.pick(*q, keys_BCZ, *seen) for *q, seen in zip(*queries, zip(visible, firsts))], dim=1)
 
     def queries(self, x_BTD: Tensor, latent_BTQ: Tensor, turn_TR: Tensor) -> tuple[Tensor, Tensor]:
