@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import json
 import re
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from matplotlib.figure import Figure
 
 from minidsv4 import plots
+from minidsv4.bench.curve import Point
 from minidsv4.config import Config, LayerKind
 from minidsv4.cost import V32, flops, megamoe, memory, schedule
 from minidsv4.cost.hardware import DEVICES

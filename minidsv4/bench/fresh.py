@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from minidsv4.bench.sides import Ours, Peer
+from minidsv4.bench.sides import RECOMPUTED, Ours, Peer, optimizer_of
 from minidsv4.bench.sizes import TRAINED
 from minidsv4.config import Config
 
@@ -33,7 +33,7 @@ def peak(bench, side: str, phase: str, n_tokens: int, chunk: int | None) -> int:
 
     bench   a `measure.Bench`
     side    "ours" or "peer"
-    phase   "prefill" or "train"
+    phase   "prefill", "train" or RECOMPUTED
     chunk   tokens at a time where the peer's prompt is cut
     """
     backend = bench.peer.backends[phase] if side == "peer" else None
@@ -45,12 +45,14 @@ def _peak(config: Config, side: str, backend, phase: str, n_tokens: int, chunk, 
     subject = Ours(config, device) if side == "ours" else Peer(config, device)
     if backend is not None:
         subject.use_backend(backend)
-    shape = TRAINED if phase == "train" else (1, n_tokens)
+    shape = (1, n_tokens) if phase == "prefill" else TRAINED
     ids_BT = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(1)).to(device)
     subject.prefill(ids_BT[:1, :WARM_UP])
+    if phase != "prefill":
+        optimizer_of(subject)  # what it imports is no part of the step
     before = reset_mark(device)
-    if phase == "train":
-        subject.train(ids_BT)
+    if phase != "prefill":
+        subject.train(ids_BT, *[True] * (phase == RECOMPUTED))
         return max(PAGE, high_water(device) - before)
     cache = subject.prefill(ids_BT, chunk)
     return max(PAGE, high_water(device) - before - subject.cache_bytes(cache)[1])

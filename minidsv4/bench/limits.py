@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minidsv4.bench import sizes
 from minidsv4.bench.measure import FUSED, Bench, Row
+from minidsv4.bench.sides import RECOMPUTED
 from minidsv4.config import Config
 from minidsv4.cost import flops, memory
 from minidsv4.cost.parameters import weights
@@ -43,7 +44,7 @@ def uses(bench: Bench, rows: Iterable[Row]) -> list[Use]:
     """The shares of every phase, length and side of which the rows have a time."""
     limits, found = (product_rate(bench), call_seconds(bench)), {}
     for row in rows:
-        ours, peer = ("", row.way) if row.way != FUSED else (FUSED, "")
+        ours, peer = (row.way, "") if row.way in (FUSED, RECOMPUTED) else ("", row.way)
         for side, times in ((f"minidsv4 {ours}".strip(), row.ours), (f"transformers {peer}".strip(), row.peer)):
             if row.unit == "s" and times:
                 found[row.phase, row.n_tokens, side] = _use(bench, row, side, statistics.median(times), limits)

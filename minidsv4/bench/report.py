@@ -18,7 +18,7 @@ from minidsv4.bench import curve, limits, measure, sizes
 from minidsv4.bench.curve import Point
 from minidsv4.bench.limits import Use
 from minidsv4.bench.measure import Bench, Row
-from minidsv4.bench.sides import Ours, Peer, peer_is_here
+from minidsv4.bench.sides import RECOMPUTED, Ours, Peer, peer_is_here
 from minidsv4.config import Config
 from minidsv4.cost import parameters
 from minidsv4.cost.report import length
@@ -220,8 +220,9 @@ def line(*cells: str) -> str:
 
 def label(row: Row) -> str:
     """'prefill 8,192, whole'."""
-    if row.way == "train" or row.phase == "train":
-        return f"{row.phase}{' of training' if row.way else ''}, step of {' x '.join(map(str, sizes.TRAINED))}"
+    if "train" in (row.phase, row.way) or row.way == RECOMPUTED:
+        step = f"step of {' x '.join(map(str, sizes.TRAINED))}" + f", {RECOMPUTED}" * (row.way == RECOMPUTED)
+        return f"train, {step}" if row.phase == "train" else f"memory of training, {step}"
     return f"{row.phase} at {row.n_tokens:,}" + f", {row.way}" * bool(row.way)
 
 

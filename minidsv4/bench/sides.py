@@ -8,6 +8,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from minidsv4.fused.indexer import fuse_indexers
 from minidsv4.fused.step import FusedStep
 from minidsv4.model.losses import text_loss
 from minidsv4.model.model import Model
+from minidsv4.train.recompute import recomputing
+
+RECOMPUTED = "recomputed"  # the way of a training row whose blocks are computed twice
 
 
 class Ours:
@@ -55,8 +59,9 @@ class Ours:
         fuse_indexers(self.model)
         return self.fused_step
 
-    def train(self, ids_BT: Tensor) -> float:
-        streams_BTND = self.model.streams(ids_BT, self.model.new_cache(len(ids_BT)))
+    def train(self, ids_BT: Tensor, recompute: bool = False) -> float:
+        with recomputing(self.model) if recompute else nullcontext():
+            streams_BTND = self.model.streams(ids_BT, self.model.new_cache(len(ids_BT)))
         return _train(self, text_loss(self.model, streams_BTND, ids_BT[:, 1:]))
 
     def cache_bytes(self, cache) -> tuple[int, int]:
@@ -159,12 +164,17 @@ def _train(side, loss: Tensor) -> float:
     At rate 0: the work is whole and every repeat does the same. The loss is each side's own way to it: here
     `text_loss`, which never holds all logits, there `labels=`.
     """
-    if side.optimizer is None:
-        side.optimizer = torch.optim.AdamW(side.model.parameters(), lr=0.0)
-    side.optimizer.zero_grad(set_to_none=True)
+    optimizer = optimizer_of(side)
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    side.optimizer.step()
+    optimizer.step()
     return loss.item()
+
+
+def optimizer_of(side) -> torch.optim.Optimizer:
+    """The side's own AdamW, which has no moments before its first step."""
+    side.optimizer = side.optimizer or torch.optim.AdamW(side.model.parameters(), lr=0.0)
+    return side.optimizer
 
 
 def _tensors(values: Iterable) -> list[Tensor]:

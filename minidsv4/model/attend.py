@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from minidsv4.model.norm import precise
 
 BLOCK = 64  # queries at a time: small enough that scores and gathered entries stay in the processor's cache
+SCORES_AT_ONCE = 1 << 18  # of one head each: a long text takes fewer queries at a time, so that memory stays flat
 
 
 class Near(NamedTuple):
@@ -59,19 +60,21 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query_BTHK, near_BSK, far_BCK, sinks_H, near: Near, far: Far) -> Tensor:
         out_BTHK = torch.empty_like(query_BTHK)
-        for start in range(0, query_BTHK.shape[1], BLOCK):
-            query, near_block, seen, far_block = cut_block(query_BTHK, near, far, start)
+        n_read = near.window + (far_BCK.shape[1] if far.picks_BTP is None else far.picks_BTP.shape[2])
+        size = min(BLOCK, max(8, SCORES_AT_ONCE // (n_read * query_BTHK[:, 0, :, 0].numel())))
+        for start in range(0, query_BTHK.shape[1], size):
+            query, near_block, seen, far_block = cut_block(query_BTHK, near, far, start, size)
             p_near, p_far = weights(query, near_block, seen, far_block, precise(sinks_H))
-            out_BTHK[:, start : start + BLOCK] = _mix(p_near, near_block, p_far, far_block.entries_BCK)
+            out_BTHK[:, start : start + size] = _mix(p_near, near_block, p_far, far_block.entries_BCK)
         ctx.save_for_backward(query_BTHK, near_BSK, far_BCK, sinks_H, out_BTHK)
         ctx.near, ctx.far = near._replace(entries_BSK=None), far._replace(entries_BCK=None)
         return out_BTHK
 
     @staticmethod
     def backward(ctx, grad_BTHK: Tensor):
-        query_BTHK, near_BSK, far_BCK, sinks_H, out_BTHK = ctx.saved_tensors
+        query_BTHK, near_BSK, far_BCK, sinks_H, out_BTHK = saved = ctx.saved_tensors
         near, far = ctx.near._replace(entries_BSK=near_BSK), ctx.far._replace(entries_BCK=far_BCK)
-        d_query, d_near, d_far, d_sinks = (torch.zeros_like(precise(x)) for x in ctx.saved_tensors[:4])
+        d_query, d_near, d_far, d_sinks = (torch.zeros_like(precise(x)) for x in saved[:4])
         for start in range(0, query_BTHK.shape[1], BLOCK):
             query, near_block, seen, far_block = cut_block(query_BTHK, near, far, start)
             p_near, p_far = weights(query, near_block, seen, far_block, precise(sinks_H))
@@ -85,21 +88,20 @@ class BlockAttention(torch.autograd.Function):
             _add_far(d_far, d_far_block, far_block.picks_BTP)
             left = 1 - p_near.sum(-1, keepdim=True) - p_far.sum(-1, keepdim=True)  # the sink's share
             d_sinks -= (left * pull).sum((0, 1, 3))
-        grads = zip((d_query, d_near, d_far, d_sinks), ctx.saved_tensors)
-        return *(d.to(x.dtype) for d, x in grads), None, None
+        return *(d.to(x.dtype) for d, x in zip((d_query, d_near, d_far, d_sinks), saved)), None, None
 
 
-def cut_block(query_BTHK: Tensor, near: Near, far: Far, start: int) -> tuple[Tensor, Tensor, Tensor, Far]:
+def cut_block(query_BTHK: Tensor, near: Near, far: Far, start: int, size=0) -> tuple[Tensor, Tensor, Tensor, Far]:
     """One block of queries and what it can reach: its window band, who sees what in it, its entries."""
     n_queries, n_near = query_BTHK.shape[1], near.entries_BSK.shape[1]
-    stop, past = min(start + BLOCK, n_queries), n_near - n_queries
+    stop, past = min(start + (size or BLOCK), n_queries), n_near - n_queries
     low = max(0, past + start - near.window + 1)
     seen = _band(stop - start, past + stop - low, near.window, query_BTHK.device)
     if near.first_BT is not None:
         place_S = torch.arange(low, past + stop, device=query_BTHK.device)
         seen = seen & (place_S >= near.first_BT[:, start:stop, None])
-    near_BSK = precise(near.entries_BSK[:, low : past + stop])
-    return precise(query_BTHK[:, start:stop]), near_BSK, seen, _cut_far(far, start, stop)
+    parts = query_BTHK[:, start:stop], near.entries_BSK[:, low : past + stop]
+    return *map(precise, parts), seen, _cut_far(far, start, stop)
 
 
 @functools.lru_cache(maxsize=64)  # all blocks but the first and the last have the same
@@ -111,8 +113,7 @@ def _band(n_queries: int, n_near: int, window: int, device: torch.device) -> Ten
 
 
 def _cut_far(far: Far, start: int, stop: int) -> Far:
-    visible, first = far.visible_T[start:stop], far.first_BT
-    first = None if first is None else first[:, start:stop]
+    visible, first = far.visible_T[start:stop], None if far.first_BT is None else far.first_BT[:, start:stop]
     if far.picks_BTP is None:
         return Far(precise(far.entries_BCK[:, : int(visible[-1])]), visible, None, first)
     picks = far.picks_BTP[:, start:stop]

@@ -1,0 +1,62 @@
+"""Recomputation: the same losses and gradients from less memory, and a model that is afterwards as it was."""
+
+import pytest
+import torch
+from small import TINY, small_model, token_ids
+
+from minidsv4.model.block import Block
+from minidsv4.train.recompute import recomputing
+
+
+def gradients(model, ids_BT):
+    model.zero_grad()
+    losses = model.loss(ids_BT)
+    losses.total.backward()
+    return [losses.total.detach(), *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)]
+
+
+def test_losses_and_gradients_are_the_same_bit_for_bit():
+    model, ids_BT = small_model(), token_ids(2, 40)
+    plain = gradients(model, ids_BT)
+    with recomputing(model):
+        again = gradients(model, ids_BT)
+    assert len(plain) == len(again) > 50
+    assert all(torch.equal(one, other) for one, other in zip(plain, again))
+
+
+def kept_bytes(model, ids_BT):
+    """Bytes of all storages that autograd is given to keep until the backward pass."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(ids_BT).sum().backward()
+    return sum(kept.values())
+
+
+def test_every_block_runs_twice_and_little_is_kept(monkeypatch):
+    model, ids_BT, runs, forward = small_model(TINY), token_ids(1, 64), [], Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, *inputs: runs.append(self) or forward(self, *inputs))
+    plain, runs[:] = kept_bytes(model, ids_BT), []
+    with recomputing(model):
+        less = kept_bytes(model, ids_BT)
+    assert [runs.count(block) for block in model.layers] == [2] * len(model.layers)
+    assert 0 < less < plain / 3
+
+
+def test_the_model_is_as_it_was_even_after_an_error():
+    model = small_model()
+    with pytest.raises(RuntimeError, match="stop"), recomputing(model):
+        raise RuntimeError("stop")
+    assert all("forward" not in vars(block) for block in model.layers)
+
+
+def test_a_cache_with_a_past_is_refused():
+    model, cache = small_model(), small_model().new_cache()
+    model.prefill(token_ids(1, 9), cache)
+    with recomputing(model), pytest.raises(ValueError, match="the cache holds 9 tokens"):
+        model(token_ids(1, 3), cache=cache)
+    assert cache.n_tokens == 9
