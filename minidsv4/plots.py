@@ -714,21 +714,21 @@ def bench_curves(points):
     }
     for axes, (title, curves) in zip(figure.subplots(1, 3), panels.items()):
         for (name, scale, colour), (size, own, style) in itertools.product(curves, _by_size(points)):
-            values = [scale * getattr(point, name) for point in own]
-            label = size if len(curves) == 1 else f"{name}, {size}"
-            n_tokens = [point.n_tokens / 1000 for point in own]
+            values, n_tokens = [scale * getattr(point, name) for point in own], [point.n_tokens / 1000 for point in own]
+            label = size if len(curves) == 1 else name if style == "-" else None
             axes.plot(n_tokens, values, color=colour, marker=".", linestyle=style, label=label)
         axes.set(xscale="log", yscale="log", xlabel="thousand tokens")
         axes.set_title(title, fontweight="normal")
         low, high = np.log10(axes.get_ylim())
-        room = 0.2 + 0.15 * len(axes.lines) / len(curves) * (high - low)  # for the legend
-        axes.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high + room))
-        axes.legend(fontsize=8, loc="upper left", ncols=len(curves), columnspacing=0.8, handlelength=1.6)
+        axes.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high + 0.35 * (high - low)))  # room for the legend
+        axes.legend(fontsize=8, loc="upper left", handlelength=2.2)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda x, _: f"{x:,.10g}")
-    _, own, _ = next(_by_size(points))
-    longer, dearer = (getattr(own[-1], name) / getattr(own[0], name) for name in ("n_tokens", "decode"))
-    title = f"{longer:,.0f} times the text: one more token costs {dearer:.2g} times as much"
+    size, own, _ = max(_by_size(points), key=lambda one: len(one[1]))
+    names = "n_tokens", "prefill", "decode"
+    longer, read, written = (getattr(own[-1], name) / getattr(own[0], name) for name in names)
+    cost = f"a token costs {read:.2g} times as much to read, {written:.2g} to write"
+    title = f"{longer:,.0f} times the text ({size}): {cost}"
     figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure
 

@@ -68,6 +68,14 @@ def test_a_pick_that_is_not_yet_visible_stands_for_none_whatever_else_is_picked(
     assert (Attend()(query, near, far, sinks) - expected).abs().max() < EXACT
 
 
+def test_where_every_query_reads_much_fewer_are_taken_at_a_time(monkeypatch):
+    case, taken, right = example(23, n_past=6), [], attend.weights
+    monkeypatch.setattr(attend, "SCORES_AT_ONCE", 1)
+    monkeypatch.setattr(attend, "weights", lambda query, *rest: taken.append(query.shape[1]) or right(query, *rest))
+    assert (Attend()(*case) - by_hand(*case)).abs().max() < EXACT
+    assert taken == [8, 8, 7]
+
+
 def test_a_query_sees_its_window_its_own_token_included_and_nothing_else():
     query, near, far, sinks = example(23, n_past=4)
     before = Attend()(query, near, far._replace(visible_T=far.visible_T * 0), sinks)

@@ -17,6 +17,7 @@ from minidsv4 import Config, Model
 from minidsv4.__main__ import main
 from minidsv4.bench import fresh, limits, measure, report, sides, sizes
 from minidsv4.bench.measure import Bench, Row
+from minidsv4.bench.sides import RECOMPUTED
 from minidsv4.cost import parameters
 
 QUICK = ("--lengths", "24,40", "--repeats", "2")
@@ -137,8 +138,13 @@ def test_the_high_water_mark_of_a_fresh_process_sees_what_was_held_and_let_go():
     assert 64 << 20 <= fresh.run_alone(_hold, 64 << 20) < 96 << 20
 
 
-@pytest.mark.parametrize(("side", "backend"), [("ours", None), ("peer", "eager")])
-@pytest.mark.parametrize("phase", ["prefill", "train"])
+@pytest.mark.parametrize(
+    ("side", "backend", "phase"),
+    [
+        *(("ours", None, phase) for phase in ("prefill", "train", RECOMPUTED)),
+        *(("peer", "eager", phase) for phase in ("prefill", "train")),
+    ],
+)
 def test_peak_memory_of_a_side_and_a_phase_is_more_than_nothing(small, side, backend, phase):
     config = sizes.load_size(small)  # in this process, whose mark need not rise where it cannot be lowered
     assert fresh._peak(config, side, backend, phase, 40, 16, 1, "cpu") >= fresh.PAGE
@@ -174,13 +180,13 @@ def test_the_bench_prints_a_table_and_writes_every_value(small, tmp_path, capsys
     labels = [(row["phase"], row["n_tokens"], row["way"]) for row in found["rows"]]
     prompts = [("prefill", n, way) for n in (24, 40) for way in ("whole", "chunks of 512")]
     tokens = [("decode", n, way) for n in (24, 40) for way in ("", "fused")]
-    assert labels[:9] == [*prompts, *tokens, ("train", 24, "")]
+    assert labels[:10] == [*prompts, *tokens, ("train", 24, ""), ("train", 24, "recomputed")]
     assert all(row["ratio"] > 0 and len(row["ours"]) == len(row["peer"]) for row in found["rows"])
     assert set(found["peers"]["small"]["experts"]) == {"prefill", "decode", "train"}
     assert found["settings"]["threads"] == 1 and (tmp_path / "found.png").stat().st_size > 5000
     assert out.count("x  ") >= 9 and "tokens/s" in out
     shares = [(use["phase"], use["n_tokens"], use["side"]) for use in found["uses"]]
-    assert len(shares) == len(set(shares)) == 2 * 3 + 2 * 3 + 2  # prefill and decode in three ways, train in two
+    assert len(shares) == len(set(shares)) == 2 * 3 + 2 * 3 + 3  # prefill, decode and train in three ways
     eager = [use["phase"] == "decode" and use["side"] != "minidsv4 fused" for use in found["uses"]]
     assert all(use["of_products"] > 0 and (use["of_calls"] > 0) == calls for use, calls in zip(found["uses"], eager))
 
@@ -202,8 +208,9 @@ def test_memory_rows_come_from_processes_of_their_own(small, monkeypatch):
     asked, bench = [], bench_of(small)
     monkeypatch.setattr(fresh, "run_alone", lambda work, *arguments: asked.append(arguments) or 1000)
     rows = [*measure.memory(bench, 40), *measure.training_memory(bench)]
-    assert [row.way for row in rows] == ["whole", measure.CHUNKS, "train"] and all(row.unit == "B" for row in rows)
-    assert [one[1] for one in asked] == ["ours", "peer", "peer", "ours", "peer"]
+    assert [row.way for row in rows] == ["whole", measure.CHUNKS, "train", RECOMPUTED]
+    assert all(row.unit == "B" for row in rows)
+    assert [one[1] for one in asked] == ["ours", "peer", "peer", "peer", "ours", "ours"]
 
 
 def test_what_the_peer_cannot_hold_is_left_out_with_the_reason(small, monkeypatch):
