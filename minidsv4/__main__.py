@@ -374,7 +374,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens of this share")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fused", action="store_true", help="decode in compiled loops; needs numba")
+    parser.add_argument("--fused", action="store_true", help="compiled decoding; needs numba, 20 s the first time")
 
 
 @dataclass(frozen=True)
