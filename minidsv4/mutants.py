@@ -169,7 +169,7 @@ def sinkhorn_without_eps(right, logits, iterations, eps):
 )
 def sinkhorn_rows_last(right, logits, iterations, eps):
     """Columns are normalised first and rows last, so the sums that the update relies on are the loose ones."""
-    return right(logits.transpose(0, 1), iterations, eps).transpose(0, 1)
+    return right(logits.transpose(0, 1), iterations, eps).transpose(0, 1).contiguous()
 
 
 @trap(

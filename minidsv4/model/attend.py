@@ -60,7 +60,7 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query_BTHK, near_BSK, far_BCK, sinks_H, near: Near, far: Far) -> Tensor:
         out_BTHK = torch.empty_like(query_BTHK)
-        n_read = near.window + (far_BCK.shape[1] if far.picks_BTP is None else far.picks_BTP.shape[2])
+        n_read = 1 + near.window + (far_BCK.shape[1] if far.picks_BTP is None else far.picks_BTP.shape[2])
         size = min(BLOCK, max(8, SCORES_AT_ONCE // (n_read * query_BTHK[:, 0, :, 0].numel())))
         for start in range(0, query_BTHK.shape[1], size):
             query, near_block, seen, far_block = cut_block(query_BTHK, near, far, start, size)
@@ -165,10 +165,10 @@ def _put_scores(score_BTHS: Tensor, query_BTHK: Tensor, entries: Tensor) -> None
 
 def _mix(near_BTHS: Tensor, near_BSK: Tensor, far: Tensor, far_entries: Tensor) -> Tensor:
     """Entries weighted by their share, near and far ones: the values are the keys."""
-    axes = (1, 2) if far_entries.ndim == 3 else (0, 1)
     mixed = torch.bmm(near_BTHS.flatten(1, 2), near_BSK).view(*near_BTHS.shape[:3], -1)
-    mixed.flatten(*axes).baddbmm_(far.flatten(*axes), far_entries.flatten(0, -3))
-    return mixed
+    axes = (1, 2) if far_entries.ndim == 3 else (0, 1)
+    flat = mixed.flatten(*axes)
+    return torch.baddbmm(flat, far.flatten(*axes), far_entries.flatten(0, -3), out=flat).view_as(mixed)
 
 
 def _back(share_BTHS: Tensor, entries: Tensor, query_BTHK: Tensor, grad_BTHK: Tensor, pull: Tensor):
