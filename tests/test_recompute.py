@@ -1,5 +1,7 @@
 """Recomputation: the same losses and gradients from less memory, and a model that is afterwards as it was."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from small import TINY, small_model, token_ids
@@ -54,9 +56,20 @@ def test_the_model_is_as_it_was_even_after_an_error():
     assert all("forward" not in vars(block) for block in model.layers)
 
 
-def test_a_cache_with_a_past_is_refused():
-    model, cache = small_model(), small_model().new_cache()
+def test_without_a_gradient_caches_are_filled_as_ever():
+    model, ids_BT = small_model(), token_ids(1, 21)
+    found = []
+    for context in (nullcontext(), recomputing(model)):
+        with context:
+            cache = model.new_cache()
+            model.prefill(ids_BT[:, :9], cache)
+            found.append((model(ids_BT[:, 9:], cache=cache), cache.n_bytes()))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+
+
+def test_a_gradient_through_a_past_is_refused():
+    model = small_model()
+    cache = model.new_cache()
     model.prefill(token_ids(1, 9), cache)
     with recomputing(model), pytest.raises(ValueError, match="the cache holds 9 tokens"):
-        model(token_ids(1, 3), cache=cache)
-    assert cache.n_tokens == 9
+        model.streams(token_ids(1, 3), cache)

@@ -4,7 +4,6 @@ B batch, T tokens, U index heads, Z index width, C compressed entries, P picked 
 do; without a gradient and on the CPU, as decoding in `step.py`.
 """
 
-import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -51,14 +50,6 @@ class FusedPick:
 def with_threads(work: Callable, per_token: list[np.ndarray], keys_CZ: np.ndarray) -> None:
     """Call `work` on as many shares of the tokens as torch uses threads, at once; compiled loops run side by side."""
     n_shares = min(torch.get_num_threads(), len(per_token[0]))
-    shares = list(zip(*(np.array_split(part, n_shares) for part in per_token)))
-    others = [pool().submit(work, *share, keys_CZ) for share in shares[1:]]
-    work(*shares[0], keys_CZ)
-    for other in others:
-        other.result()
-
-
-@functools.cache
-def pool() -> ThreadPoolExecutor:
-    """Threads that wait for shares of compiled work."""
-    return ThreadPoolExecutor()
+    shares = zip(*(np.array_split(part, n_shares) for part in per_token))
+    with ThreadPoolExecutor(n_shares) as pool:
+        list(pool.map(lambda share: work(*share, keys_CZ), shares))

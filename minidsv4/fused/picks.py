@@ -16,7 +16,7 @@ STRIP = 64  # keys that are passed over together
 @compiled
 def pick_share(query_TUZ, weight_TU, visible_T, picks_TP, keys_CZ):
     """Fill `picks_TP`, ascending, for a few queries that pass over the keys together, a tile at a time."""
-    n_tokens, n_heads, width = query_TUZ.shape
+    n_tokens, _, width = query_TUZ.shape
     n_picked, dtype = picks_TP.shape[1], keys_CZ.dtype
     best_TP, n_best_T = np.empty((n_tokens, n_picked), dtype), np.zeros(n_tokens, np.int64)
     worst_T = np.zeros(n_tokens, np.int64)  # the place in best_TP of the entry that the next better one drives out

@@ -25,9 +25,9 @@ DTYPES = (torch.float32, torch.float64)
 class FusedStep:
     """`step(ids_BT, cache)` gives and does what `model(ids_BT, cache=cache)` does, for one token of one sequence.
 
-    The weights are read where the model keeps them, so a change in place counts at once. Steps of both kinds, prefill
-    and `restore` may follow each other in one cache. The first step on a machine compiles; later ones, in any process,
-    read what it left.
+    The weights are read where the model keeps them, so a change in place counts at once, and a parameter put in
+    another's place after `prepare`. Steps of both kinds, prefill and `restore` may follow each other in one cache. The
+    first step on a machine compiles; later ones, in any process, read what it left.
 
     raises  ValueError: numba is missing, or the model is not on the CPU, in 16 bits, or holds parts of another make
     """

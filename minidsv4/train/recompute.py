@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -20,7 +21,9 @@ from minidsv4.model.model import Model
 def recomputing(model: Model) -> Iterator[None]:
     """Within, whatever `model` computes keeps only what enters its blocks: `with recomputing(model): model.loss(ids)`.
 
-    raises  ValueError where a cache holds a past: a block that runs twice would remember its tokens twice
+    Without a gradient nothing is kept and nothing changes, so that caches are filled as ever.
+
+    raises  ValueError for a gradient through a past: a block that runs twice would remember its tokens twice
     """
     for block in model.layers:
         block.forward = Recomputed(block)
@@ -38,6 +41,8 @@ class Recomputed:
         self.block = block
 
     def __call__(self, streams_BTND: Tensor, ids_BT: Tensor, start: int, memory: LayerMemory, angles) -> Tensor:
+        if not torch.is_grad_enabled():
+            return Block.forward(self.block, streams_BTND, ids_BT, start, memory, angles)
         if start > 0:
             raise ValueError(f"recomputing: the cache holds {start} tokens; training starts from an empty one")
 
