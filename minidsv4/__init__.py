@@ -5,9 +5,9 @@ from minidsv4.checkpoint import export_hf, load, save
 from minidsv4.config import Config, LayerKind, Routing
 from minidsv4.model.losses import Losses
 from minidsv4.model.model import Model
-from minidsv4.serve.measure import measure
-from minidsv4.serve.sample import generate
+from minidsv4.serve.generation import generate
 from minidsv4.serve.speculate import Speculation
+from minidsv4.serve.speedup import measure_speedup
 from minidsv4.train.ship import load_pretrained, pretrained_tokenizer
 
 __version__ = "0.1.0"
@@ -24,7 +24,7 @@ __all__ = [
     "generate",
     "load",
     "load_pretrained",
-    "measure",
+    "measure_speedup",
     "parallel",
     "pretrained_tokenizer",
     "save",

@@ -28,7 +28,7 @@ from minidsv4.cost import ranks as cost_ranks
 from minidsv4.cost import report as cost_report
 from minidsv4.model.cache import KINDS
 from minidsv4.model.model import Model
-from minidsv4.serve.sample import generate
+from minidsv4.serve.generation import generate
 from minidsv4.train import pretrain, ship
 from minidsv4.train.data import Batches, SourceFile, Tokenizer, python_source
 from minidsv4.train.loop import Recipe, Trainer, bits_per_byte, fastest_threads

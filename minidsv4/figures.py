@@ -35,7 +35,7 @@ from minidsv4.model.moe import LearnedRouter
 from minidsv4.model.rope import rotate
 from minidsv4.parallel import context
 from minidsv4.record import record
-from minidsv4.serve.speculate import MOST_WAITING, Speculation, Speculator
+from minidsv4.serve.speculate import MAX_PENDING, Speculation, Speculator
 from minidsv4.train import balance, pretrain, recall, streams
 from minidsv4.train.data import Batches, Tokenizer, programs
 from minidsv4.train.loop import Recipe, Trainer
@@ -236,7 +236,7 @@ class Round(NamedTuple):
     """A pass of the model that checked drafts: certain tokens, of them not yet read, drafts, drafts kept."""
 
     end: int
-    waiting: int
+    pending: int
     depth: int
     kept: int
 
@@ -250,10 +250,10 @@ def draft_rounds(model, ids, depth, n_rounds):
     writer = Speculator(model, counts, 0.0, 1.0, torch.Generator())
     end = len(ids) + len([writer.begin(torch.tensor(ids))])
     for _ in range(n_rounds):
-        waiting = writer.text.waiting_BT.shape[1]
-        waiting = 1 if waiting > MOST_WAITING else waiting  # a pass of their own came before
+        pending = writer.state.pending_BT.shape[1]
+        pending = 1 if pending > MAX_PENDING else pending  # a pass of their own came before
         kept = len(writer.round()) - 1
-        rounds.append(Round(end, waiting, depth, kept))
+        rounds.append(Round(end, pending, depth, kept))
         end += kept + 1
     return rounds, counts
 

@@ -652,7 +652,7 @@ def _draw_rounds(axes, rounds):
     marks = {name: ([], []) for name in ("read again", "draft kept", "the model's own", "draft rejected")}
     for row, one in enumerate(rounds):
         own = one.end + one.kept
-        places = range(one.end - one.waiting, one.end - 1), range(one.end, own), [own], range(own, one.end + one.depth)
+        places = range(one.end - one.pending, one.end - 1), range(one.end, own), [own], range(own, one.end + one.depth)
         for (xs, ys), found in zip(marks.values(), places):
             xs += [place - rounds[0].end for place in found]
             ys += [row + 1 + 0.33 * (found is places[3])] * len(found)

@@ -12,9 +12,9 @@ import minidsv4 as v4
 from minidsv4 import paper
 from minidsv4.mutants import mutant
 from minidsv4.serve import speculate
-from minidsv4.serve.draw import draw
-from minidsv4.serve.measure import measure
-from minidsv4.serve.speculate import Speculation, Speculator, expected_tokens, judge
+from minidsv4.serve.sampling import sample
+from minidsv4.serve.speculate import Speculation, Speculator, expected_tokens, verify
+from minidsv4.serve.speedup import measure_speedup
 
 WINDOW, CSA, HCA = v4.LayerKind.WINDOW, v4.LayerKind.CSA, v4.LayerKind.HCA
 # All kinds of layers, and 2 of up to 25 entries to pick: the choice has to be right after every rewind.
@@ -97,40 +97,40 @@ def test_a_prompt_longer_than_a_chunk_is_taken_in_by_chunks(monkeypatch):
     whole, cut = (speculator(model(), 2) for _ in range(2))
     whole.begin(prompt(23))
     monkeypatch.setattr(speculate, "CHUNK", 11)  # 11, 11, 1: the last chunk holds no next token
-    assert cut.begin(prompt(23)) == int(whole.text.next_BT)
-    for one, other in ((whole.cache, cut.cache), (whole.drafts, cut.drafts)):
+    assert cut.begin(prompt(23)) == int(whole.state.next_BT)
+    for one, other in ((whole.cache, cut.cache), (whole.draft_cache, cut.draft_cache)):
         assert one.n_tokens == other.n_tokens and one.report() == other.report()
         assert all((a - b).abs().max() < EXACT for a, b in zip(contents(one), contents(other)) if a.numel())
-    assert whole.drafts.n_tokens == 22  # position 22 waits for its next token
+    assert whole.draft_cache.n_tokens == 22  # position 22 waits for its next token
 
 
 # ---- the drafts ----
 
 
-def chained_shares(net, ids, guesses):
-    """The probabilities of each guess in a chain by the loops of the paper, everything computed anew for each."""
+def chained_shares(net, ids, drafts):
+    """The probabilities of each draft in a chain by the loops of the paper, everything computed anew for each."""
     config, params, shares = net.config, numpy_of(net), []
     tensors, streams_TND = paper.parameters_under(params, "mtp.0."), paper.model_streams(params, config, ids[:-1])
-    for guess in guesses:
+    for draft in drafts:
         next_TD = np.array([params["embed.weight"][token] for token in ids[1:]])
         mixed = paper.mtp_input(streams_TND, next_TD, tensors, config.rms_norm_eps)
         out_TND = paper.block(tensors, mixed, ids[1:], "WINDOW", config)
         shares.append(
             np.exp(paper.log_softmax(paper.stream_logits(tensors, out_TND, params["head.weight"], config)[-1]))
         )
-        ids = [*ids, guess]
+        ids = [*ids, draft]
         streams_TND = np.concatenate([streams_TND, out_TND[-1:]])  # its own streams, not collapsed
     return torch.tensor(np.array(shares))
 
 
 def chain(seed, depth=3):
-    """A writer after a prompt and three rounds, its guesses and their probabilities, and by the loops."""
+    """A writer after a prompt and three rounds, its drafts and their probabilities, and by the loops."""
     writer, ids = speculator(model(seed=seed), depth, temperature=1.0), prompt(9, seed).tolist()
     ids.append(writer.begin(torch.tensor(ids)))
     for _ in range(3):
         ids += writer.round()
-    guesses, shares_TV = writer.draft()
-    return shares_TV, chained_shares(writer.model, ids, guesses)
+    drafts, probs_TV = writer.draft()
+    return probs_TV, chained_shares(writer.model, ids, drafts)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -154,17 +154,17 @@ def test_a_chain_that_reads_collapsed_streams_is_not_that_of_the_loop(monkeypatc
 def test_drafting_twice_from_the_same_place_guesses_the_same():
     writer = speculator(model(), 3, temperature=1.0)
     writer.begin(prompt(9))
-    before = contents(writer.drafts)
+    before = contents(writer.draft_cache)
 
     class Undo(Exception):
         pass
 
-    guesses = []
+    drafts = []
     for _ in range(2):
         with pytest.raises(Undo), writer.all_or_nothing():
-            guesses.append(writer.draft()[0])
+            drafts.append(writer.draft()[0])
             raise Undo
-    assert guesses[0] == guesses[1] and same_bits(contents(writer.drafts), before)
+    assert drafts[0] == drafts[1] and same_bits(contents(writer.draft_cache), before)
 
 
 # ---- no trace ----
@@ -179,10 +179,10 @@ def test_after_catching_up_both_caches_are_those_of_a_text_that_was_never_guesse
         text += writer.round()
     writer.catch_up()
     fresh, cache = speculator(net, depth), net.new_cache()
-    assert fresh.begin(torch.tensor(text[:-1])) == text[-1] == int(writer.text.waiting_BT)
+    assert fresh.begin(torch.tensor(text[:-1])) == text[-1] == int(writer.state.pending_BT)
     net.prefill(torch.tensor([text[:-1]]), cache)
     assert writer.speculation.accepted < writer.speculation.drafted
-    for ours, other in ((writer.cache, fresh.cache), (writer.cache, cache), (writer.drafts, fresh.drafts)):
+    for ours, other in ((writer.cache, fresh.cache), (writer.cache, cache), (writer.draft_cache, fresh.draft_cache)):
         assert ours.n_tokens == other.n_tokens and ours.report() == other.report()
         for one, two in zip(contents(ours), contents(other), strict=True):
             assert one.shape == two.shape and (not one.numel() or (one - two).abs().max() < EXACT)
@@ -192,11 +192,11 @@ def test_a_round_whose_drafts_are_all_rejected_leaves_the_cache_bit_for_bit():
     writer = speculator(model(), 3)
     writer.begin(prompt(14))
     before, report = contents(writer.cache), writer.cache.report()
-    drafts_before = writer.drafts.n_tokens
+    drafts_before = writer.draft_cache.n_tokens
     while len(writer.round()) > 1:
-        before, report, drafts_before = contents(writer.cache), writer.cache.report(), writer.drafts.n_tokens
+        before, report, drafts_before = contents(writer.cache), writer.cache.report(), writer.draft_cache.n_tokens
     assert same_bits(contents(writer.cache), before) and writer.cache.report() == report
-    assert writer.drafts.n_tokens == drafts_before + writer.text.next_BT.shape[1]
+    assert writer.draft_cache.n_tokens == drafts_before + writer.state.next_BT.shape[1]
 
 
 def calls_of_a_round(writer, interrupt_at=None):
@@ -221,19 +221,23 @@ def calls_of_a_round(writer, interrupt_at=None):
 def test_ctrl_c_anywhere_in_a_round_leaves_everything_as_it_was():
     writer, twin = (speculator(model(loud=0.6), 2, temperature=1.0, seed=3) for _ in range(2))
     assert writer.begin(prompt(14)) == twin.begin(prompt(14))
-    while twin.text.waiting_BT.shape[1] <= speculate.MOST_WAITING:  # so that the round begins by catching up
+    while twin.state.pending_BT.shape[1] <= speculate.MAX_PENDING:  # so that the round begins by catching up
         assert writer.round() == twin.round()
     n_calls = calls_of_a_round(twin)
-    before, text, counts = [contents(c) for c in (writer.cache, writer.drafts)], writer.text, str(writer.speculation)
+    before, text, counts = (
+        [contents(c) for c in (writer.cache, writer.draft_cache)],
+        writer.state,
+        str(writer.speculation),
+    )
     assert n_calls == 2 * (3 + 1 + 2 * 2 + 3 + 1)  # layers and MTP catch up; MTP and head, twice; layers and head
     for place in range(n_calls):
         with pytest.raises(KeyboardInterrupt):
             calls_of_a_round(writer, place)
-        assert writer.text is text
-        assert all(same_bits(contents(c), old) for c, old in zip((writer.cache, writer.drafts), before))
+        assert writer.state is text
+        assert all(same_bits(contents(c), old) for c, old in zip((writer.cache, writer.draft_cache), before))
         assert str(writer.speculation) == counts
     writer.round()
-    assert torch.equal(writer.text.waiting_BT, twin.text.waiting_BT) and writer.round() == twin.round()
+    assert torch.equal(writer.state.pending_BT, twin.state.pending_BT) and writer.round() == twin.round()
 
 
 # ---- the same distribution ----
@@ -246,39 +250,39 @@ def chi_square(counts, shares):
     return (statistic / (freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3)).item()
 
 
-def keep_all(wanted_TV, guessed_TV, guesses, chance):
-    return [*guesses, draw(wanted_TV[-1], chance)]
+def keep_all(target_TV, draft_TV, drafts, generator):
+    return [*drafts, sample(target_TV[-1], generator)]
 
 
-def keep_the_wanted(wanted_TV, guessed_TV, guesses, chance):
-    """Keeps a guess with its wanted probability, as if it had not been likely to be guessed."""
-    return judge(wanted_TV, torch.ones_like(guessed_TV) * (guessed_TV > 0), guesses, chance)
+def keep_the_wanted(target_TV, draft_TV, drafts, generator):
+    """Keeps a draft with its wanted probability, as if it had not been likely to be guessed."""
+    return verify(target_TV, torch.ones_like(draft_TV) * (draft_TV > 0), drafts, generator)
 
 
-def draw_anew(wanted_TV, guessed_TV, guesses, chance):
-    """Replaces a rejected guess by a token of the whole distribution, not of what was missing."""
-    tokens = judge(wanted_TV, guessed_TV, guesses, chance)
-    return [*tokens[:-1], draw(wanted_TV[len(tokens) - 1], chance)]
+def draw_anew(target_TV, draft_TV, drafts, generator):
+    """Replaces a rejected draft by a token of the whole distribution, not of what was missing."""
+    tokens = verify(target_TV, draft_TV, drafts, generator)
+    return [*tokens[:-1], sample(target_TV[len(tokens) - 1], generator)]
 
 
 WRONG = [keep_all, keep_the_wanted, draw_anew]
 
 
 def misfit(rule, n_draws=4000):
-    """chi_square of the first two tokens that a rule makes of guesses from given tables, far from the wanted ones."""
-    wanted_TV = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.2, 0.3]], dtype=torch.float64)
-    guessed_TV = torch.tensor([[0.2, 0.5, 0.2, 0.1], [0.3, 0.1, 0.2, 0.4]], dtype=torch.float64)
-    chance, counts = torch.Generator().manual_seed(0), torch.zeros(4, 4, dtype=torch.float64)
+    """chi_square of the first two tokens that a rule makes of drafts from given tables, far from the wanted ones."""
+    target_TV = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.2, 0.3]], dtype=torch.float64)
+    draft_TV = torch.tensor([[0.2, 0.5, 0.2, 0.1], [0.3, 0.1, 0.2, 0.4]], dtype=torch.float64)
+    generator, counts = torch.Generator().manual_seed(0), torch.zeros(4, 4, dtype=torch.float64)
     for _ in range(n_draws):
-        tokens = rule(wanted_TV, guessed_TV, [draw(row, chance) for row in guessed_TV], chance)
+        tokens = rule(target_TV, draft_TV, [sample(row, generator) for row in draft_TV], generator)
         while len(tokens) < 2:  # the tables do not depend on the tokens before
-            tokens.append(draw(wanted_TV[1], chance))
+            tokens.append(sample(target_TV[1], generator))
         counts[tokens[0], tokens[1]] += 1
-    return chi_square(counts, wanted_TV[0][:, None] * wanted_TV[1])
+    return chi_square(counts, target_TV[0][:, None] * target_TV[1])
 
 
 def test_kept_and_replaced_guesses_have_the_wanted_probabilities():
-    assert misfit(judge) < 1
+    assert misfit(verify) < 1
 
 
 @pytest.mark.parametrize("rule", WRONG)
@@ -291,22 +295,25 @@ def written_pairs(depth, n_draws, **sampling):
     net, counts = model("one layer"), torch.zeros(5, 5, dtype=torch.float64)
     writer = speculator(net, depth, **sampling)
     writer.begin(prompt(9, size="one layer"))
-    start, caches = writer.text, [(cache, cache.snapshot()) for cache in (writer.cache, writer.drafts)]
+    start, caches = writer.state, [(cache, cache.snapshot()) for cache in (writer.cache, writer.draft_cache)]
     for _ in range(n_draws):
         tokens = writer.round()
         tokens += writer.round() if len(tokens) < 2 else []
         counts[tokens[0], tokens[1]] += 1
-        writer.text = start
+        writer.state = start
         [cache.restore(snapshot) for cache, snapshot in caches]
     return writer, counts
 
 
 def pair_shares(writer):
     """The probability of each pair after the writer's text, from passes over the whole text."""
-    ids = [*prompt(9, size="one layer").tolist(), int(writer.text.next_BT)]
+    ids = [*prompt(9, size="one layer").tolist(), int(writer.state.next_BT)]
     texts = torch.tensor([[*ids, token] for token in range(5)])
     logits_BTV = writer.model(texts)[:, -2:]
-    first_V, second = writer.shares(logits_BTV[:1])[0], [writer.shares(row[None])[1] for row in logits_BTV]
+    first_V, second = (
+        writer.probabilities(logits_BTV[:1])[0],
+        [writer.probabilities(row[None])[1] for row in logits_BTV],
+    )
     return first_V[:, None] * torch.stack(second)
 
 
@@ -325,24 +332,24 @@ def test_top_p_is_kept_with_drafts():
 
 
 def test_keeping_every_guess_is_told_by_the_written_tokens(monkeypatch):
-    monkeypatch.setattr(speculate, "judge", keep_all)
+    monkeypatch.setattr(speculate, "verify", keep_all)
     writer, counts = written_pairs(depth=2, n_draws=100, temperature=0.8)
     assert chi_square(counts, pair_shares(writer)) > 1
 
 
 def test_at_temperature_0_a_guess_is_kept_exactly_where_it_is_the_likeliest():
-    one_hot, chance = torch.eye(4, dtype=torch.float64), torch.Generator().manual_seed(0)
+    one_hot, generator = torch.eye(4, dtype=torch.float64), torch.Generator().manual_seed(0)
     for wanted in itertools.product(range(4), repeat=3):
         kept = 0 if wanted[0] != 2 else 1 if wanted[1] != 1 else 2
-        assert judge(one_hot[list(wanted)], one_hot[[2, 1]], [2, 1], chance) == list(wanted[: kept + 1])
+        assert verify(one_hot[list(wanted)], one_hot[[2, 1]], [2, 1], generator) == list(wanted[: kept + 1])
 
 
 def test_guesses_from_the_wanted_probabilities_are_always_kept():
-    share_TV = torch.tensor([[0.3, 0.0, 0.7], [0.2, 0.5, 0.3]], dtype=torch.float64)
-    chance = torch.Generator().manual_seed(0)
+    probs_TV = torch.tensor([[0.3, 0.0, 0.7], [0.2, 0.5, 0.3]], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
     for _ in range(200):
-        guess = draw(share_TV[0], chance)
-        assert judge(share_TV, share_TV[:1], [guess], chance)[0] == guess
+        draft = sample(probs_TV[0], generator)
+        assert verify(probs_TV, probs_TV[:1], [draft], generator)[0] == draft
 
 
 # ---- the interface ----
@@ -416,6 +423,6 @@ def test_expected_tokens_are_one_more_than_the_kept_drafts():
 
 
 def test_the_gain_is_measured_over_prompts():
-    gain = measure(model(loud=0.4), [prompt(3), prompt(6, 1)], 20, depth=2)
+    gain = measure_speedup(model(loud=0.4), [prompt(3), prompt(6, 1)], 20, depth=2)
     assert gain.written == 40 and gain.same == 2 and gain.seconds > 0 and gain.plain > 0
     assert gain.speculation.accepted > 0 and "40 tokens" in str(gain) and "times as fast" in str(gain)

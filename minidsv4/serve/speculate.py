@@ -1,8 +1,8 @@
-"""Speculative decoding: the MTP block drafts tokens, one pass of the model checks them, rejected ones leave no trace.
+"""Speculative decoding: the MTP block drafts tokens, one pass of the model verifies them, rejected ones leave no trace.
 
 B batch, T tokens, N streams, D width, V vocabulary; here B = 1. Report section 2.1; the block is trained as in
-DeepSeek-V3. Drafts after the first are chained: the block reads its own streams in place of the model's. The rule that
-keeps or replaces a draft is that of speculative sampling (Leviathan et al., Chen et al., 2023), so what is written has
+DeepSeek-V3. Drafts after the first are chained: the block reads its own streams in place of the model's. A draft is
+accepted or replaced by the rule of speculative sampling (Leviathan et al., Chen et al., 2023), so what is written has
 exactly the model's distribution.
 """
 
@@ -12,22 +12,23 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from minidsv4.serve.draw import draw, probabilities
+from minidsv4.model.model import Model
+from minidsv4.serve.sampling import probabilities, sample
 
 CHUNK = 2048  # tokens of a prompt taken in at once
-MOST_WAITING = 8  # certain tokens that a pass repeats after rejections, before they get a pass of their own
+MAX_PENDING = 8  # pending tokens that a pass of verification repeats; more get a pass of their own
 
 
 @dataclass
 class Speculation:
-    """How far to draft, and what it gained so far; the pass that takes in a prompt is not counted.
+    """The number of drafts a round, and counts of what they gained; the pass of the prompt is not counted.
 
     depth      drafts a round, from 1; the first comes from the model's streams, each later one from the draft before
-    rounds     passes of the model that checked drafts
-    catch_ups  passes that only took in certain tokens, after rejections
-    kept       kept[i]: rounds in which draft i + 1 was kept, and so all before it
+    rounds     passes of the model that verified drafts
+    catch_ups  passes that only took in pending tokens
+    kept       kept[i]: rounds in which draft i + 1 was accepted, and so all before it
     raises     ValueError for a depth below 1
     """
 
@@ -44,161 +45,181 @@ class Speculation:
 
     @property
     def drafted(self) -> int:
-        """Tokens that were guessed."""
+        """Number of tokens that were drafted."""
         return self.rounds * self.depth
 
     @property
     def accepted(self) -> int:
-        """Guesses that were kept."""
+        """Number of drafts that were accepted."""
         return sum(self.kept)
 
     @property
     def passes(self) -> int:
-        """Passes of the model: what decoding one by one needs one of for each token."""
+        """Number of passes of the model; decoding one by one needs one for each token."""
         return self.rounds + self.catch_ups
 
     @property
     def tokens_per_pass(self) -> float:
-        """Every round writes its kept drafts and one token more."""
+        """Mean number of tokens that a pass writes: a round writes its accepted drafts and one token more."""
         return (self.accepted + self.rounds) / max(1, self.passes)
 
     def count(self, n_kept: int) -> None:
-        """One more round, that kept so many drafts."""
+        """Count one more round, which accepted `n_kept` drafts."""
         self.rounds += 1
         self.kept = [n + (place < n_kept) for place, n in enumerate(self.kept)]
 
 
-class Text(NamedTuple):
-    """Where a text stands between two rounds.
+class State(NamedTuple):
+    """The state of a text between two rounds.
 
-    waiting_BT      certain tokens that the cache has not taken in; the newest is one of them, always
-    unread_BTND     the model's streams of positions that the MTP block has not read
-    next_BT         the tokens one place after those positions; they end with the newest token
+    pending_BT   tokens of the text that the model's cache does not hold; the newest token is always one of them
+    unread_BTND  the model's streams of positions that the MTP block has not read
+    next_BT      the tokens one place after those positions; they end with the newest token
     """
 
-    waiting_BT: Tensor
+    pending_BT: Tensor
     unread_BTND: Tensor
     next_BT: Tensor
 
 
 class Speculator:
-    """A model that writes one text, several tokens a round.
+    """Speculative decoding of one text, several tokens a round.
 
     speculation  depth and counts
-    chance       for draws; a round takes up to 2 numbers a draft and one more
-    cache        the model's: a prefix of the text, all but what waits
-    drafts       the MTP block's: of every position that it has read from the model's streams
+    generator    random numbers; a round takes up to 2 a draft and one more
+    cache        the model's: a prefix of the text, all but the pending tokens
+    draft_cache  the MTP block's: every position that it has read from the model's streams
     raises       ValueError where the model has no MTP block
     """
 
     def __init__(
-        self, model: nn.Module, speculation: Speculation, temperature: float, top_p: float, chance: torch.Generator
+        self, model: Model, speculation: Speculation, temperature: float, top_p: float, generator: torch.Generator
     ):
-        self.model, self.speculation, self.temperature, self.top_p = model, speculation, temperature, top_p
-        self.chance, self.text = chance, None
-        self.cache, self.drafts = model.new_cache(), model.new_draft_cache()
+        self.model = model
+        self.speculation = speculation
+        self.temperature = temperature
+        self.top_p = top_p
+        self.generator = generator
+        self.state: State | None = None
+        self.cache = model.new_cache()
+        self.draft_cache = model.new_draft_cache()
 
     def write(self, ids_T: Tensor) -> Iterator[int]:
-        """Take in a prompt and go on from it without end."""
+        """Tokens after a prompt, without end."""
         yield self.begin(ids_T)
         while True:
             yield from self.round()
 
     @torch.inference_mode()
     def begin(self, ids_T: Tensor) -> int:
-        """Take in a prompt; returns the first token after it."""
+        """The first token after a prompt, which both caches take in."""
         with self.all_or_nothing():
             for start in range(0, len(ids_T), CHUNK):
-                ids_BT, next_BT = ids_T[None, start : start + CHUNK], ids_T[None, start + 1 : start + CHUNK + 1]
+                ids_BT = ids_T[None, start : start + CHUNK]
+                next_BT = ids_T[None, start + 1 : start + CHUNK + 1]
                 streams_BTND = self.model.streams(ids_BT, self.cache)
                 if next_BT.shape[1]:
-                    self.model.draft(streams_BTND[:, : next_BT.shape[1]], next_BT, self.drafts)
-            token = draw(self.shares(self.model.logits(streams_BTND[:, -1:]))[0], self.chance)
+                    self.model.draft(streams_BTND[:, : next_BT.shape[1]], next_BT, self.draft_cache)
+            token = sample(self.probabilities(self.model.logits(streams_BTND[:, -1:]))[0], self.generator)
             newest_BT = ids_T.new_tensor([[token]])
-            self.text = Text(newest_BT, streams_BTND[:, -1:], newest_BT)
+            self.state = State(newest_BT, streams_BTND[:, -1:], newest_BT)
         return token
 
     @torch.inference_mode()
     def round(self) -> list[int]:
-        """Draft, check in one pass, keep what is right; returns the tokens that are now certain, 1 to depth + 1."""
+        """The next 1 to depth + 1 tokens: draft, verify in one pass, roll back what is rejected."""
         with self.all_or_nothing():
-            if self.text.waiting_BT.shape[1] > MOST_WAITING:
+            if self.begun().pending_BT.shape[1] > MAX_PENDING:
                 self.catch_up()
-            guesses, guessed_TV = self.draft()
-            waiting_BT, before = self.text.waiting_BT, self.cache.mark()
-            ids_BT = torch.cat([waiting_BT, waiting_BT.new_tensor([guesses])], dim=1)
-            streams_BTND = self.model.streams(ids_BT, self.cache)[:, waiting_BT.shape[1] - 1 :]
-            tokens = judge(self.shares(self.model.logits(streams_BTND)), guessed_TV, guesses, self.chance)
-            next_BT = waiting_BT.new_tensor([tokens])
-            if len(tokens) > len(guesses):
-                waiting_BT = next_BT[:, -1:]  # every draft was right: the cache holds what it should
+            drafts, draft_TV = self.draft()
+            pending_BT = self.begun().pending_BT
+            before = self.cache.mark()
+            ids_BT = torch.cat([pending_BT, pending_BT.new_tensor([drafts])], dim=1)
+            streams_BTND = self.model.streams(ids_BT, self.cache)[:, pending_BT.shape[1] - 1 :]
+            target_TV = self.probabilities(self.model.logits(streams_BTND))
+            tokens = verify(target_TV, draft_TV, drafts, self.generator)
+            next_BT = pending_BT.new_tensor([tokens])
+            if len(tokens) > len(drafts):
+                pending_BT = next_BT[:, -1:]  # every draft was accepted: the cache holds what it should
             else:
                 self.cache.rewind(before)
-                waiting_BT = torch.cat([waiting_BT, next_BT], dim=1)
-            self.text = Text(waiting_BT, streams_BTND[:, : len(tokens)], next_BT)
+                pending_BT = torch.cat([pending_BT, next_BT], dim=1)
+            self.state = State(pending_BT, streams_BTND[:, : len(tokens)], next_BT)
             self.speculation.count(len(tokens) - 1)
         return tokens
 
     def draft(self) -> tuple[list[int], Tensor]:
-        """`depth` guesses, and the probabilities [depth, V] that each was drawn from; the chain is then forgotten."""
-        streams_BTND = self.model.draft(self.text.unread_BTND, self.text.next_BT, self.drafts)[:, -1:]
-        guesses, shares, before = [], [], self.drafts.mark()
+        """`depth` drafts, and the probabilities [depth, V] that each was sampled from; the chain is rolled back."""
+        state = self.begun()
+        streams_BTND = self.model.draft(state.unread_BTND, state.next_BT, self.draft_cache)[:, -1:]
+        before = self.draft_cache.mark()
+        drafts: list[int] = []
+        probs: list[Tensor] = []
         for place in range(self.speculation.depth):
-            if place:  # the block's own streams and guess take the places of the model's streams and the next token
-                guess_BT = self.text.next_BT.new_tensor([guesses[-1:]])
-                streams_BTND = self.model.draft(streams_BTND, guess_BT, self.drafts)
-            shares.append(self.shares(self.model.logits(streams_BTND, of=self.model.mtp[0]))[0])
-            guesses.append(draw(shares[-1], self.chance))
-        self.drafts.rewind(before)
-        return guesses, torch.stack(shares)
+            if place:  # the block's own streams and draft take the places of the model's streams and the next token
+                draft_BT = state.next_BT.new_tensor([drafts[-1:]])
+                streams_BTND = self.model.draft(streams_BTND, draft_BT, self.draft_cache)
+            probs.append(self.probabilities(self.model.logits(streams_BTND, of=self.model.mtp[0]))[0])
+            drafts.append(sample(probs[-1], self.generator))
+        self.draft_cache.rewind(before)
+        return drafts, torch.stack(probs)
 
     @torch.inference_mode()
     def catch_up(self) -> None:
-        """Take in all that is certain but the newest token: both caches are then as if nothing had been drafted."""
-        text = self.text
+        """Take in all pending tokens but the newest: both caches are then as if nothing had been drafted."""
+        state = self.begun()
         with self.all_or_nothing():
-            if text.waiting_BT.shape[1] > 1:
-                self.model.streams(text.waiting_BT[:, :-1], self.cache)
+            if state.pending_BT.shape[1] > 1:
+                self.model.streams(state.pending_BT[:, :-1], self.cache)
                 self.speculation.catch_ups += 1
-            if text.next_BT.shape[1] > 1:
-                self.model.draft(text.unread_BTND[:, :-1], text.next_BT[:, :-1], self.drafts)
-            self.text = Text(text.waiting_BT[:, -1:], text.unread_BTND[:, -1:], text.next_BT[:, -1:])
+            if state.next_BT.shape[1] > 1:
+                self.model.draft(state.unread_BTND[:, :-1], state.next_BT[:, :-1], self.draft_cache)
+            self.state = State(state.pending_BT[:, -1:], state.unread_BTND[:, -1:], state.next_BT[:, -1:])
 
-    def shares(self, logits_BTV: Tensor) -> Tensor:
-        """What each next token is drawn from, [T, V] in float64."""
+    def begun(self) -> State:
+        """The state; ValueError before `begin`."""
+        if self.state is None:
+            raise ValueError("Speculator: state = None, no prompt was taken in; call begin(ids_T) first")
+        return self.state
+
+    def probabilities(self, logits_BTV: Tensor) -> Tensor:
+        """Probabilities of each next token [T, V], in float64."""
         return torch.stack([probabilities(logits_V, self.temperature, self.top_p) for logits_V in logits_BTV[0]])
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """Whatever goes wrong inside, Ctrl-C included: caches, text, counts and random numbers are then as before."""
-        text, counts, numbers = self.text, dict(vars(self.speculation)), self.chance.get_state()
+        """Restore caches, state, counts and random numbers when anything inside fails, Ctrl-C included."""
+        state = self.state
+        counts = dict(vars(self.speculation))
+        numbers = self.generator.get_state()
         try:
-            with self.cache.all_or_nothing(), self.drafts.all_or_nothing():
+            with self.cache.all_or_nothing(), self.draft_cache.all_or_nothing():
                 yield
         except BaseException:
-            self.text = text
+            self.state = state
             vars(self.speculation).update(counts)
-            self.chance.set_state(numbers)
+            self.generator.set_state(numbers)
             raise
 
 
-def judge(wanted_TV: Tensor, guessed_TV: Tensor, guesses: Sequence[int], chance: torch.Generator) -> list[int]:
-    """Keep guess after guess with probability `min(1, wanted / guessed)`; where one fails, draw what was missing.
+def verify(target_TV: Tensor, draft_TV: Tensor, drafts: Sequence[int], generator: torch.Generator) -> list[int]:
+    """The accepted drafts and one token of the model; draft after draft is accepted with `min(1, target / draft)`.
 
-    A token that the drafts say too often is kept as often as wanted; the rest comes from `max(0, wanted - guessed)`,
-    the tokens that they say too rarely. So each token has exactly its wanted probability.
+    A rejected draft is replaced by a sample of the residual distribution, `max(0, target - draft)` normalised, and no
+    later draft counts. So each token has exactly its target probability.
 
-    wanted_TV   the model's probabilities at the place of each guess and of one token more [depth + 1, V]
-    guessed_TV  what the guesses were drawn from [depth, V]
-    returns     the guesses kept and one token drawn by the model: 1 to depth + 1
+    target_TV  the model's probabilities at the place of each draft and of one token more [depth + 1, V]
+    draft_TV   what the drafts were sampled from [depth, V]
+    returns    1 to depth + 1 token ids
     """
-    for place, (guess, wanted_V, guessed_V) in enumerate(zip(guesses, wanted_TV, guessed_TV)):
-        if torch.rand((), generator=chance, dtype=torch.float64) * guessed_V[guess] >= wanted_V[guess]:
-            missing_V = (wanted_V - guessed_V).clamp(min=0)
-            return [*guesses[:place], draw(missing_V if missing_V.any() else wanted_V, chance)]
-    return [*guesses, draw(wanted_TV[len(guesses)], chance)]
+    for place, (draft, target_V, draft_V) in enumerate(zip(drafts, target_TV, draft_TV)):
+        point = torch.rand((), generator=generator, dtype=torch.float64)
+        if point * draft_V[draft] >= target_V[draft]:
+            residual_V = (target_V - draft_V).clamp(min=0)
+            return [*drafts[:place], sample(residual_V if residual_V.any() else target_V, generator)]
+    return [*drafts, sample(target_TV[len(drafts)], generator)]
 
 
 def expected_tokens(acceptance: float, depth: int) -> float:
-    """Tokens a round, `1 + a + a^2 + ... + a^depth`, where every draft is kept with probability a, others aside."""
+    """Expected tokens a round, `1 + a + a^2 + ... + a^depth`, where every draft is accepted with probability a."""
     return sum(acceptance**place for place in range(depth + 1))

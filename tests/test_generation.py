@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from minidsv4 import Config, Model
-from minidsv4.serve.sample import draw, generate, probabilities
+from minidsv4.serve.generation import generate
+from minidsv4.serve.sampling import probabilities, sample
 
 PROMPT = [0, 7, 3, 22, 7]
 
@@ -56,10 +57,10 @@ def test_writing_leaves_no_gradients_and_the_model_as_it_was(model):
 
 
 def test_draws_come_as_often_as_their_probability_says():
-    share_V, chance = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0], dtype=torch.float64), torch.Generator().manual_seed(0)
-    counts = torch.bincount(torch.tensor([draw(share_V, chance) for _ in range(4000)]), minlength=5)
+    probs_V, generator = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0], dtype=torch.float64), torch.Generator().manual_seed(0)
+    counts = torch.bincount(torch.tensor([sample(probs_V, generator) for _ in range(4000)]), minlength=5)
     # four standard deviations of a share near 1/2 over 4000 draws are 0.032
-    assert (counts / 4000 - share_V).abs().max() < 0.032 and counts[1] == counts[4] == 0
+    assert (counts / 4000 - probs_V).abs().max() < 0.032 and counts[1] == counts[4] == 0
 
 
 def test_temperature_sharpens_flattens_and_at_0_takes_the_first_of_the_likeliest():
@@ -73,9 +74,9 @@ def test_temperature_sharpens_flattens_and_at_0_takes_the_first_of_the_likeliest
 def test_top_p_keeps_the_fewest_tokens_that_reach_the_share_and_raises_them_evenly():
     logits_V = torch.tensor([0.15, 0.5, 0.05, 0.3], dtype=torch.float64).log()
     for top_p, kept in [(0.4, [1]), (0.6, [1, 3]), (0.9, [0, 1, 3]), (1e-9, [1])]:
-        share_V = probabilities(logits_V, top_p=top_p)
-        wanted_V = torch.zeros(4, dtype=torch.float64).index_add_(0, torch.tensor(kept), logits_V.exp()[kept])
-        assert torch.allclose(share_V, wanted_V / wanted_V.sum(), rtol=0, atol=1e-12)
+        probs_V = probabilities(logits_V, top_p=top_p)
+        target_V = torch.zeros(4, dtype=torch.float64).index_add_(0, torch.tensor(kept), logits_V.exp()[kept])
+        assert torch.allclose(probs_V, target_V / target_V.sum(), rtol=0, atol=1e-12)
     assert torch.equal(probabilities(logits_V, top_p=1.0), logits_V.softmax(-1))
 
 

@@ -1,23 +1,22 @@
-"""What drafting gains on given prompts: acceptance, tokens a pass, seconds against plain decoding."""
+"""The speedup of speculative decoding on given prompts: acceptance, tokens a pass, seconds against plain decoding."""
 
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
-from minidsv4.serve.sample import generate
+from minidsv4.model.model import Model
+from minidsv4.serve.generation import generate
 from minidsv4.serve.speculate import Speculation
 
 
 @dataclass(frozen=True)
-class Gain:
-    """Sums over all prompts; see `measure`.
+class Speedup:
+    """Counts and times, summed over all prompts; see `measure_speedup`.
 
-    speculation          counts of rounds and kept drafts
+    speculation          counts of rounds and accepted drafts
     written              tokens written, by either way
     same                 texts that are the same by both ways; at temperature 0 all but for rounding
-    seconds, plain       time with drafts and without, each with the taking in of the prompts
+    seconds, plain       time with drafts and without, prefill of the prompts included
     """
 
     speculation: Speculation
@@ -35,21 +34,27 @@ class Gain:
         )
 
 
-def measure(model: nn.Module, prompts: Iterable[Sequence[int]], n_tokens: int, depth: int = 1, **sampling) -> Gain:
-    """Write after every prompt, plainly and with drafts.
+def measure_speedup(
+    model: Model, prompts: Iterable[Sequence[int]], n_tokens: int, depth: int = 1, **sampling
+) -> Speedup:
+    """The speedup over all prompts, after each of which is written twice: one by one and with drafts.
 
     prompts   token ids of each
     n_tokens  to write after each
     depth     drafts a round
     sampling  temperature (0 if not given), top_p, seed, stop: as in `generate`
     """
-    sampling, counts = {"temperature": 0} | sampling, Speculation(depth)
-    written, same, seconds = 0, 0, {False: 0.0, True: 0.0}
+    sampling = {"temperature": 0} | sampling
+    counts = Speculation(depth)
+    seconds = {False: 0.0, True: 0.0}
+    written = 0
+    same = 0
     for ids in prompts:
         texts = {}
         for drafting in (False, True):
             start = time.perf_counter()
             texts[drafting] = generate(model, ids, n_tokens, speculate=counts if drafting else False, **sampling)
             seconds[drafting] += time.perf_counter() - start
-        written, same = written + len(texts[True]), same + (texts[True] == texts[False])
-    return Gain(counts, written, same, seconds[True], seconds[False])
+        written += len(texts[True])
+        same += texts[True] == texts[False]
+    return Speedup(counts, written, same, seconds[True], seconds[False])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minidsv4.fused.step import FusedStep
-from minidsv4.serve.draw import draw, probabilities
+from minidsv4.serve.sampling import probabilities, sample
 from minidsv4.serve.speculate import Speculation, Speculator
 
 
@@ -44,13 +44,13 @@ def generate(
     """
     ids = _checked(ids, n_tokens, temperature, top_p).to(next(model.parameters()).device)
     model.check(ids[None], None)
-    chance, written = torch.Generator().manual_seed(seed), []
+    generator, written = torch.Generator().manual_seed(seed), []
     if fused and speculate is not False:
         raise ValueError(f"generate: speculate = {speculate!r} checks several tokens a pass; fused = True takes one")
     if speculate is False:
-        tokens = _one_by_one(model, FusedStep(model) if fused else model, ids, temperature, top_p, chance)
+        tokens = _one_by_one(model, FusedStep(model) if fused else model, ids, temperature, top_p, generator)
     else:
-        tokens = Speculator(model, _speculation(speculate), temperature, top_p, chance).write(ids)
+        tokens = Speculator(model, _speculation(speculate), temperature, top_p, generator).write(ids)
     for token in itertools.islice(tokens, n_tokens):
         written.append(token)
         if stream is not None:
@@ -61,13 +61,13 @@ def generate(
 
 
 def _one_by_one(
-    model: nn.Module, step: Callable, ids: Tensor, temperature: float, top_p: float, chance: torch.Generator
+    model: nn.Module, step: Callable, ids: Tensor, temperature: float, top_p: float, generator: torch.Generator
 ) -> Iterator[int]:
     """One token a pass, without end; `step` is the model, or does what it does."""
     cache = model.new_cache(batch_size=1)
     logits_V = model.prefill(ids[None], cache)[0]
     while True:
-        token = draw(probabilities(logits_V, temperature, top_p), chance)
+        token = sample(probabilities(logits_V, temperature, top_p), generator)
         yield token
         logits_V = step(ids.new_tensor([[token]]), cache=cache)[0, -1]
 
