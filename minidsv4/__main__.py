@@ -26,6 +26,7 @@ from minidsv4.checkpoint import load, save
 from minidsv4.config import Config, LayerKind
 from minidsv4.cost import ranks as cost_ranks
 from minidsv4.cost import report as cost_report
+from minidsv4.cost.baselines import at_own_widths
 from minidsv4.model.cache import KINDS
 from minidsv4.model.model import Model
 from minidsv4.serve.generation import generate
@@ -200,15 +201,6 @@ def weigh_cache(model: Model, ids: torch.Tensor) -> dict[int, dict[str, int]]:
     return growth
 
 
-def others(config: Config) -> dict[str, int]:
-    """Numbers that other attentions keep per token and layer, at this model's heads and head width.
-
-    MHA: a key and a value a head; GQA8: a key and a value for 8 groups; MLA: one latent and one rotary key.
-    """
-    heads, width = config.num_attention_heads, config.head_dim
-    return {"MHA": 2 * heads * width, "GQA8": 2 * min(8, heads) * width, "MLA": width + config.qk_rope_head_dim}
-
-
 def cache_table(config: Config, growth: dict[int, dict[str, int]]) -> list[str]:
     """Rows: kinds of entries, their sum, the other attentions with V4's share of each; columns: lengths."""
     columns = [length for length in growth if length in (32, 512, LENGTHS[-1])]
@@ -220,10 +212,10 @@ def cache_table(config: Config, growth: dict[int, dict[str, int]]) -> list[str]:
     lines = [line("tokens", [f"{length:,}" for length in columns])]
     lines += [line(kind, [f"{growth[length][kind]:,}" for length in columns]) for kind in KINDS]
     lines.append(line("V4 together", [f"{totals[length]:,}" for length in columns]))
-    for name, kept in others(config).items():
-        sizes = {length: 4 * kept * config.num_hidden_layers * length for length in columns}
+    for attention in at_own_widths(config):
+        sizes = {length: attention.cache_bytes(length, number_bytes=4) for length in columns}
         cells = [f"{size:,} ({totals[length] / size:.1%})" for length, size in sizes.items()]
-        lines.append(line(name, cells))
+        lines.append(line(attention.name, cells))
     return [*lines, "(in brackets: V4's share of it)"]
 
 
@@ -236,9 +228,9 @@ def draw(run: Run, growth: dict[int, dict[str, int]], after: float, path: Path) 
     left.set(xlabel="training step", ylabel="loss (nats per token)")
     left.set_title(f"held out: {run.before:.2f} to {after:.2f} bits/byte")
     config, lengths = run.model.config, list(growth)
-    for (name, kept), colour in zip(others(config).items(), ("key", "sink", "masked")):
-        sizes = [4 * kept * config.num_hidden_layers * length / 1e6 for length in lengths]
-        right.loglog(lengths, sizes, label=name, color=plots.COLOURS[colour], linestyle="--")
+    for attention, colour in zip(at_own_widths(config), ("key", "sink", "masked")):
+        sizes = [attention.cache_bytes(length, number_bytes=4) / 1e6 for length in lengths]
+        right.loglog(lengths, sizes, label=attention.name, color=plots.COLOURS[colour], linestyle="--")
     sizes = [sum(kinds.values()) / 1e6 for kinds in growth.values()]
     right.loglog(lengths, sizes, label="V4", color=plots.COLOURS["compressed"], linestyle="-")
     right.set(xlabel="tokens in the cache", ylabel="cache (MB)")

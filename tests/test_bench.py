@@ -272,7 +272,7 @@ def test_without_numba_the_bench_says_what_to_install_and_has_no_fused_row(small
         (("--plot", "found.png", "--alone"), "no ratios to draw"),
         (("--fused",), "goes with --curve"),
         (("--json", "no/such/folder/found.json"), "cannot be written to"),
-        (("--lengths", "1000000000M"), "of memory and"),
+        (("--lengths", "1000000000M"), "is no length"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_a_sentence(asked, said, capsys):

@@ -38,7 +38,7 @@ def test_a_model_of_other_sizes_gets_a_bill_and_no_price():
     assert made.with_mtp == sum(p.numel() for p in v4.Model(v4.Config.mini()).parameters()) + 6 * 16  # and the biases
 
 
-@pytest.mark.parametrize("n_tokens", [0, -3, 2.5])
+@pytest.mark.parametrize("n_tokens", [0, -3, 2.5, 10**20])
 def test_a_length_that_counts_nothing_is_refused(n_tokens):
     with pytest.raises(ValueError, match=f"n_tokens = {n_tokens} is no length"):
         bill(v4.Config.mini(), n_tokens)
@@ -83,11 +83,14 @@ def test_a_model_that_is_nowhere_is_refused_with_a_sentence(tmp_path, capsys):
     assert "is none of flash, pro, v3.2, nor a config.json or its folder." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "K", "many", ""])
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "K", "many", "", "99999999999999999999", "17M", "9" * 5000])
 def test_a_length_that_is_no_number_of_tokens_is_refused_by_the_command(text, capsys):
     with pytest.raises(SystemExit):
         run(f"--tokens={text}")
-    assert f"{text!r} is no length; give tokens from 1, such as 131072, 128K or 1M" in capsys.readouterr().err
+    assert (
+        f"{text!r} is no length; give tokens from 1 to 16,777,216, such as 131072, 128K or 1M"
+        in capsys.readouterr().err
+    )
 
 
 def test_lengths_may_be_written_with_k_and_m():

@@ -96,32 +96,38 @@ class PlainAttention:
     value_width: int
     kept: int
 
-    def cache_bytes(self, n_tokens):
-        """Bytes of the cache after so many tokens; two bytes a number."""
-        return 2 * self.n_layers * self.kept * n_tokens
+    def cache_bytes(self, n_tokens, number_bytes: int = 2):
+        """Bytes of the cache after so many tokens; a number has 2 bytes in BF16, 4 in FP32."""
+        return number_bytes * self.n_layers * self.kept * n_tokens
 
     def flops(self, n_tokens):
         """FLOPs of one query's scores and weighted sum, all layers."""
         return 2 * self.n_layers * self.n_heads * (self.key_width + self.value_width) * n_tokens
 
 
-HEAD = 128  # head width of the plain attentions, as the report states it for GQA8
+HEAD_DIM = 128  # of MHA and GQA8, as the report states it for GQA8
 
 
-def gqa8(config: Config | V32) -> PlainAttention:
-    """Grouped queries over 8 key-value heads."""
-    return PlainAttention("GQA8", config.num_hidden_layers, config.num_attention_heads, HEAD, HEAD, 2 * 8 * HEAD)
-
-
-def mha(config: Config | V32) -> PlainAttention:
-    """A key and a value head for every query head."""
+def gqa8(config: Config | V32, head_dim: int = HEAD_DIM) -> PlainAttention:
+    """Grouped-query attention: at most 8 key-value heads."""
     heads = config.num_attention_heads
-    return PlainAttention("MHA", config.num_hidden_layers, heads, HEAD, HEAD, 2 * heads * HEAD)
+    kept = 2 * min(8, heads) * head_dim
+    return PlainAttention("GQA8", config.num_hidden_layers, heads, head_dim, head_dim, kept)
 
 
-def mla(config: Config | V32) -> PlainAttention:
-    """V3's latent attention without an indexer: one latent and one rotary key for all heads."""
-    latent, rotary = V32.kv_lora_rank, V32.qk_rope_head_dim
-    return PlainAttention(
-        "MLA", config.num_hidden_layers, config.num_attention_heads, latent + rotary, latent, latent + rotary
-    )
+def mha(config: Config | V32, head_dim: int = HEAD_DIM) -> PlainAttention:
+    """Multi-head attention: a key and a value head for every query head."""
+    heads = config.num_attention_heads
+    return PlainAttention("MHA", config.num_hidden_layers, heads, head_dim, head_dim, 2 * heads * head_dim)
+
+
+def mla(config: Config | V32, latent: int = V32.kv_lora_rank, rotary: int = V32.qk_rope_head_dim) -> PlainAttention:
+    """Multi-head latent attention of V3, without an indexer: one latent and one rotary key for all heads."""
+    key = latent + rotary
+    return PlainAttention("MLA", config.num_hidden_layers, config.num_attention_heads, key, latent, key)
+
+
+def at_own_widths(config: Config) -> list[PlainAttention]:
+    """MHA, GQA8 and MLA with the model's own head width, for comparison with a model that was built small."""
+    width = config.head_dim
+    return [mha(config, width), gqa8(config, width), mla(config, width, config.qk_rope_head_dim)]

@@ -12,10 +12,10 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from minidsv4.config import Config, Routing
+from minidsv4.config import Config
 from minidsv4.cost import schedule
 from minidsv4.cost.hardware import DEVICES
-from minidsv4.cost.parameters import experts, stored_bytes
+from minidsv4.cost.parameters import stored_bytes, weights
 from minidsv4.cost.schedule import BF16, FP8, Stages
 
 RANKS = 8  # of every published row
@@ -112,24 +112,48 @@ class Kernel:
 
 # Links: DeepEP V2's published 726 to 740 GB/s on eight SM100. `reduce`: the estimate of DeepGEMM's own test.
 B200 = Kernel(
-    **dict(name="B200 class", dispatch_link=733e9, combine_link=733e9, reduce=6.5e12, merged=True),
-    **dict(flops=3.5e15, memory=5.2e12, write=1.1e-12, fused_fixed=50e-6, serial_fixed=109e-6),
+    name="B200 class",
+    flops=3.5e15,
+    memory=5.2e12,
+    dispatch_link=733e9,
+    combine_link=733e9,
+    fused_fixed=50e-6,
+    serial_fixed=109e-6,
+    write=1.1e-12,
+    reduce=6.5e12,
+    merged=True,
     fitted=("flops", "memory", "write", "fused_fixed", "serial_fixed"),
 )
 # Links and 98% of the FP8 peak: DeepEP-Ascend and DeepGEMM-Ascend. The two rows of 64 tokens give the two fitted
 # numbers, the other six are predictions. Waves and the serial baseline's overhead (110 to 200 us) are assumptions.
 _950DT = DEVICES["Ascend 950DT"]
 A950DT = Kernel(
-    **dict(name="Ascend 950DT", flops=0.98 * _950DT.peak(8), dispatch_link=_950DT.link, combine_link=346e9),
-    **dict(memory=2.54e12, fused_fixed=43e-6, serial_fixed=110e-6, remote=1 - 1 / RANKS, n_shared=1, n_waves=8),
-    **dict(fitted=("memory", "fused_fixed"), projection=True),
+    name="Ascend 950DT",
+    flops=0.98 * _950DT.peak(8),
+    memory=2.54e12,
+    dispatch_link=_950DT.link,
+    combine_link=346e9,
+    fused_fixed=43e-6,
+    serial_fixed=110e-6,
+    remote=1 - 1 / RANKS,
+    n_shared=1,
+    n_waves=8,
+    fitted=("memory", "fused_fixed"),
+    projection=True,
 )
 # One die of two, INT8. Link: combine of 8 ranks in arXiv 2506.12708. 80% of the peak and no overhead are assumptions.
 _910C = DEVICES["Ascend 910C"]
 A910C = Kernel(
-    **dict(name="Ascend 910C, one die", flops=0.8 * _910C.peak(8) / 2, memory=_910C.bandwidth / 2),
-    **dict(dispatch_link=131e9, combine_link=131e9, fused_fixed=0.0, serial_fixed=0.0, remote=1 - 1 / RANKS),
-    **dict(n_waves=32, projection=True),
+    name="Ascend 910C, one die",
+    flops=0.8 * _910C.peak(8) / 2,
+    memory=_910C.bandwidth / 2,
+    dispatch_link=131e9,
+    combine_link=131e9,
+    fused_fixed=0.0,
+    serial_fixed=0.0,
+    remote=1 - 1 / RANKS,
+    n_waves=32,
+    projection=True,
 )
 
 
@@ -159,7 +183,7 @@ def ranks_met(n_active: int, n_ranks: int) -> float:
 
 def weight_bytes(config: Config, n_tokens: int, n_ranks: int = RANKS, n_shared: int = 0) -> float:
     """Expected bytes of the experts of one rank that any token of all ranks meets; a shared expert counts as one."""
-    rows = [row for row in experts(config, Routing.LEARNED) if row.part == "routed experts"]
+    rows = [row for row in weights(config) if row.name.startswith("layers.0.ffn.experts.")]
     one = sum(stored_bytes(row) / row.copies for row in rows)
     missed = (1 - config.num_experts_per_tok / config.n_routed_experts) ** (n_tokens * n_ranks)
     return one * (config.n_routed_experts / n_ranks * (1 - missed) + n_shared)

@@ -1,32 +1,45 @@
 """Every weight of a model as one list, from which parameters, FLOPs and checkpoint bytes follow.
 
-D width, Q query rank, H heads, K head width, G output groups, O rank per group, U index heads, Z index width,
-E experts, A active experts, F expert width, N streams, V vocabulary. Report section 4.2.1; names and formats are
-those of the released checkpoints (instruct: experts in FP4, attention in FP8, the rest in BF16 and FP32).
+E experts, A active experts. The list is read off the model itself, built on the meta device, where a tensor has a
+shape and no memory. Report section 4.2.1. Names and formats are those of the released checkpoints (instruct: experts
+in FP4, attention in FP8, the rest in BF16 and FP32).
 """
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import singledispatch
+from functools import lru_cache, singledispatch
 
-from minidsv4.config import Config, LayerKind, Routing
+import torch
+
+from minidsv4.checkpoint import to_released
+from minidsv4.config import Config
+from minidsv4.lowbit.formats import stored_as
+from minidsv4.model.model import Model
 
 SMALL = "norms, sinks, biases"
-PARTS = (  # rows of the table of parameters, the model's last block being one
-    *(
-        "routed experts",
-        "shared expert",
-        "dense layers",
-        "wq_b",
-        "wo_a",
-        "wo_b",
-        "wq_a",
-        "wkv",
-        "compressors",
-        "indexer",
-    ),
-    *("router", "mHC", SMALL, "embedding", "head", "MTP block"),
+PARTS = {  # row of the table of parameters: the released names that it counts. The first pattern that fits decides
+    "MTP block": r"^mtp\.",
+    SMALL: r"norm\.|attn_sink|\.ape$",
+    "mHC": r"hc_",
+    "routed experts": r"\.experts\.",
+    "shared expert": r"\.shared_experts\.",
+    "indexer": r"\.indexer\.",
+    "compressors": r"\.compressor\.",
+    "wq_b": r"\.wq_b\.",
+    "wo_a": r"\.wo_a\.",
+    "wo_b": r"\.wo_b\.",
+    "wq_a": r"\.wq_a\.",
+    "wkv": r"\.wkv\.",
+    "router": r"\.gate\.",
+    "embedding": r"^embed\.",
+    "head": r"^head\.",
+}
+TABLE = (  # order of the rows
+    *("routed experts", "shared expert", "dense layers", "wq_b", "wo_a", "wo_b", "wq_a", "wkv", "compressors"),
+    *("indexer", "router", "mHC", SMALL, "embedding", "head", "MTP block"),
 )
 
 
@@ -35,7 +48,7 @@ class Weight:
     """One tensor, or `copies` of the same shape.
 
     name    as in the released checkpoint
-    part    the row of the bill that it belongs to, one of PARTS
+    part    the row of the bill that it belongs to, one of TABLE
     shape   of one copy: rows (outputs), columns (inputs)
     stored  format in the released checkpoint: fp4, fp8, bf16, fp32 or int64
     active  copies that one token is multiplied with; 0 for what is looked up
@@ -78,14 +91,55 @@ def weights(model) -> list[Weight]:
 
 @weights.register
 def _(config: Config) -> list[Weight]:
-    d, vocabulary = config.hidden_size, config.vocab_size
-    layers = zip(config.layer_types, config.mlp_layer_types)
-    rows = [row for i, kinds in enumerate(layers) for row in named(f"layers.{i}", block(config, *kinds))]
-    for i in range(config.num_nextn_predict_layers):
-        rows += [replace(row, part="MTP block") for row in named(f"mtp.{i}", mtp_block(config))]
-    embedding = Weight("embed.weight", "embedding", (vocabulary, d), active=0)
-    norm, head = Weight("norm.weight", SMALL, (d,)), Weight("head.weight", "head", (vocabulary, d))
-    return [embedding, *rows, norm, *collapse(config), head]
+    return list(_weights(config.replace(rope_scaling=None)))  # shapes do not depend on it, and a dict has no hash
+
+
+@lru_cache(maxsize=64)
+def _weights(config: Config) -> tuple[Weight, ...]:
+    """One layer of each combination of attention and router is built; the others have the same weights."""
+    layers = list(zip(config.layer_types, config.mlp_layer_types))
+    combinations = list(dict.fromkeys(layers))
+    rows = released_weights(_with_layers(config, combinations))
+    found = []
+    for row in rows:
+        layer = re.match(r"layers\.(\d+)\.", row.name)
+        if layer is None:
+            found.append(row)
+            continue
+        places = [i for i, layer_i in enumerate(layers) if layer_i == combinations[int(layer[1])]]
+        found += [replace(row, name=re.sub(r"\d+", str(i), row.name, count=1)) for i in places]
+    return tuple(found)
+
+
+def _with_layers(config: Config, layers: list[tuple]) -> Config:
+    """The same model with these (attention kind, router kind) layers in place of its own."""
+    kinds = [kind for kind, _ in layers] + list(config.layer_types[config.num_hidden_layers :])
+    return config.replace(
+        num_hidden_layers=len(layers),
+        compress_ratios=tuple(config.ratio_of(kind) for kind in kinds),
+        layer_types=tuple(kinds),
+        mlp_layer_types=tuple(routing for _, routing in layers),
+    )
+
+
+def released_weights(config: Config) -> list[Weight]:
+    """The weights of the whole model, built on the meta device; the E experts of a layer are copies of one row."""
+    with torch.device("meta"):
+        tensors = to_released(Model(config).state_dict())
+    found = Counter()
+    for name, tensor in tensors.items():
+        found[re.sub(r"\.experts\.\d+\.", ".experts.", name), tuple(tensor.shape), tensor.dtype] += 1
+    return [weight(config, *tensor, copies) for tensor, copies in found.items()]
+
+
+def weight(config: Config, name: str, shape: tuple[int, ...], dtype: torch.dtype, copies: int) -> Weight:
+    """A row of the list: its part, its format in the released checkpoint, and how many copies a token uses."""
+    part = next(part for part, pattern in PARTS.items() if re.search(pattern, name))
+    if not dtype.is_floating_point:
+        return Weight(name, part, shape, "int64", copies, active=0)
+    if ".experts." in name:
+        return Weight(name, part, shape, "fp4", copies, active=config.num_experts_per_tok)
+    return Weight(name, part, shape, stored_as(name), copies, active=0 if part == "embedding" else 1)
 
 
 def named(prefix: str, rows: Iterable[Weight]) -> list[Weight]:
@@ -93,99 +147,12 @@ def named(prefix: str, rows: Iterable[Weight]) -> list[Weight]:
     return [replace(row, name=f"{prefix}.{row.name}") for row in rows]
 
 
-def block(config: Config, kind: LayerKind, routing: Routing) -> list[Weight]:
-    """One block: attention with what its kind needs, experts, two mHC sites, two norms."""
-    rows = attention(config)
-    if kind is not LayerKind.WINDOW:
-        n_halves = 2 if kind is LayerKind.CSA else 1
-        rows += compressor("compressors", config.hidden_size, config.head_dim, config.ratio_of(kind), n_halves)
-    if kind is LayerKind.CSA:
-        rows += named("indexer", indexer(config))
-    norms = [Weight(f"{site}_norm.weight", SMALL, (config.hidden_size,)) for site in ("attn", "ffn")]
-    sites = [row for site in ("attn", "ffn") for row in stream_site(config, site)]
-    return named("attn", rows) + named("ffn", experts(config, routing)) + norms + sites
-
-
-def attention(config: Config) -> list[Weight]:
-    """Queries through a latent, one key-value head, grouped output, sinks."""
-    d, rank, width = config.hidden_size, config.q_lora_rank, config.head_dim
-    inner, latent = config.num_attention_heads * width, config.o_groups * config.o_lora_rank
-    shapes = {"wq_a": (rank, d), "wq_b": (inner, rank), "wkv": (width, d)}
-    shapes |= {"wo_a": (latent, inner // config.o_groups), "wo_b": (d, latent)}
-    small = {"q_norm.weight": rank, "kv_norm.weight": width}
-    return [
-        *(Weight(f"{name}.weight", name, shape, "fp8") for name, shape in shapes.items()),
-        *(Weight(name, SMALL, (size,)) for name, size in small.items()),
-        Weight("attn_sink", SMALL, (config.num_attention_heads,), "fp32"),
-    ]
-
-
-def compressor(part: str, d: int, width: int, ratio: int, n_halves: int) -> list[Weight]:
-    """Values, gates, position bias and norm of one compressor; two halves where windows overlap."""
-    return [
-        Weight("compressor.wkv.weight", part, (n_halves * width, d)),
-        Weight("compressor.wgate.weight", part, (n_halves * width, d)),
-        Weight("compressor.ape", SMALL, (ratio, n_halves * width), "fp32"),
-        Weight("compressor.norm.weight", SMALL, (width,)),
-    ]
-
-
-def indexer(config: Config) -> list[Weight]:
-    """Index queries from the query latent, head weights, and a compressor of their own for the keys."""
-    inner = config.index_n_heads * config.index_head_dim
-    return [
-        Weight("wq_b.weight", "indexer", (inner, config.q_lora_rank), "fp8"),
-        Weight("weights_proj.weight", "indexer", (config.index_n_heads, config.hidden_size)),
-        *compressor("indexer", config.hidden_size, config.index_head_dim, config.ratio_of(LayerKind.CSA), 2),
-    ]
-
-
-def experts(config: Config, routing: Routing) -> list[Weight]:
-    """Router with its bias or its table, routed experts, one shared expert."""
-    d, inner, n_experts = config.hidden_size, config.moe_intermediate_size, config.n_routed_experts
-    shapes = {"w1": (inner, d), "w3": (inner, d), "w2": (d, inner)}
-    table = Weight("gate.tid2eid", "router", (config.vocab_size, config.num_experts_per_tok), "int64", active=0)
-    bias = Weight("gate.bias", "router", (n_experts,), "fp32")
-    counts = {"copies": n_experts, "active": config.num_experts_per_tok}
-    return [
-        Weight("gate.weight", "router", (n_experts, d)),
-        table if routing is Routing.HASH else bias,
-        *(Weight(f"experts.{name}.weight", "routed experts", shape, "fp4", **counts) for name, shape in shapes.items()),
-        *(Weight(f"shared_experts.{name}.weight", "shared expert", shape, "fp8") for name, shape in shapes.items()),
-    ]
-
-
-def stream_site(config: Config, site: str) -> list[Weight]:
-    """One mHC site: rows for reading, writing and the N x N carry."""
-    n = config.hc_mult
-    shapes = {"fn": ((2 + n) * n, n * config.hidden_size), "base": ((2 + n) * n,), "scale": (3,)}
-    return [Weight(f"hc_{site}_{name}", "mHC", shape, "fp32") for name, shape in shapes.items()]
-
-
-def collapse(config: Config) -> list[Weight]:
-    """The last read of the streams, before the head."""
-    n = config.hc_mult
-    shapes = {"fn": (n, n * config.hidden_size), "base": (n,), "scale": (1,)}
-    return [Weight(f"hc_head_{name}", "mHC", shape, "fp32") for name, shape in shapes.items()]
-
-
-def mtp_block(config: Config) -> list[Weight]:
-    """A block with a window and a learned router, two projections, three norms and a collapse of its own."""
-    d = config.hidden_size
-    return [
-        *block(config, LayerKind.WINDOW, Routing.LEARNED),
-        *(Weight(f"{name}.weight", "MTP block", (d, d), "fp8") for name in ("e_proj", "h_proj")),
-        *(Weight(f"{name}.weight", "MTP block", (d,)) for name in ("enorm", "hnorm", "norm")),
-        *collapse(config),
-    ]
-
-
 def parameters(rows: Iterable[Weight]) -> dict[str, Count]:
-    """Parameters by part, in the order of PARTS; tables of integers are no parameters.
+    """Parameters by part, in the order of TABLE; tables of integers are no parameters.
 
     The MTP block predicts a second token and is active for none of the first: its active count is 0.
     """
-    sums = {part: [0, 0] for part in PARTS}
+    sums = {part: [0, 0] for part in TABLE}
     for row in rows:
         if row.stored != "int64":
             sums[row.part][0] += row.copies * row.size

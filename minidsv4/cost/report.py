@@ -14,6 +14,7 @@ from minidsv4.cost.parameters import Count, checkpoint_bytes, parameters, total,
 
 MODELS = {"flash": Config.flash, "pro": Config.pro, "v3.2": V32}
 NAMES = {"flash": "V4-Flash", "pro": "V4-Pro", "v3.2": "V3.2"}
+LONGEST = 2**24  # tokens, 16 times what the models are made for: a prompt's FLOPs are summed token by token
 TRAINED_AT = 4096  # tokens a sequence, where both models begin; the report does not say how much was trained longer
 
 
@@ -61,33 +62,57 @@ def bill(config: Config | V32, n_tokens: int, name: str = "") -> Bill:
     """The bill of a model at one length.
 
     config    a Config, or V32()
-    n_tokens  tokens that the sequence holds, from 1
+    n_tokens  tokens that the sequence holds, from 1 to LONGEST
     name      what the table calls it; empty is the released name, or "a V4 model"
-    raises    ValueError for another model or a length below 1
+    raises    ValueError for another model or another length
     """
-    if not isinstance(n_tokens, int) or n_tokens < 1:
-        raise ValueError(f"bill: n_tokens = {n_tokens!r} is no length; it counts tokens, from 1")
-    rows, held = weights(config), memory.cache(config, n_tokens)
-    counts, one, prompt = parameters(rows), flops.decode(config, n_tokens), flops.prefill(config, n_tokens)
-    cache_bytes, decode_fp8 = int(sum(held.values())), float(flops.weighted(one))
+    _check_length(n_tokens)
+    one = flops.decode(config, n_tokens)
+    prompt = flops.prefill(config, n_tokens)
     name = name or released_name(config)
     return Bill(
         name=name,
         n_tokens=n_tokens,
-        **dict(parameters=counts, main=total(counts), with_mtp=total(counts, mtp=True).total),
-        checkpoint_bytes=checkpoint_bytes(rows),
-        **dict(decode={kind: float(amount) for kind, amount in one.items() if amount}, decode_fp8=decode_fp8),
+        **_weights_of(config),
+        decode={kind: float(amount) for kind, amount in one.items() if amount},
+        decode_fp8=float(flops.weighted(one)),
         prefill_fp8=flops.weighted(prompt),
         training=flops.training(config, 1, TRAINED_AT),
-        **dict(cache={kind: int(amount) for kind, amount in held.items()}, cache_bytes=cache_bytes),
-        tail_bytes=memory.tail_room(config) if isinstance(config, Config) else 0,
-        read_bytes=int(memory.read(config, n_tokens)),
-        cheaper=float(flops.weighted(flops.decode(V32(), n_tokens)) / decode_fp8),
-        smaller=float(sum(memory.cache(V32(), n_tokens).values()) / cache_bytes),
-        gqa8_share=cache_bytes / gqa8(config).cache_bytes(n_tokens),
+        **_cache_of(config, n_tokens),
+        cheaper=float(flops.weighted(flops.decode(V32(), n_tokens)) / flops.weighted(one)),
         steps=[roofline.decode_step(config, n_tokens, device) for device in DEVICES.values()],
-        **dict(answer=list_price(name, n_tokens), compute=compute_floor(prompt, one)),
+        answer=list_price(name, n_tokens),
+        compute=compute_floor(prompt, one),
     )
+
+
+def _check_length(n_tokens: int) -> None:
+    """Refuse what is no number of tokens, and lengths whose sum over tokens would not fit into memory."""
+    if not isinstance(n_tokens, int) or not 1 <= n_tokens <= LONGEST:
+        raise ValueError(f"bill: n_tokens = {n_tokens!r} is no length; it counts tokens, from 1 to {LONGEST:,}")
+
+
+def _weights_of(config: Config | V32) -> dict:
+    """The fields of a Bill that count parameters."""
+    rows = weights(config)
+    counts = parameters(rows)
+    with_mtp = total(counts, mtp=True).total
+    stored = checkpoint_bytes(rows)
+    return {"parameters": counts, "main": total(counts), "with_mtp": with_mtp, "checkpoint_bytes": stored}
+
+
+def _cache_of(config: Config | V32, n_tokens: int) -> dict:
+    """The fields of a Bill that count bytes of the cache, and compare them."""
+    held = {kind: int(amount) for kind, amount in memory.cache(config, n_tokens).items()}
+    n_bytes = sum(held.values())
+    return {
+        "cache": held,
+        "cache_bytes": n_bytes,
+        "tail_bytes": memory.tail_room(config) if isinstance(config, Config) else 0,
+        "read_bytes": int(memory.read(config, n_tokens)),
+        "smaller": float(sum(memory.cache(V32(), n_tokens).values()) / n_bytes),
+        "gqa8_share": n_bytes / gqa8(config).cache_bytes(n_tokens),
+    }
 
 
 def released_name(config: Config | V32) -> str:
@@ -171,8 +196,11 @@ def to_json(bill: Bill) -> str:
     """The bill as JSON; devices by name, every time in seconds."""
     steps = [
         {
-            **dict(device=step.device.name, n_devices=step.n_devices, seconds=step.seconds),
-            **dict(tokens_per_second=step.tokens_per_second, bound=step.bound),
+            "device": step.device.name,
+            "n_devices": step.n_devices,
+            "seconds": step.seconds,
+            "tokens_per_second": step.tokens_per_second,
+            "bound": step.bound,
         }
         for step in bill.steps
     ]
@@ -194,9 +222,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def length(text: str) -> int:
     """'131072', '128K' and '1M' as a number of tokens; K and M are 2^10 and 2^20."""
     digits, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in ("K", "M") else (text, "")
-    if not digits.isdecimal() or int(digits) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no length; give tokens from 1, such as 131072, 128K or 1M")
-    return int(digits) * {"": 1, "K": 2**10, "M": 2**20}[unit]
+    wrong = f"{text!r} is no length; give tokens from 1 to {LONGEST:,}, such as 131072, 128K or 1M"
+    if not digits.isdecimal() or len(digits) > len(str(LONGEST)):
+        raise argparse.ArgumentTypeError(wrong)
+    n_tokens = int(digits) * {"": 1, "K": 2**10, "M": 2**20}[unit]
+    if not 1 <= n_tokens <= LONGEST:
+        raise argparse.ArgumentTypeError(wrong)
+    return n_tokens
 
 
 def named_model(name: str) -> Config | V32:
