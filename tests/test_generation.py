@@ -1,11 +1,15 @@
 """Writing with a model: cached decoding equals passes over the whole text, and draws follow the probabilities."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 
 from minidsv4 import Config, Model
 from minidsv4.serve.generation import generate
 from minidsv4.serve.sampling import probabilities, sample
+from minidsv4.serve.speculate import verify
 
 PROMPT = [0, 7, 3, 22, 7]
 
@@ -44,9 +48,31 @@ def test_nothing_is_written_after_the_stop_token(model):
     assert generate(model, PROMPT, 20, seed=3, stop=stop) == whole[: whole.index(stop) + 1]
 
 
+@pytest.mark.parametrize("kind", [list, tuple, set, frozenset])
+def test_several_stop_tokens_end_the_text_at_the_first_that_comes(model, kind):
+    whole = generate(model, PROMPT, 20, seed=3)
+    stops = [whole[12], whole[7]]
+    first = min(whole.index(stop) for stop in stops)
+    assert generate(model, PROMPT, 20, seed=3, stop=kind(stops)) == whole[: first + 1]
+
+
 def test_a_prompt_may_be_a_list_a_tensor_or_a_batch_of_one(model):
     wanted = generate(model, PROMPT, 6)
-    assert generate(model, torch.tensor(PROMPT), 6) == generate(model, torch.tensor([PROMPT]), 6) == wanted
+    for ids in (torch.tensor(PROMPT), torch.tensor([PROMPT]), np.array(PROMPT), tuple(PROMPT), [PROMPT]):
+        assert generate(model, ids, 6) == wanted
+
+
+def test_numbers_may_be_those_of_numpy(model):
+    numbers = dict(n_tokens=np.int64(6), temperature=np.float32(0.5), top_p=np.float64(0.5), seed=np.uint64(3))
+    wanted = generate(model, PROMPT, 6, temperature=0.5, top_p=0.5, seed=3)
+    assert generate(model, PROMPT, **numbers, stop=np.int32(60)) == wanted
+
+
+def test_a_text_may_fill_all_positions_and_no_more(model):
+    short = Model(model.config.replace(max_position_embeddings=256))
+    assert len(generate(short, [1] * 250, 6, temperature=0)) == 6
+    with pytest.raises(ValueError, match="n_tokens = 7 after 250 tokens goes beyond .*; at most 6 can be written"):
+        generate(short, [1] * 250, 7)
 
 
 def test_writing_leaves_no_gradients_and_the_model_as_it_was(model):
@@ -80,6 +106,71 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_the_share_and_raises_them_even
     assert torch.equal(probabilities(logits_V, top_p=1.0), logits_V.softmax(-1))
 
 
+# --- devices ---
+
+
+class Half(torch.Tensor):
+    """A tensor on a device that refuses float64, as Apple's MPS does."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        wanted = any(value is torch.float64 for value in (*args, *(kwargs or {}).values()))
+        if function is torch.Tensor.double or wanted:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        if function is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0}, {"temperature": 0.5, "top_p": 0.6}])
+def test_probabilities_are_had_from_a_device_without_float64(sampling):
+    logits_V = torch.tensor([1.0, 3.0, 2.5, 0.0])
+    probs_V = probabilities(logits_V.as_subclass(Half), **sampling)
+    assert type(probs_V) is torch.Tensor and probs_V.dtype == torch.float64
+    assert torch.equal(probs_V, probabilities(logits_V, **sampling))
+
+
+@pytest.mark.parametrize("speculate", [False, 2])
+def test_tokens_are_the_same_under_another_default_device(model, speculate):
+    probs_V, generator = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64), torch.Generator()
+    wanted = sample(probs_V, generator.manual_seed(5)), generate(model, PROMPT, 3, speculate=speculate)
+    with torch.device("meta"):
+        token = sample(probs_V, generator.manual_seed(5))
+        assert verify(probs_V[None].expand(2, -1), probs_V[None], [1], generator)[0] == 1
+        assert (token, generate(model, PROMPT, 3, speculate=speculate)) == wanted
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_of_which_none_is_the_likeliest_are_refused(broken, temperature):
+    logits_V = torch.full((4,), broken) if broken < 0 else torch.tensor([0.0, broken, 1.0, 0.0])
+    with pytest.raises(ValueError, match=f"the largest logit = {broken}, so no next token can be chosen; weights"):
+        probabilities(logits_V, temperature)
+
+
+WEIGHTS = ("embed.weight", "layers.1.attn.wq_a.weight", "layers.1.ffn.gate.bias", "layers.2.hc_ffn.fn", "head.weight")
+
+
+@pytest.mark.parametrize("speculate", [False, 2])
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_model_with_a_weight_that_is_no_number_writes_nothing_and_is_told_which(model, name, speculate):
+    broken, seen = copy.deepcopy(model), []
+    broken.state_dict()[name].fill_(float("nan"))
+    with pytest.raises(ValueError, match=f"{name} holds NaN or infinity; give a model of finite weights"):
+        generate(broken, PROMPT * 4, 3, temperature=0, speculate=speculate, stream=seen.append)
+    assert seen == []
+
+
+def test_logits_that_overflow_from_finite_weights_end_the_text_with_a_sentence(model):
+    broken = copy.deepcopy(model)
+    broken.head.weight.data.sign_().mul_(1.7e308)  # the largest float64 is 1.8e308
+    with pytest.raises(ValueError, match="the largest logit = (inf|nan), so no next token can be chosen"):
+        generate(broken, PROMPT, 3, temperature=0)
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -90,6 +181,44 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_the_share_and_raises_them_even
         ({"ids": [1, -1]}, "-1 is no token id"),
         ({"ids": [1, 61], "n_tokens": 0}, "61 is no token id"),
         ({"ids": [1.0, 2.0]}, "integers"),
+        ({"ids": "def"}, r"ids = 'def' is text; complete\(prompt, n_tokens\) takes text"),
+        ({"ids": None}, "ids = None is a NoneType; give the token ids of one sequence"),
+        ({"ids": {1, 2}}, "ids = {1, 2} is a set"),
+        ({"ids": {1: 2}}, "ids = {1: 2} is a dict"),
+        ({"ids": iter([1, 2])}, "is a list_iterator"),
+        ({"ids": b"ab"}, "ids = b'ab' is a bytes"),
+        ({"ids": [[1, 2], [3]]}, "is ragged or holds no token ids"),
+        ({"ids": [1 << 70]}, "ids = .* is ragged or holds no token ids"),
+        ({"ids": range(10**30)}, "more than max_position_embeddings = 4,096 tokens"),
+        ({"ids": torch.zeros(2, dtype=torch.long, device="meta")}, "holds no token ids"),
+        ({"model": None}, "model = None is a NoneType; give a minidsv4 Model"),
+        ({"model": torch.nn.Linear(1, 1)}, "is a Linear; give a minidsv4 Model"),
+        ({"model": Model(Config.tiny()).to("meta")}, "on the meta device, which holds no numbers"),
+        ({"stop": "a"}, "stop = 'a' is no token id; it is one token id or several, each in 0 .. 60"),
+        ({"stop": 61}, "stop = 61 is no token id"),
+        ({"stop": [3, -1]}, "stop = -1 is no token id"),
+        ({"stop": 1.0}, "stop = 1.0 is no integer; it is one token id or several"),
+        ({"stop": True}, "stop = True is no integer"),
+        ({"stop": {1: 2}}, "stop = {1: 2} is no token id"),
+        ({"stop": range(10**9)}, "stop = 61 is no token id"),
+        ({"n_tokens": "3"}, "n_tokens = '3' is no integer; it counts tokens, from 0"),
+        ({"n_tokens": True}, "n_tokens = True is no integer"),
+        ({"n_tokens": None}, "n_tokens = None is no integer"),
+        ({"n_tokens": 4092}, "n_tokens = 4092 after 5 tokens goes beyond .* = 4,096; at most 4,091 can be written"),
+        ({"n_tokens": 10**5000}, "goes beyond max_position_embeddings"),
+        ({"temperature": "1"}, "temperature = '1'"),
+        ({"temperature": True}, "temperature = True"),
+        ({"temperature": 10**400}, "temperature = .* is out of range"),
+        ({"top_p": float("nan")}, "top_p = nan"),
+        ({"top_p": None}, "top_p = None"),
+        ({"seed": 1 << 64}, "seed = 18446744073709551616 is out of range; it is an integer of at most 64 bits"),
+        ({"seed": -(1 << 63) - 1}, "at most 64 bits"),
+        ({"seed": 1.5}, "seed = 1.5 is no integer"),
+        ({"seed": None}, "seed = None is no integer"),
+        ({"speculate": 65}, r"depth = 65 is too many drafts; give 1 \.\. 64"),
+        ({"speculate": 10**9}, "depth = 1000000000 is too many"),
+        ({"stream": "print"}, "stream = 'print' cannot be called"),
+        ({"fused": "yes"}, "fused = 'yes' is no switch"),
         ({"n_tokens": -1}, "n_tokens = -1"),
         ({"n_tokens": 2.5}, "n_tokens = 2.5"),
         ({"temperature": -0.1}, "temperature = -0.1"),
@@ -102,7 +231,7 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_the_share_and_raises_them_even
 def test_what_cannot_be_written_is_refused_with_a_sentence(model, wrong, words):
     seen = []
     with pytest.raises(ValueError, match=words):
-        generate(model, **{"ids": PROMPT, "n_tokens": 3, "stream": seen.append} | wrong)
+        generate(**{"model": model, "ids": PROMPT, "n_tokens": 3, "stream": seen.append} | wrong)
     assert seen == []
 
 

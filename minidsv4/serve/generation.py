@@ -1,22 +1,24 @@
-"""Writing with a model: the prompt goes into a cache once, then every token costs one short pass.
+"""Generation: the prompt goes into a cache once, then every token costs one short pass.
 
-T tokens, V vocabulary. With `speculate` a pass checks drafts and makes several tokens certain (`speculate.py`).
+T tokens, V vocabulary. With `speculate` a pass verifies drafts and makes several tokens certain (`speculate.py`).
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minidsv4.fused.step import FusedStep
+from minidsv4.model.model import Model
+from minidsv4.serve import checks
 from minidsv4.serve.sampling import probabilities, sample
 from minidsv4.serve.speculate import Speculation, Speculator
 
 
 @torch.inference_mode()
 def generate(
-    model: nn.Module,
+    model: Model,
     ids: Sequence[int] | Tensor,
     n_tokens: int,
     temperature: float = 1.0,
@@ -24,69 +26,75 @@ def generate(
     seed: int = 0,
     speculate: bool | int | Speculation = False,
     stream: Callable[[int], object] | None = None,
-    stop: int | None = None,
+    stop: int | Collection[int] | None = None,
     fused: bool = False,
 ) -> list[int]:
-    """Continue a prompt with cached decoding.
+    """New token ids after a prompt, by cached decoding; the last one is a stop token where one was met.
 
     ids          token ids of the prompt: a list or a tensor [T] (or [1, T]), at least one
-    n_tokens     how many to write, from 0
-    temperature  0 takes the likeliest token; 1 draws from the model's own probabilities
-    top_p        draw only among the likeliest tokens that together have this share, above 0 to 1
-    seed         the same seed, prompt, model and speculation write the same
+    n_tokens     how many to write, from 0; with the prompt at most max_position_embeddings
+    temperature  0 takes the likeliest token; 1 samples from the model's own probabilities
+    top_p        sample only among the likeliest tokens that together have this share, above 0 to 1
+    seed         integer of 64 bits; the same seed, prompt, model and speculation write the same
     speculate    draft with the MTP block: True one token a pass, a number so many, a Speculation also counts the gain.
                  Writes what the model writes without: token by token at temperature 0, in distribution above
     stream       called with each new token id at once
-    stop         a token id after which nothing more is written, such as EOS
+    stop         a token id, or several, after which nothing more is written, such as EOS
     fused        decode in compiled loops: faster, and the same but for rounding; on the CPU, with numba, one by one
-    returns      the new token ids, `stop` included where it was met
-    raises       ValueError for an empty prompt, wrong ids, numbers out of range, no MTP block, no fused step
+    raises       ValueError: an argument of a wrong kind or range, no MTP block, no fused step, NaN in weights or logits
     """
-    ids = _checked(ids, n_tokens, temperature, top_p).to(next(model.parameters()).device)
-    model.check(ids[None], None)
-    generator, written = torch.Generator().manual_seed(seed), []
-    if fused and speculate is not False:
-        raise ValueError(f"generate: speculate = {speculate!r} checks several tokens a pass; fused = True takes one")
-    if speculate is False:
-        tokens = _one_by_one(model, FusedStep(model) if fused else model, ids, temperature, top_p, generator)
-    else:
-        tokens = Speculator(model, _speculation(speculate), temperature, top_p, generator).write(ids)
-    for token in itertools.islice(tokens, n_tokens):
-        written.append(token)
-        if stream is not None:
-            stream(token)
-        if token == stop:
-            break
+    model = checks.check_model(model)
+    prompt_T = checks.check_prompt(ids, model)
+    n_tokens = checks.check_n_tokens(n_tokens)
+    checks.check_context(len(prompt_T), n_tokens, model)
+    stops = checks.check_stop(stop, model.config.vocab_size)
+    checks.check_stream(stream)
+    tokens = _tokens(model, prompt_T, temperature, top_p, seed, speculate, fused)
+    written: list[int] = []
+    try:
+        for token in itertools.islice(tokens, n_tokens):
+            written.append(token)
+            if stream is not None:
+                stream(token)
+            if token in stops:
+                break
+    except (ValueError, RuntimeError):
+        checks.check_weights(model)
+        raise
     return written
 
 
+def _tokens(
+    model: Model,
+    ids_T: Tensor,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    speculate: bool | int | Speculation,
+    fused: bool,
+) -> Iterator[int]:
+    """The tokens after a prompt, without end; arguments are checked at once, not with the first token."""
+    temperature = checks.check_temperature(temperature)
+    top_p = checks.check_top_p(top_p)
+    generator = torch.Generator().manual_seed(checks.check_seed(seed))
+    if not isinstance(fused, bool):
+        raise ValueError(f"generate: fused = {checks.shown(fused)} is no switch; give True or False")
+    if fused and speculate is not False:
+        several = f"speculate = {checks.shown(speculate)} verifies several tokens a pass"
+        raise ValueError(f"generate: {several}; fused = True takes one")
+    if speculate is False:
+        return _one_by_one(model, FusedStep(model) if fused else model, ids_T, temperature, top_p, generator)
+    speculation = speculate if isinstance(speculate, Speculation) else Speculation(depth=speculate)
+    return Speculator(model, speculation, temperature, top_p, generator).write(ids_T)
+
+
 def _one_by_one(
-    model: nn.Module, step: Callable, ids: Tensor, temperature: float, top_p: float, generator: torch.Generator
+    model: Model, step: Callable, ids_T: Tensor, temperature: float, top_p: float, generator: torch.Generator
 ) -> Iterator[int]:
     """One token a pass, without end; `step` is the model, or does what it does."""
     cache = model.new_cache(batch_size=1)
-    logits_V = model.prefill(ids[None], cache)[0]
+    logits_V = model.prefill(ids_T[None], cache)[0]
     while True:
         token = sample(probabilities(logits_V, temperature, top_p), generator)
         yield token
-        logits_V = step(ids.new_tensor([[token]]), cache=cache)[0, -1]
-
-
-def _speculation(speculate: int | Speculation) -> Speculation:
-    """What the caller's word for it stands for."""
-    return speculate if isinstance(speculate, Speculation) else Speculation(depth=speculate)
-
-
-def _checked(ids: Sequence[int] | Tensor, n_tokens: int, temperature: float, top_p: float) -> Tensor:
-    """The prompt as a tensor [T], once everything is in range."""
-    ids = torch.as_tensor(ids if len(ids) else torch.empty(0, dtype=torch.long))
-    ids = ids[0] if ids.ndim == 2 and len(ids) == 1 else ids  # a batch of one
-    if ids.ndim != 1 or not len(ids):
-        raise ValueError(f"generate: ids of shape {tuple(ids.shape)} are no prompt; give one sequence, not empty")
-    if isinstance(n_tokens, bool) or not isinstance(n_tokens, int) or n_tokens < 0:
-        raise ValueError(f"generate: n_tokens = {n_tokens!r} cannot be written; it counts tokens, from 0")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"generate: temperature = {temperature!r} is out of range; it is 0 (likeliest token) or above")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"generate: top_p = {top_p!r} is out of range; it is a share above 0, up to 1")
-    return ids
+        logits_V = step(ids_T.new_tensor([[token]]), cache=cache)[0, -1]

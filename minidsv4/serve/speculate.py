@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from minidsv4.model.model import Model
+from minidsv4.serve.checks import shown
 from minidsv4.serve.sampling import probabilities, sample
 
 CHUNK = 2048  # tokens of a prompt taken in at once
+MAX_DEPTH = 64  # no chain of drafts is accepted as far
 MAX_PENDING = 8  # pending tokens that a pass of verification repeats; more get a pass of their own
 
 
@@ -29,7 +31,7 @@ class Speculation:
     rounds     passes of the model that verified drafts
     catch_ups  passes that only took in pending tokens
     kept       kept[i]: rounds in which draft i + 1 was accepted, and so all before it
-    raises     ValueError for a depth below 1
+    raises     ValueError for a depth that is no integer in 1 .. `MAX_DEPTH`
     """
 
     depth: int = 1
@@ -39,7 +41,9 @@ class Speculation:
 
     def __post_init__(self):
         if not isinstance(self.depth, int) or self.depth < 1:
-            raise ValueError(f"speculate: depth = {self.depth!r} drafts nothing; it counts drafted tokens, from 1")
+            raise ValueError(f"speculate: depth = {shown(self.depth)} drafts nothing; it counts drafted tokens, from 1")
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"speculate: depth = {shown(self.depth)} is too many drafts; give 1 .. {MAX_DEPTH}")
         self.depth = int(self.depth)  # True is 1
         self.kept = self.kept or [0] * self.depth
 
@@ -213,7 +217,7 @@ def verify(target_TV: Tensor, draft_TV: Tensor, drafts: Sequence[int], generator
     returns    1 to depth + 1 token ids
     """
     for place, (draft, target_V, draft_V) in enumerate(zip(drafts, target_TV, draft_TV)):
-        point = torch.rand((), generator=generator, dtype=torch.float64)
+        point = torch.rand((), generator=generator, dtype=torch.float64, device=generator.device)
         if point * draft_V[draft] >= target_V[draft]:
             residual_V = (target_V - draft_V).clamp(min=0)
             return [*drafts[:place], sample(residual_V if residual_V.any() else target_V, generator)]
