@@ -1,5 +1,8 @@
 """minidsv4: DeepSeek-V4 at a small size, with the released semantics, to be read, run and checked."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from minidsv4 import cost, parallel
 from minidsv4.checkpoint import export_hf, load, save
 from minidsv4.config import Config, LayerKind, Routing
@@ -8,7 +11,10 @@ from minidsv4.model.model import Model
 from minidsv4.serve.generation import generate
 from minidsv4.serve.speculate import Speculation
 from minidsv4.serve.speedup import measure_speedup
-from minidsv4.train.ship import load_pretrained, pretrained_tokenizer
+
+if TYPE_CHECKING:
+    from minidsv4.serve.completion import complete
+    from minidsv4.train.ship import load_pretrained, pretrained_tokenizer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,6 +25,7 @@ __all__ = [
     "Routing",
     "Speculation",
     "__version__",
+    "complete",
     "cost",
     "export_hf",
     "generate",
@@ -29,3 +36,20 @@ __all__ = [
     "pretrained_tokenizer",
     "save",
 ]
+
+_LATER = {  # names whose modules need tokenizers: imported when first asked for
+    "complete": "minidsv4.serve.completion",
+    "load_pretrained": "minidsv4.train.ship",
+    "pretrained_tokenizer": "minidsv4.train.ship",
+}
+
+
+def __getattr__(name: str):
+    """A name of `_LATER`, imported now."""
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'minidsv4' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

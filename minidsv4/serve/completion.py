@@ -1,0 +1,85 @@
+"""Completion: text in, text out, with the small model that the package ships or any other."""
+
+import functools
+from collections.abc import Callable
+
+from minidsv4.model.model import Model
+from minidsv4.serve.checks import check_model, check_stream, shown
+from minidsv4.serve.detokenize import IncrementalDecoder
+from minidsv4.serve.generation import generate
+from minidsv4.serve.speculate import Speculation
+from minidsv4.train.data import Tokenizer
+from minidsv4.train.ship import load_pretrained, pretrained_tokenizer
+
+
+def complete(
+    prompt: str,
+    n_tokens: int = 100,
+    *,
+    model: Model | None = None,
+    tokenizer: Tokenizer | None = None,
+    stream: Callable[[str], object] | None = None,
+    temperature: float = 0.8,
+    top_p: float = 1.0,
+    seed: int = 0,
+    speculate: bool | int | Speculation = False,
+    fused: bool = False,
+) -> str:
+    """The text that the model writes after a prompt, up to EOS or `n_tokens`; the prompt is not part of it.
+
+    prompt     text, which may be empty
+    n_tokens   at most so many tokens, from 0
+    model      the shipped one where None
+    tokenizer  the model's; the shipped one where None
+    stream     called with each piece of the text as it comes, at least one whole character
+    others     as in `generate`
+    returns    whole characters only: what `n_tokens` cuts through is left out
+    raises     ValueError: an argument of a wrong kind or range, a tokenizer of another model, logits that are NaN
+    """
+    check_stream(stream)
+    model = _shipped_model() if model is None else check_model(model)
+    tokenizer = _shipped_tokenizer() if tokenizer is None else tokenizer
+    decoder = IncrementalDecoder(tokenizer)
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"complete: tokenizer has {len(tokenizer)} tokens and the model a vocab_size of {model.config.vocab_size}; "
+            "give the tokenizer that the model was trained with"
+        )
+    pieces: list[str] = []
+
+    def take(token: int) -> None:
+        piece = decoder.step(token)
+        pieces.append(piece)
+        if piece and stream is not None:
+            stream(piece)
+
+    ids = [tokenizer.bos_id, *tokenizer.encode(check_text(prompt))]
+    generate(model, ids, n_tokens, temperature, top_p, seed, speculate, take, tokenizer.eos_id, fused)
+    return "".join(pieces)
+
+
+def check_text(prompt: object) -> str:
+    """The prompt, once it is a text that UTF-8 can hold."""
+    if not isinstance(prompt, str):
+        right = "decode them first" if isinstance(prompt, bytes | bytearray) else "give a str; generate takes token ids"
+        raise ValueError(f"complete: prompt = {shown(prompt)} is a {type(prompt).__name__}, no text; {right}")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        half = prompt[error.start]
+        raise ValueError(
+            f"complete: prompt: character {error.start} is {half!a}, half of a surrogate pair; give whole characters"
+        ) from None
+    return prompt
+
+
+@functools.cache
+def _shipped_model() -> Model:
+    """The shipped model, read once a process."""
+    return load_pretrained()
+
+
+@functools.cache
+def _shipped_tokenizer() -> Tokenizer:
+    """The shipped tokenizer, read once a process."""
+    return pretrained_tokenizer()

@@ -1,0 +1,46 @@
+"""What `import minidsv4` brings with it: the names that it promises, and no library that a first call does not need."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import minidsv4
+
+HEAVY = ("tokenizers", "tqdm", "matplotlib", "numba", "transformers", "IPython")
+
+
+def loaded(*lines):
+    """Top-level modules that a fresh interpreter holds after these lines."""
+    lines = [*lines, "import sys", "print(*{name.split('.')[0] for name in sys.modules})"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_import_adds_none_of_the_heavy_libraries_to_what_torch_loads():
+    added = loaded("import torch", "import minidsv4") - loaded("import torch")
+    assert "minidsv4" in added and added.intersection(HEAVY) == set()
+
+
+@pytest.mark.parametrize("name", ["complete", "load_pretrained", "pretrained_tokenizer"])
+def test_what_needs_the_tokenizers_loads_them_when_it_is_asked_for(name):
+    assert "tokenizers" in loaded(f"from minidsv4 import {name}")
+
+
+def test_every_promised_name_is_there_and_listed():
+    for name in minidsv4.__all__:
+        assert getattr(minidsv4, name) is not None and name in dir(minidsv4)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'compleet'"):
+        minidsv4.compleet  # noqa: B018
+
+
+def test_the_package_says_that_it_is_typed_and_ships_the_file_that_says_so():
+    package = Path(minidsv4.__file__).parent
+    settings = tomllib.loads((package.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    assert (package / "py.typed").is_file()
+    assert "py.typed" in settings["tool"]["setuptools"]["package-data"]["minidsv4"]
