@@ -127,6 +127,39 @@ def test_loads_add_up_over_calls_and_maxvio_and_ranks_are_those_counted_by_hand(
         rank_loads(load_E, 2)
 
 
+def test_padding_is_no_load_and_moves_no_bias():
+    model, plain = small_model(), small_model()
+    ids_BT = some_ids()
+    real_BT = torch.ones(2, 15, dtype=torch.bool)
+    real_BT[0, 11:] = False
+    real_BT[1, 4:12] = False
+    with balanced(model, 0.02, real_BT), watch(model, Router) as calls:
+        model.loss(ids_BT)
+    counted = loads(calls, real_BT)
+    assert len(counted) == 5  # four layers and the MTP block, which has a token less
+    for router, _, routed in calls:
+        n_tokens = routed.picked_BTA.shape[1]
+        by_hand = [0] * 9
+        for b, t in real_BT[:, :n_tokens].nonzero().tolist():
+            for expert in routed.picked_BTA[b, t].tolist():
+                by_hand[expert] += 1
+        assert counted[router].tolist() == by_hand
+        if isinstance(router, LearnedRouter):
+            assert torch.equal(router.bias, updated_bias(torch.zeros_like(router.bias), counted[router], 0.02))
+    with balanced(plain, 0.02):
+        plain.loss(ids_BT)
+    assert any(not torch.equal(ours, other) for ours, other in zip(model.buffers(), plain.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 15), (2, 14)])
+def test_a_mask_of_real_tokens_that_does_not_fit_the_calls_is_refused_and_moves_nothing(shape):
+    model = small_model()
+    with pytest.raises(ValueError, match="real_BT of shape .* does not fit a call of 2 rows of 15 tokens"):
+        with balanced(model, 0.02, torch.ones(shape, dtype=torch.bool)):
+            model.loss(some_ids())
+    assert not any(module.bias.any() for module in model.modules() if isinstance(module, LearnedRouter))
+
+
 def caught(gate, up, limit):
     """How many gates and ups get no gradient through the released expression."""
     gate, up = (part.detach().clone().requires_grad_() for part in (gate, up))
@@ -149,6 +182,7 @@ def test_clamped_numbers_are_those_that_get_no_gradient():
 def test_a_number_on_the_bound_is_not_counted_and_gets_its_gradient():
     moe = MoE(CONFIG, v4.Routing.LEARNED)
     with torch.no_grad():
+        moe.gate.weight.zero_()  # a layer made alone has whatever memory held
         for weight in (moe.experts.w13, moe.shared_experts.w1.weight, moe.shared_experts.w3.weight):
             weight.zero_()[..., 0] = 1
     x = torch.zeros(2, 15, 24)

@@ -1,7 +1,7 @@
-"""Balance without a loss: each learned router's bias follows its loads; and what there is to know about loads.
+"""Auxiliary-loss-free load balancing: each learned router's bias follows its loads; and measures of load.
 
 B batch, T tokens, D width, E experts, A active experts, V vocabulary. Report section 2.1; the sign rule is that of
-DeepSeek-V3. Released names: `ffn.gate.{bias, tid2eid}`. Only `balanced` changes anything, all else counts.
+DeepSeek-V3. Released names: `ffn.gate.{bias, tid2eid}`. Only `balanced` changes a model; everything else measures.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,26 +15,29 @@ from torch import Tensor, nn
 from minidsv4.model.losses import watch
 from minidsv4.model.moe import LearnedRouter, MoE, Routed, Router
 
-SPEED = 1e-3  # of V3 and V4, for runs of many thousand steps; runs of some hundred want about ten times as much
+SPEED = 1e-3  # bias update speed of V3 and V4; runs of some hundred steps want about ten times as much
 
 
 @contextmanager
-def balanced(model: nn.Module, speed: float = SPEED) -> Iterator[list[tuple[nn.Module, tuple, Routed]]]:
-    """One training step: at its end the biases move by the loads that the routers had inside. No gradient is involved.
+def balanced(
+    model: nn.Module, speed: float = SPEED, real_BT: Tensor | None = None
+) -> Iterator[list[tuple[nn.Module, tuple, Routed]]]:
+    """One training step, at whose end each learned router's bias moves by the load of its experts in this step.
 
     with balanced(model):
         model.loss(ids_BT).total.backward()
         optimizer.step()
 
-    speed   how far a bias moves in a step, in units of the router's score; 0 leaves it
-    yields  the learned routers' calls, as `loads` takes them
-    raises  ValueError for a speed below 0. After an error inside, the biases stay as they were
+    speed    how far a bias moves in a step, in units of the router's score; 0 leaves it
+    real_BT  boolean [B, T], False where a token is padding, whose experts do not count; None counts every token
+    yields   the calls of learned routers, as `loads` takes them
+    raises   ValueError for a speed below 0. After an error inside, the biases stay as they were
     """
     if not speed >= 0:
         raise ValueError(f"balanced: speed = {speed} would feed the fullest expert; it is 0 or more")
     with watch(model, LearnedRouter) as calls:
         yield calls
-    for router, load_E in loads(calls).items():
+    for router, load_E in loads(calls, real_BT).items():
         router.bias.copy_(updated_bias(router.bias, load_E, speed))
 
 
@@ -45,26 +48,40 @@ def updated_bias(bias_E: Tensor, load_E: Tensor, speed: float = SPEED) -> Tensor
 
 
 @torch.no_grad()
-def loads(calls: Iterable[tuple[nn.Module, tuple, Routed]]) -> dict[Router, Tensor]:
-    """How many tokens each expert got, router by router, summed over the calls that `watch` collected.
+def loads(calls: Iterable[tuple[nn.Module, tuple, Routed]], real_BT: Tensor | None = None) -> dict[Router, Tensor]:
+    """The load of each expert, which is how many tokens picked it, for each router over all of its calls.
 
     calls    of routers, learned or hash: `with watch(model, Router) as calls: ...`
-    returns  {router: integers [E]}, in the order of their first call; each sums to A times the tokens
+    real_BT  boolean [B, T], False where a token is padding, which is no load; None counts every token. Calls with
+             fewer tokens, such as those of the MTP block, are taken to begin at the first
+    returns  {router: integers [E]}, in the order of their first call; each sums to A times the real tokens
+    raises   ValueError where `real_BT` has another batch, or fewer tokens, than a call
     """
     found: dict[Router, Tensor] = {}
     for router, _, routed in calls:
-        load_E = routed.picked_BTA.flatten().bincount(minlength=routed.score_BTE.shape[-1])
+        picked = routed.picked_BTA if real_BT is None else _picked_by_real(routed.picked_BTA, real_BT)
+        load_E = picked.flatten().bincount(minlength=routed.score_BTE.shape[-1])
         found[router] = found.get(router, 0) + load_E
     return found
 
 
+def _picked_by_real(picked_BTA: Tensor, real_BT: Tensor) -> Tensor:
+    """The experts of the real tokens alone, integers [how many, A]."""
+    n_batch, n_tokens = picked_BTA.shape[:2]
+    if len(real_BT) != n_batch or real_BT.shape[1] < n_tokens:
+        raise ValueError(
+            f"loads: real_BT of shape {tuple(real_BT.shape)} does not fit a call of {n_batch} rows of {n_tokens} tokens"
+        )
+    return picked_BTA[real_BT[:, :n_tokens].to(picked_BTA.device)]
+
+
 def max_violation(load: Tensor) -> float:
-    """MaxVio: the largest load over the mean load, minus 1. 0 is perfect balance, E / A - 1 the worst of experts."""
+    """MaxVio, the largest load over the mean load, minus 1: 0 is perfect balance, E / A - 1 is the worst case."""
     return (load.max() / load.double().mean() - 1).item()
 
 
 def rank_loads(load_E: Tensor, n_ranks: int) -> Tensor:
-    """Loads of `n_ranks` machines that hold neighbouring experts, equally many each.
+    """The load of each of `n_ranks` machines, integers [n_ranks]; each holds equally many neighbouring experts.
 
     raises  ValueError where the experts cannot be shared out evenly
     """
@@ -74,7 +91,7 @@ def rank_loads(load_E: Tensor, n_ranks: int) -> Tensor:
 
 
 class Clamped(NamedTuple):
-    """How many numbers lay strictly beyond the bound: gates above it, ups on either side, each of `total`."""
+    """How many of `total` gates lie above the clamp's bound, and how many of `total` ups beyond it on either side."""
 
     gates: int
     ups: int
@@ -83,32 +100,36 @@ class Clamped(NamedTuple):
 
 @torch.no_grad()
 def count_clamped(moe: MoE, x_BTD: Tensor, ids_BT: Tensor) -> dict[str, Clamped]:
-    """What the clamp of one expert layer catches; those numbers get no gradient. Computes them anew, so not in passing.
+    """How many numbers the clamp of one expert layer cuts off in a call; these get no gradient.
 
-    moe, x_BTD, ids_BT  a call, such as `watch(model, MoE)` collects
+    The call is computed once more for this.
+
+    moe, x_BTD, ids_BT  a layer and its inputs, such as `watch(model, MoE)` collects
     returns             {"routed": Clamped, "shared": Clamped}
     """
     x_TD = rearrange(x_BTD, "b t d -> (b t) d")
     picked_TA = rearrange(moe.gate(x_BTD, ids_BT).picked_BTA, "b t a -> (b t) a")
-    experts, shared = moe.experts, moe.shared_experts
-    routed = Clamped(0, 0, 0)
-    for e, weight in enumerate(experts.w13):
+    counts = []
+    for e, weight in enumerate(moe.experts.w13):
         gate, up = (x_TD[(picked_TA == e).any(dim=1)] @ weight.T).chunk(2, dim=-1)
-        routed = Clamped(*map(sum, zip(routed, _beyond(gate, up, experts.limit))))
-    return {"routed": routed, "shared": _beyond(shared.w1(x_TD), shared.w3(x_TD), shared.limit)}
+        counts.append(_clamped(gate, up, moe.experts.limit))
+    routed = Clamped(*(sum(column) for column in zip(*counts)))
+    shared = moe.shared_experts
+    return {"routed": routed, "shared": _clamped(shared.w1(x_TD), shared.w3(x_TD), shared.limit)}
 
 
-def _beyond(gate: Tensor, up: Tensor, limit: float) -> Clamped:
+def _clamped(gate: Tensor, up: Tensor, limit: float) -> Clamped:
+    """`Clamped` of one expert's gates and ups. A number on the bound is not beyond it."""
     return Clamped(int((gate > limit).sum()), int((up.abs() > limit).sum()), gate.numel())
 
 
 def balanced_hash_table(frequencies: Tensor, n_experts: int, n_active: int, seed: int = 0) -> Tensor:
     """Distinct experts for each token id, such that the experts' loads are even under the given frequencies.
 
-    This construction is ours: V4's is not disclosed. From the most frequent id to the rarest, each gets A experts
-    drawn from the less loaded ones: A and half of the rest. Drawing keeps experts from meeting in fixed teams.
-    One id's tokens cannot be spread over more than its A experts, so MaxVio is never below
-    `E / A * largest frequency / all - 1`.
+    V4's construction is not disclosed; this one is greedy. From the most frequent id to the rarest, each gets A experts
+    drawn from the A + (E - A) / 2 least loaded ones. Drawing, rather than taking the least loaded, keeps the same
+    experts from always being paired. One id's tokens go to its A experts alone, so MaxVio is never below
+    `E / A * largest frequency / sum of frequencies - 1`.
 
     frequencies  how often each id occurs in the corpus [V]; an id that never does counts as seen once
     returns      integers [V, A]; the same for the same seed
@@ -120,8 +141,10 @@ def balanced_hash_table(frequencies: Tensor, n_experts: int, n_active: int, seed
     if not 1 <= n_active <= n_experts:
         raise ValueError(f"balanced_hash_table: n_active = {n_active} cannot be had of n_experts = {n_experts}")
     seen = frequencies.clamp(min=1)
-    generator, n_candidates = torch.Generator().manual_seed(seed), n_active + (n_experts - n_active) // 2
-    table, load_E = torch.empty(len(seen), n_active, dtype=torch.int64), torch.zeros(n_experts, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    n_candidates = n_active + (n_experts - n_active) // 2
+    table = torch.empty(len(seen), n_active, dtype=torch.int64)
+    load_E = torch.zeros(n_experts, dtype=torch.float64)
     for token in seen.argsort(descending=True, stable=True).tolist():
         drawn = torch.randperm(n_candidates, generator=generator)[:n_active]
         picked = load_E.argsort(stable=True)[drawn]
