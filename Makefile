@@ -29,10 +29,10 @@ lab: .venv/ready
 	MINIDSV4_LIVE=1 $(BIN)/jupyter lab notebooks/index.ipynb
 
 notebooks: .venv/ready
-	$(BIN)/python -m minidsv4.notebooks $(ARGS)
+	$(BIN)/python -m minidsv4.course.notebooks $(ARGS)
 
 figures: .venv/ready
-	$(BIN)/python -m minidsv4.figures $(ARGS)
+	$(BIN)/python -m minidsv4.course.figures $(ARGS)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from minidsv4 import plots
 from minidsv4.bench import report as bench_report
 from minidsv4.checkpoint import load, save
 from minidsv4.config import Config, LayerKind
 from minidsv4.cost import ranks as cost_ranks
 from minidsv4.cost import report as cost_report
 from minidsv4.cost.baselines import at_own_widths
+from minidsv4.course import plots
 from minidsv4.model.cache import KINDS
 from minidsv4.model.model import Model
 from minidsv4.serve.generation import generate

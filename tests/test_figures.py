@@ -4,7 +4,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import FancyBboxPatch
 
-from minidsv4 import figures, plots
+from minidsv4.course import figures, plots
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)

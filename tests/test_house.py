@@ -14,17 +14,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 STREAMS = {"i", "j"}  # the old and the new stream of a mix
 SUFFIX = re.compile(r"^[a-z]\w*_((?=[a-z0-9]*[A-Z])[A-Zij0-9]+)$")
 
-# Low rooms first. Names on one line are one room. `minidsv4` is the package's front: only __main__ lies above it.
+# Low rooms first. `minidsv4` is the package's front: only __main__ lies above it.
 ROOMS = [
-    *("dims", "config", "paper", "model", "fused", "lowbit", "checkpoint", "train", "serve", "posttrain", "parallel"),
-    "cost",
-    "bench",
-    "mutants",
-    "record show plots figures notebooks",
-    "minidsv4",
-    "__main__",
+    *("dims", "config", "paper", "model", "fused", "lowbit", "checkpoint", "serve", "train", "posttrain", "parallel"),
+    *("cost", "experiments", "bench", "course", "minidsv4", "__main__"),
 ]
-LEVELS = {name: level for level, names in enumerate(ROOMS) for name in names.split()}
+LEVELS = {name: level for level, name in enumerate(ROOMS)}
 
 
 # --- axes ---
@@ -183,15 +178,24 @@ def test_a_module_imports_only_from_rooms_that_lie_below_it(path):
     assert upward_imports(path.read_text(encoding="utf-8"), module) == []
 
 
+def test_only_the_command_line_imports_the_course():
+    importers = set()
+    for path in SOURCES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if "course" in imported_rooms(path.read_text(encoding="utf-8"), parts) and parts[1] != "course":
+            importers.add(parts[1])
+    assert importers == {"__main__"}
+
+
 @pytest.mark.parametrize(
     ("bad", "module"),
     [
-        ("from minidsv4 import plots", "minidsv4.cost.flops"),
+        ("from minidsv4.course import plots", "minidsv4.cost.flops"),
         ("import minidsv4.model.rope", "minidsv4.paper"),
         ("from minidsv4.train.loop import train", "minidsv4.model.block"),
         ("from ..train import loop", "minidsv4.model.block"),
         ("from minidsv4 import Model", "minidsv4.train.loop"),
-        ("import minidsv4 as v4", "minidsv4.show"),
+        ("import minidsv4 as v4", "minidsv4.course.show"),
         ("", "minidsv4.utils"),
     ],
 )
@@ -201,8 +205,8 @@ def test_an_import_from_a_higher_room_is_caught(bad, module):
 
 def test_imports_from_lower_rooms_and_from_the_own_room_are_let_through():
     assert upward_imports("from minidsv4.model.rope import turn\nfrom .norm import norm", "minidsv4.model.block") == []
-    assert upward_imports("from minidsv4 import plots", "minidsv4.show") == []
-    assert upward_imports("import minidsv4 as v4\nfrom minidsv4 import plots", "minidsv4.__main__") == []
+    assert upward_imports("from minidsv4.course import plots", "minidsv4.course.show") == []
+    assert upward_imports("import minidsv4 as v4\nfrom minidsv4.course import plots", "minidsv4.__main__") == []
 
 
 # --- sizes ---
@@ -266,7 +270,7 @@ def text_files():
     """The repository's own text files."""
     folders = [ROOT / name for name in ("minidsv4", "tests", "notebooks", "figures", ".ci")]
     found = [path for folder in folders for path in folder.rglob("*")] + [path for path in ROOT.iterdir()]
-    private = {"__pycache__", ".ipynb_checkpoints"}
+    private = {"__pycache__", ".ipynb_checkpoints", ".git"}  # .git is a file in a worktree
     return [path for path in found if path.is_file() and path.suffix in TEXT and not private & set(path.parts)]
 
 

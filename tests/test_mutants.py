@@ -14,11 +14,11 @@ from oracle import pair
 import minidsv4 as v4
 from minidsv4 import paper
 from minidsv4.checkpoint import to_released
+from minidsv4.course.mutants import MUTANTS, mutant
+from minidsv4.course.record import record
 from minidsv4.model.attention import WindowAttention
 from minidsv4.model.hyper_connection import HyperConnection
 from minidsv4.model.moe import Router
-from minidsv4.mutants import MUTANTS, mutant
-from minidsv4.record import record
 
 EXACT = 1e-10  # float64, a few layers deep; the smallest trap, an eps of 1e-6, moves logits by more than 1e-8
 CSA, HCA, WINDOW = v4.LayerKind.CSA, v4.LayerKind.HCA, v4.LayerKind.WINDOW

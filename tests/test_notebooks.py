@@ -19,7 +19,7 @@ import pytest
 from nbformat import v4
 from PIL import Image, PngImagePlugin
 
-from minidsv4 import notebooks
+from minidsv4.course import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted(notebooks.FOLDER.glob("*.ipynb"))
@@ -167,7 +167,7 @@ def test_a_fault_planted_in_a_notebook_is_caught(fault):
     assert len(found) == 1 and fault in found[0], found
 
 
-# --- exercises: the convention stands in minidsv4/show.py ---
+# --- exercises: the convention stands in minidsv4/course/show.py ---
 
 STUB = re.compile(r"# exercise: (\w+)\n")
 SOLUTION = r"<details><summary>Solution: {name}</summary>\s*```python\n(.*?)```\s*</details>"
@@ -238,7 +238,7 @@ def exercise_cells(name, answer, stub="..."):
     ids=["sound", "wrong solution", "solved stub", "no solution", "no check"],
 )
 def test_only_an_exercise_whose_stub_fails_and_whose_solution_passes_is_sound(cells, fault):
-    setup = v4.new_code_cell("from minidsv4 import show\n\nhalf_of = lambda x: x / 2")
+    setup = v4.new_code_cell("from minidsv4.course import show\n\nhalf_of = lambda x: x / 2")
     found = exercise_faults(v4.new_notebook(cells=[setup, *copy.deepcopy(cells)]))
     assert found == [] if fault is None else fault in found[0]
 

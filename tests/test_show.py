@@ -6,7 +6,7 @@ import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from minidsv4 import plots, show
+from minidsv4.course import plots, show
 
 
 def curve(power=2, low=0.0):
@@ -53,7 +53,7 @@ def test_a_picture_without_a_sentence_for_those_who_cannot_see_it_is_refused(alt
 
 def test_a_listing_is_the_source_headed_by_its_file():
     listing = show.source(show.Listing.__repr__)
-    assert repr(listing) == "# minidsv4/show.py\ndef __repr__(self):\n    return self.text"
+    assert repr(listing) == "# minidsv4/course/show.py\ndef __repr__(self):\n    return self.text"
     assert listing._repr_markdown_() == f"```python\n{listing}\n```"
 
 

@@ -10,7 +10,7 @@ from small import EXACT, TINY, numpy_of, small_model
 
 import minidsv4 as v4
 from minidsv4 import paper
-from minidsv4.mutants import mutant
+from minidsv4.course.mutants import mutant
 from minidsv4.serve import speculate
 from minidsv4.serve.sampling import sample
 from minidsv4.serve.speculate import Speculation, Speculator, expected_tokens, verify

@@ -1,7 +1,7 @@
 """The figures of figures/, drawn from the package: files for documents that cannot run a cell.
 
-    python -m minidsv4.figures          draw them all
-    python -m minidsv4.figures --check  say which file differs from what is drawn now
+    python -m minidsv4.course.figures          draw them all
+    python -m minidsv4.course.figures --check  say which file differs from what is drawn now
 
 Letters are drawn as paths and no date is kept, so the same matplotlib writes the same text; another machine's last
 digit may differ, which is why numbers are compared to 0.02 pt.
@@ -23,20 +23,21 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from minidsv4 import plots
 from minidsv4.bench.curve import Point
 from minidsv4.config import Config, LayerKind
 from minidsv4.cost import V32, flops, megamoe, memory, schedule
 from minidsv4.cost.hardware import DEVICES
+from minidsv4.course import plots
+from minidsv4.course.record import record
+from minidsv4.experiments import recall, streams
 from minidsv4.model.indexer import Hadamard, index_scores, stable_topk
 from minidsv4.model.losses import watch
 from minidsv4.model.model import Model
 from minidsv4.model.moe import LearnedRouter
 from minidsv4.model.rope import rotate
 from minidsv4.parallel import context
-from minidsv4.record import record
 from minidsv4.serve.speculate import MAX_PENDING, Speculation, Speculator
-from minidsv4.train import balance, pretrain, recall, streams
+from minidsv4.train import balance, pretrain
 from minidsv4.train.data import Batches, Tokenizer, programs
 from minidsv4.train.loop import Recipe, Trainer
 from minidsv4.train.muon import SCHEDULE
@@ -407,8 +408,8 @@ def gain_by_batch():
     return plots.gain_by_batch(gains, published)
 
 
-FOLDER = Path(__file__).resolve().parents[1] / "figures"
-CURVES = Path(__file__).resolve().parent / "assets" / "curves.json"
+FOLDER = Path(__file__).resolve().parents[2] / "figures"
+CURVES = Path(__file__).resolve().parents[1] / "assets" / "curves.json"
 
 
 def cut_row(lengths=(10, 7, 7), window=4, ratios=(4, 8)):
@@ -467,7 +468,7 @@ def difference(stored, drawn):
 
 def main(words=None):
     """Draw every figure, or compare them with the files; the exit status is 1 where one differs."""
-    parser = argparse.ArgumentParser(prog="python -m minidsv4.figures", description="Draw the figures.")
+    parser = argparse.ArgumentParser(prog="python -m minidsv4.course.figures", description="Draw the figures.")
     parser.add_argument("--check", action="store_true", help="write nothing, say what differs")
     check = parser.parse_args(words).check
     status = 0

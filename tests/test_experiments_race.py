@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minidsv4 import Model
-from minidsv4.train import race
+from minidsv4.experiments import race
 
 
 def test_steps_to_reach_are_read_between_the_points():

@@ -1,10 +1,10 @@
 """The course's notebooks: run, written and indexed so that a second run changes no byte.
 
-    python -m minidsv4.notebooks                  run and save every notebook, then the index
-    python -m minidsv4.notebooks 00_tour --check  run this one and say whether a byte would change
+    python -m minidsv4.course.notebooks                  run and save every notebook, then the index
+    python -m minidsv4.course.notebooks 00_tour --check  run this one and say whether a byte would change
 
 The committed .ipynb is the source. Running it anew fixes everything that a run leaves behind: cell ids, counts from 1
-to n, no times, no language version, sorted keys. Exercises follow the convention in minidsv4/show.py.
+to n, no times, no language version, sorted keys. Exercises follow the convention in minidsv4/course/show.py.
 """
 
 import argparse
@@ -16,14 +16,14 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import v4
 
-FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 INDEX = "index"
 SECONDS_PER_CELL = 300
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-MAP_CELL = "from minidsv4 import show\n\nshow.setup()\nshow.map_of_model()"
+MAP_CELL = "from minidsv4.course import show\n\nshow.setup()\nshow.map_of_model()"
 
 
 def write(path, cells):
@@ -136,7 +136,9 @@ def rebuild(path, check=False):
 
 def main(words=None):
     """Rebuild the named notebooks, or all and the index; the exit status is 1 where --check finds a change."""
-    parser = argparse.ArgumentParser(prog="python -m minidsv4.notebooks", description="Run and save the notebooks.")
+    parser = argparse.ArgumentParser(
+        prog="python -m minidsv4.course.notebooks", description="Run and save the notebooks."
+    )
     parser.add_argument("names", nargs="*", help="such as 00_tour; none means all of them and the index")
     parser.add_argument("--check", action="store_true", help="save nothing, say what would change")
     choice = parser.parse_args(words)

@@ -1,6 +1,6 @@
 """Planted recall: facts lie scattered in noise, questions stand at the end; how far back is an answer found?
 
-    python -m minidsv4.train.recall  learn and measure for 3 seeds, keep it in assets/ (5 CPU minutes)
+    python -m minidsv4.experiments.recall  learn and measure for 3 seeds, keep it in assets/ (5 CPU minutes)
 
 B batch, T tokens. A fact is one token that holds a key and a value, a question one token that holds a key, and the
 token after it is the value. Models learn at one length and answer at four times that, with as many facts in more
@@ -144,7 +144,7 @@ def _warm_up_batch(seed: int, step: int) -> Tensor:
 
 
 def measured() -> list[dict]:
-    """What `python -m minidsv4.train.recall` wrote: `run` of each seed."""
+    """What `python -m minidsv4.experiments.recall` wrote: `run` of each seed."""
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 

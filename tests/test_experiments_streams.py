@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from minidsv4 import paper
+from minidsv4.experiments.streams import PlainHyperConnection, Residual, Stack, composite_gains, flow
 from minidsv4.model.hyper_connection import HyperConnection, collapse, write
-from minidsv4.train.streams import PlainHyperConnection, Residual, Stack, composite_gains, flow
 
 N, D = 4, 6
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import minidsv4 as v4
-from minidsv4.train import recall
+from minidsv4.experiments import recall
 
 
 @pytest.mark.parametrize("length", [24, 64])

@@ -20,8 +20,8 @@ import torch
 from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from minidsv4 import plots
-from minidsv4.record import record as record  # a part of what notebooks show
+from minidsv4.course import plots
+from minidsv4.course.record import record as record  # a part of what notebooks show
 
 
 def setup(seed=0):

@@ -407,7 +407,7 @@ def cache_growth(reports):
 def streams_through_depth(flows):
     """What 64 layers do, three panels on log scales: signal, gradient and the mix's gain, a thin line a seed.
 
-    flows  {kind: [minidsv4.train.streams.Flow of each seed]}
+    flows  {kind: [minidsv4.experiments.streams.Flow of each seed]}
     """
     styles = {"HC": ("key", "-"), "mHC": ("compressed", "-"), "residual": ("masked", "--")}
     panels = {
@@ -835,7 +835,7 @@ def gain_by_batch(gains, published):
 def planted_recall(runs, edges, length):
     """Notebook 10: answers by how far back their fact lies, and what an indexer's picks catch before and after.
 
-    runs     of `minidsv4.train.recall.run`, one a seed
+    runs     of `minidsv4.experiments.recall.run`, one a seed
     edges    of the bins of distances, tokens
     length   tokens of the texts that were learnt
     returns  a matplotlib Figure

@@ -1,0 +1,1 @@
+"""What notebooks, figures and tests of the course need; nothing but the command line imports it."""

@@ -1,0 +1,1 @@
+"""What notebooks measure and nobody deploys."""
