@@ -16,7 +16,7 @@ SUFFIX = re.compile(r"^[a-z]\w*_((?=[a-z0-9]*[A-Z])[A-Zij0-9]+)$")
 
 # Low rooms first. `minidsv4` is the package's front: only __main__ lies above it.
 ROOMS = [
-    *("dims", "config", "paper", "model", "fused", "lowbit", "checkpoint", "serve", "train", "posttrain", "parallel"),
+    *("dims", "config", "paper", "model", "fused", "lowbit", "checkpoint", "train", "serve", "posttrain", "parallel"),
     *("cost", "experiments", "bench", "course", "minidsv4", "__main__"),
 ]
 LEVELS = {name: level for level, name in enumerate(ROOMS)}
