@@ -1,0 +1,109 @@
+"""Mistakes in core attention."""
+
+import torch
+from einops import rearrange
+
+from minidsv4.config import LayerKind
+from minidsv4.course.mutants.museum import BOTH, coarse, trap, with_parts
+from minidsv4.model import attend, attention, indexer
+
+
+@trap(
+    28,
+    at=[(attention.WindowAttention, "forward")],
+    symptom="Queries of compressed layers are blind to the last tokens, which no finished entry holds yet.",
+    found="mobius#596",
+    killed_by=(*BOTH, "cache_bytes_equal_the_formula"),
+)
+def no_window_in_compressed_layers(right, layer, *args):
+    """CSA and HCA layers read compressed entries only; the window belongs to every layer."""
+    with with_parts(layer, window=layer.window if layer.kind is LayerKind.WINDOW else 0):
+        return right(layer, *args)
+
+
+@trap(
+    28,
+    at=[(attend.Attend, "forward")],
+    symptom="Every query sees one old token too many.",
+)
+def window_without_the_query(right, layer, query_BTHK, near, *rest):
+    """A query sees W tokens and itself; the window counts the query."""
+    return right(layer, query_BTHK, near._replace(window=near.window + 1), *rest)
+
+
+@trap(
+    29,
+    at=[(attend.Attend, "forward")],
+    symptom="All sinks are nearly 0, so heads that had learnt to look at nothing must look at something.",
+)
+def sink_scaled(right, layer, query_BTHK, near, far, sinks_H):
+    """The sink is multiplied by K^-0.5 like a score; it is a logit as it stands."""
+    return right(layer, query_BTHK, near, far, sinks_H * query_BTHK.shape[-1] ** -0.5)
+
+
+@trap(
+    29,
+    at=[(attend.Attend, "forward")],
+    symptom="No head can be quieter than another by its sink; under tensor parallelism each rank errs otherwise.",
+)
+def sink_shared_by_heads(right, layer, query_BTHK, near, far, sinks_H):
+    """One sink serves all heads; each has its own."""
+    return right(layer, query_BTHK, near, far, sinks_H.mean().expand_as(sinks_H))
+
+
+@trap(
+    29,
+    at=[(attend, "weights")],
+    symptom="Weights sum to 1: no head can be quiet.",
+)
+def sink_share_given_back(right, *args):
+    """What the sink takes is handed back to the entries, as if the sink had a value like theirs; its value is 0."""
+    near, far = right(*args)
+    total = near.sum(dim=-1, keepdim=True) + far.sum(dim=-1, keepdim=True)
+    return near / total, far / total
+
+
+@trap(
+    30,
+    at=[(attention, "unit_rms")],
+    symptom="Scores grow with the query's length: attention far too sharp or too flat.",
+)
+def query_heads_not_normed(right, x, eps):
+    """Query heads are used as they come; each is normed over its K channels, without a weight."""
+    return x
+
+
+@trap(
+    31,
+    at=[(attend, "weights")],
+    symptom="Every weight is off by up to one part in 512, and a row no longer sums to 1 minus the sink's share.",
+    found="Automodel#2201",
+)
+def softmax_in_bfloat16(right, *args):
+    """Attention weights are rounded to bfloat16."""
+    return tuple(coarse(share) for share in right(*args))
+
+
+@trap(
+    32,
+    at=[(attention.WindowAttention, "project")],
+    symptom="Heads meet the weights of another group: noise with released weights, harmless when trained so.",
+    found="SGLang#29036",
+)
+def output_groups_interleaved(right, layer, out_BTHK):
+    """Group g takes heads g, g + G, g + 2G, ...; it takes H / G neighbours."""
+    return right(layer, rearrange(out_BTHK, "b t (h g) k -> b t (g h) k", g=layer.groups))
+
+
+@trap(
+    42,
+    at=[(attend.Attend, "forward")],
+    symptom="Scores are right to the last bit, and the output is noise: the values were the keys.",
+    found="llama.cpp#25382",
+    killed_by=(*BOTH, "moving_the_text_changes_nothing"),
+)
+def hadamard_on_the_cache(right, layer, query_BTHK, near, far, sinks_H):
+    """Queries and entries are turned by a Hadamard matrix for quantisation; the output comes out turned, unnoticed."""
+    turn = indexer.Hadamard(query_BTHK.shape[-1])(torch.eye(query_BTHK.shape[-1])).to(query_BTHK)
+    near, far = near._replace(entries_BSK=near.entries_BSK @ turn), far._replace(entries_BCK=far.entries_BCK @ turn)
+    return right(layer, query_BTHK @ turn, near, far, sinks_H)
