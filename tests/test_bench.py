@@ -15,9 +15,9 @@ from test_cli import refusal
 
 from minidsv4 import Config, Model
 from minidsv4.__main__ import main
-from minidsv4.bench import fresh, limits, measure, report, sides, sizes
-from minidsv4.bench.measure import Bench, Row
-from minidsv4.bench.sides import RECOMPUTED
+from minidsv4.bench import implementations, limits, phases, report, sizes
+from minidsv4.bench.implementations import RECOMPUTED, MiniDSV4, Transformers
+from minidsv4.bench.phases import Bench, Row
 from minidsv4.cost import parameters
 
 QUICK = ("--lengths", "24,40", "--repeats", "2")
@@ -25,19 +25,19 @@ QUICK = ("--lengths", "24,40", "--repeats", "2")
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A config.json of 60 thousand parameters, training steps of 2 x 12 tokens, and chunks of 16 for the peer."""
+    """A config.json of 60 thousand parameters, training steps of 2 x 12 tokens, and chunks of 16 for transformers."""
     monkeypatch.setattr(sizes, "TRAINED", (2, 12))
-    monkeypatch.setattr(sizes, "PEER_CHUNK", 16)  # the trials of backends too are then short
+    monkeypatch.setattr(sizes, "REFERENCE_CHUNK", 16)  # the trials of backends too are then short
     (tmp_path / "small").mkdir()
     Config.tiny().to_json(tmp_path / "small" / "config.json")
     return str(tmp_path / "small")
 
 
-def bench_of(folder, with_peer=True):
+def bench_of(folder, with_reference=True):
     """Both sides of a size, two rounds a row."""
     config = sizes.load_size(folder)
-    ours = sides.Ours(config)
-    return Bench("small", config, ours, sides.Peer(config, weights=ours.model) if with_peer else None, repeats=2)
+    ours = MiniDSV4(config)
+    return Bench("small", config, ours, Transformers(config, weights=ours.model) if with_reference else None, repeats=2)
 
 
 # --- sizes ---
@@ -62,7 +62,7 @@ def test_the_sizes_are_installed_with_the_package():
 
 
 def test_the_closed_form_of_the_cache_is_what_a_cache_holds(small):
-    bench = bench_of(small, with_peer=False)
+    bench = bench_of(small, with_reference=False)
     for n_tokens in (1, 11, 24, 50):
         remembered, held = bench.ours.cache_bytes(bench.ours.prefill(bench.ids(1, n_tokens)))
         assert sizes.cache_bytes(bench.config, n_tokens) == remembered <= held
@@ -72,13 +72,13 @@ def test_needs_grow_with_the_length_and_a_whole_prompt_needs_more_than_chunks():
     for name in sizes.SIZES:
         config = sizes.load_size(name)
         for needs in (
-            sizes.ours_needs,
-            lambda c, n: sizes.peer_needs(c, n, n),
-            lambda c, n: sizes.peer_needs(c, n, 512),
+            sizes.own_needs,
+            lambda c, n: sizes.reference_needs(c, n, n),
+            lambda c, n: sizes.reference_needs(c, n, 512),
         ):
             found = [needs(config, n_tokens) for n_tokens in (128, 1024, 8192, 1 << 17, 1 << 20)]
             assert found == sorted(found) and found[0] > sizes.weight_bytes(config)
-        assert sizes.peer_needs(config, 8192, 8192) > 5 * sizes.peer_needs(config, 8192, 512)
+        assert sizes.reference_needs(config, 8192, 8192) > 5 * sizes.reference_needs(config, 8192, 512)
 
 
 # --- sides ---
@@ -86,13 +86,13 @@ def test_needs_grow_with_the_length_and_a_whole_prompt_needs_more_than_chunks():
 
 def test_both_sides_compute_the_same_logits_losses_and_steps(small):
     bench = bench_of(small)
-    assert measure.agreement(bench, 40) < 1e-5  # float32
+    assert phases.agreement(bench, 40) < 1e-5  # float32
     ids_BT, caches = bench.ids(1, 40), []
-    for side in (bench.ours, bench.peer):
+    for side in (bench.ours, bench.reference):
         caches.append(side.prefill(ids_BT, chunk=16))
-    steps = [side.step(bench.ids(1, 1), cache) for side, cache in zip((bench.ours, bench.peer), caches)]
+    steps = [side.step(bench.ids(1, 1), cache) for side, cache in zip((bench.ours, bench.reference), caches)]
     assert torch.allclose(*steps, atol=1e-5)
-    losses = [[side.train(bench.ids(2, 12)) for _ in range(2)] for side in (bench.ours, bench.peer)]
+    losses = [[side.train(bench.ids(2, 12)) for _ in range(2)] for side in (bench.ours, bench.reference)]
     assert (
         losses[0] == pytest.approx(losses[1], abs=1e-5) and losses[0][0] == losses[0][1]
     )  # rate 0: nothing is learned
@@ -101,53 +101,58 @@ def test_both_sides_compute_the_same_logits_losses_and_steps(small):
 def test_sides_that_compute_different_things_are_not_compared(small):
     bench = bench_of(small)
     with torch.no_grad():
-        bench.peer.model.lm_head.weight.mul_(1.5)
+        bench.reference.model.lm_head.weight.mul_(1.5)
     with pytest.raises(ValueError, match="do not compute the same"):
-        measure.agreement(bench, 40)
+        phases.agreement(bench, 40)
 
 
 def test_a_backend_that_cannot_do_the_work_is_not_chosen(small):
-    peer, asked = bench_of(small).peer, []
-    peer.use_backend = asked.append
+    reference, asked = bench_of(small).reference, []
+    reference.use_backend = asked.append
 
     def work():
         if asked[-1] != "batched_mm":
             raise RuntimeError("not here")
 
-    assert peer.settle("decode", work) == "batched_mm" == asked[-1]
+    assert reference.choose_backend("decode", work) == "batched_mm" == asked[-1]
 
 
 # --- measuring ---
 
 
 def test_rounds_run_the_sides_in_turn(small):
-    order, bench = [], bench_of(small, with_peer=False)
-    times = bench.rounds({"ours": lambda: order.append("ours"), "peer": lambda: order.append("peer")})
-    assert order == ["ours", "peer"] * 3  # one round to warm up, then two
+    order, bench = [], bench_of(small, with_reference=False)
+    times = bench.rounds({"ours": lambda: order.append("ours"), "reference": lambda: order.append("reference")})
+    assert order == ["ours", "reference"] * 3  # one round to warm up, then two
     assert [len(found) for found in times.values()] == [2, 2]
 
 
 def test_a_row_compares_medians_and_rounds():
-    row = Row("small", "prefill", 64, "whole", "s", ours=[1.0, 2.0, 9.0], peer=[4.0, 12.0, 9.0])
+    row = Row("small", "prefill", 64, "whole", "s", ours=[1.0, 2.0, 9.0], reference=[4.0, 12.0, 9.0])
     assert row.ratio() == 4.5 and row.spread() == (1.0, 6.0)
-    assert row.to_dict() | {"ours_median": 2.0, "peer_median": 9.0, "ratio": 4.5} == row.to_dict()
+    assert row.to_dict() | {"ours_median": 2.0, "reference_median": 9.0, "ratio": 4.5} == row.to_dict()
     assert Row("small", "prefill", 64, "", "s", ours=[1.0]).ratio() is None
 
 
 def test_the_high_water_mark_of_a_fresh_process_sees_what_was_held_and_let_go():
-    assert 64 << 20 <= fresh.run_alone(_hold, 64 << 20) < 96 << 20
+    assert 64 << 20 <= phases.run_alone(_hold, 64 << 20) < 96 << 20
 
 
 @pytest.mark.parametrize(
-    ("side", "backend", "phase"),
-    [
-        *(("ours", None, phase) for phase in ("prefill", "train", RECOMPUTED)),
-        *(("peer", "eager", phase) for phase in ("prefill", "train")),
-    ],
+    ("backend", "phase"),
+    [(None, "prefill"), (None, "train"), (None, RECOMPUTED), ("eager", "prefill"), ("eager", "train")],
 )
-def test_peak_memory_of_a_side_and_a_phase_is_more_than_nothing(small, side, backend, phase):
-    config = sizes.load_size(small)  # in this process, whose mark need not rise where it cannot be lowered
-    assert fresh._peak(config, side, backend, phase, 40, 16, 1, "cpu") >= fresh.PAGE
+def test_a_peak_is_what_rose_during_the_work_without_the_cache_and_no_less_than_a_page(
+    small, monkeypatch, backend, phase
+):
+    config = sizes.load_size(small)
+    side = Transformers(config) if backend else MiniDSV4(config)
+    ids_BT = phases.random_ids(config, (1, 40), "cpu")
+    held = side.cache_bytes(side.prefill(ids_BT, 16))[1] if phase == "prefill" else 0
+    monkeypatch.setattr(phases, "reset_peak", lambda device: 50 << 20)
+    for risen, wanted in ((8 << 20, (8 << 20) - held), (0, phases.PAGE)):
+        monkeypatch.setattr(phases, "peak_bytes", lambda device, risen=risen: (50 << 20) + risen)
+        assert phases.peak(config, backend, phase, 40, 16, 1, "cpu") == wanted
 
 
 def test_a_system_without_proc_is_asked_for_its_own_mark(monkeypatch):
@@ -155,16 +160,16 @@ def test_a_system_without_proc_is_asked_for_its_own_mark(monkeypatch):
         raise FileNotFoundError(path)
 
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    monkeypatch.setattr(fresh.Path, "read_text", missing)
+    monkeypatch.setattr(phases.Path, "read_text", missing)
     for platform, unit in (("darwin", 1), ("linux", 1024)):
         monkeypatch.setattr(sys, "platform", platform)
-        assert fresh.high_water() in range(unit * own, unit * own + (64 << 20))
+        assert phases.peak_bytes() in range(unit * own, unit * own + (64 << 20))
 
 
 def _hold(n_bytes):
-    before = fresh.reset_mark()
+    before = phases.reset_peak()
     torch.ones(n_bytes // 4)
-    return fresh.high_water() - before
+    return phases.peak_bytes() - before
 
 
 # --- the command ---
@@ -181,8 +186,8 @@ def test_the_bench_prints_a_table_and_writes_every_value(small, tmp_path, capsys
     prompts = [("prefill", n, way) for n in (24, 40) for way in ("whole", "chunks of 512")]
     tokens = [("decode", n, way) for n in (24, 40) for way in ("", "fused")]
     assert labels[:10] == [*prompts, *tokens, ("train", 24, ""), ("train", 24, "recomputed")]
-    assert all(row["ratio"] > 0 and len(row["ours"]) == len(row["peer"]) for row in found["rows"])
-    assert set(found["peers"]["small"]["experts"]) == {"prefill", "decode", "train"}
+    assert all(row["ratio"] > 0 and len(row["ours"]) == len(row["reference"]) for row in found["rows"])
+    assert set(found["references"]["small"]["experts"]) == {"prefill", "decode", "train"}
     assert found["settings"]["threads"] == 1 and (tmp_path / "found.png").stat().st_size > 5000
     assert out.count("x  ") >= 9 and "tokens/s" in out
     shares = [(use["phase"], use["n_tokens"], use["side"]) for use in found["uses"]]
@@ -206,20 +211,33 @@ def test_the_curve_is_measured_alone_and_drawn(small, tmp_path, capsys, fused):
 
 def test_memory_rows_come_from_processes_of_their_own(small, monkeypatch):
     asked, bench = [], bench_of(small)
-    monkeypatch.setattr(fresh, "run_alone", lambda work, *arguments: asked.append(arguments) or 1000)
-    rows = [*measure.memory(bench, 40), *measure.training_memory(bench)]
-    assert [row.way for row in rows] == ["whole", measure.CHUNKS, "train", RECOMPUTED]
+    monkeypatch.setattr(phases, "run_alone", lambda work, *arguments: asked.append(arguments) or 1000)
+    rows = [*phases.memory(bench, 40), *phases.training_memory(bench)]
+    assert [row.way for row in rows] == ["whole", phases.CHUNKS, "train", RECOMPUTED]
     assert all(row.unit == "B" for row in rows)
-    assert [one[1] for one in asked] == ["ours", "peer", "peer", "peer", "ours", "ours"]
+    assert [one[1] is not None for one in asked] == [False, True, True, True, False, False]  # backends of transformers
 
 
-def test_what_the_peer_cannot_hold_is_left_out_with_the_reason(small, monkeypatch):
+def test_what_transformers_cannot_hold_is_left_out_with_the_reason(small, monkeypatch):
     bench = bench_of(small)
-    monkeypatch.setattr(measure, "PEER_WHOLE", 30)
-    whole, chunks = measure.prefill(bench, 40)
-    assert "not run" in whole.why and not whole.peer and chunks.ratio() > 0
+    monkeypatch.setattr(phases, "WHOLE_AT_MOST", 30)
+    whole, chunks = phases.prefill(bench, 40)
+    assert "not run" in whole.why and not whole.reference and chunks.ratio() > 0
     monkeypatch.setattr(sizes, "memory_left", lambda device: 10)
-    assert [row.why.split(" of")[0][:11] for row in measure.prefill(bench, 40)] == ["needs about"] * 2
+    assert [row.why.split(" of")[0][:11] for row in phases.prefill(bench, 40)] == ["needs about"] * 2
+
+
+def test_plain_operations_are_one_more_way_up_to_a_thousand_tokens(small, monkeypatch):
+    used = []
+    monkeypatch.setattr(implementations, "PLAIN", "the table")
+    monkeypatch.setattr(Model, "use", lambda model, ops: used.append(ops), raising=False)
+    bench = bench_of(small)
+    rows = [*phases.prefill(bench, 24), *phases.prefill(bench, 1025)]
+    assert [(row.n_tokens, row.way) for row in rows if row.way == "plain"] == [(24, "plain")]
+    plain, whole = rows[2], rows[0]
+    assert used == ["the table"] and plain.reference == whole.reference and plain.ours != whole.ours
+    shares = [use.side for use in limits.uses(bench, rows[:3])]
+    assert shares == ["minidsv4", "transformers whole", "transformers chunks of 512", "minidsv4 plain"]
 
 
 # --- limits ---
@@ -250,7 +268,7 @@ def test_without_transformers_the_bench_says_what_to_install_and_runs_alone(smal
 
 
 def test_without_numba_the_bench_says_what_to_install_and_has_no_fused_row(small, monkeypatch, capsys):
-    for module in (measure, report):
+    for module in (phases, report):
         monkeypatch.setattr(module, "numba_is_here", lambda: False)
     assert main(["bench", "--size", small, "--phases", "decode", "--alone", *QUICK]) == 0
     said = capsys.readouterr()
@@ -262,7 +280,10 @@ def test_without_numba_the_bench_says_what_to_install_and_has_no_fused_row(small
     [
         (("--size", "huge"), "none of tiny, mini, peer"),
         (("--phases", "prefill,sleep"), "'sleep' names no phase"),
-        (("--size", ","), "names nothing"),
+        (("--size", ","), "has an empty name"),
+        (("--size", "tiny,"), "has an empty name"),
+        (("--size", ""), "has an empty name"),
+        (("--repeats", "9" * 30), "counts nothing"),
         (("--lengths", "1K,-3"), "is no length"),
         (("--lengths", "0"), "is no length"),
         (("--threads", "1000"), "this machine has"),
@@ -281,6 +302,6 @@ def test_what_cannot_be_measured_is_refused_with_a_sentence(asked, said, capsys)
 
 def test_too_long_a_prompt_is_refused_before_anything_is_allocated(monkeypatch, capsys):
     monkeypatch.setattr(sizes, "memory_left", lambda device: 100 << 20)
-    monkeypatch.setattr(report, "Ours", None)  # nothing is built
+    monkeypatch.setattr(report, "MiniDSV4", None)  # nothing is built
     said = refusal(capsys, "bench", "--size", "mini", "--lengths", "1M")
     assert "mini at 1,048,576 tokens needs about" in said and "105 MB are free" in said

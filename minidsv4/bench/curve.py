@@ -1,22 +1,23 @@
 """Cost curves of this package alone: one pass over a long text, with a look at clock and memory at each length."""
 
 import statistics
-import time
 from dataclasses import dataclass
 
 import torch
 
-from minidsv4.bench.fresh import high_water, reset_mark, run_alone
-from minidsv4.bench.sides import Ours
+from minidsv4.bench.implementations import MiniDSV4
+from minidsv4.bench.phases import DECODED, Bench, peak_bytes, reset_peak
 from minidsv4.config import Config
 
 LENGTHS = tuple(1 << power for power in range(10, 21))  # tokens: 1K to 1M
-DECODED = 16  # tokens, in each of three turns
+HEADING = "".join(
+    f"{name:>18}" for name in ("tokens", "prefill, us/token", "decode, ms/token", "cache, MB", "peak, MB")
+)
 
 
 @dataclass(frozen=True)
 class Point:
-    """What `n_tokens` have cost.
+    """What `n_tokens` have cost this package.
 
     size     with ", fused" where compiled loops ran
     prefill  seconds a token, from the first one on
@@ -33,46 +34,33 @@ class Point:
     peak: int
 
 
-def curve(
-    size: str, config: Config, n_threads: int, device: str, lengths: tuple[int, ...], fused: bool = False
-) -> list[Point]:
-    """Points at rising lengths, measured in a process of its own; `fused`: with the compiled indexer and step."""
-    return run_alone(_points, size, config, n_threads, device, lengths, fused)
-
-
 @torch.inference_mode()
-def _points(
-    size: str, config: Config, n_threads: int, device: str, lengths: tuple[int, ...], fused: bool
-) -> list[Point]:
+def curve(size: str, config: Config, n_threads: int, device: str, lengths: tuple[int, ...], fused: bool) -> list[Point]:
+    """Points at rising lengths of one text, printed as they come; to be run in a process of its own."""
     torch.set_num_threads(n_threads)
-    ours = Ours(config, device)
-    step = ours.fuse() if fused else ours.step
-    ids_BT = torch.randint(config.vocab_size, (1, lengths[-1]), generator=torch.Generator().manual_seed(1)).to(device)
+    bench = Bench(size, config, MiniDSV4(config, device), None, device=device)
+    ours = bench.ours
+    step = ours.step
+    if fused:
+        ours.fuse_prompts()
+        step = ours.fused_step()
+    ids_BT = bench.ids(1, lengths[-1])
     step(ids_BT[:, :1], ours.prefill(ids_BT[:, : lengths[0]]))  # a warm-up, which compiles
-    before, spent, points, cache = reset_mark(device), 0.0, [], ours.model.new_cache()
+    before = reset_peak(device)
+    cache = ours.model.new_cache()
+    spent = 0.0
+    points = []
     for n_tokens in lengths:
-        spent += _seconds(device, lambda n=n_tokens: ours.model.prefill(ids_BT[:, cache.n_tokens : n], cache))
-        peak, held = max(0, high_water(device) - before), ours.cache_bytes(cache)[1]
-        here, turns = cache.snapshot(), []
-        for _ in range(3):
-            turns.append(_seconds(device, lambda: [step(ids_BT[:, :1], cache) for _ in range(DECODED)]) / DECODED)
+        spent += bench.seconds(lambda n=n_tokens: ours.model.prefill(ids_BT[:, cache.n_tokens : n], cache))
+        peak = max(0, peak_bytes(device) - before)
+        held = ours.cache_bytes(cache)[1]
+        here = cache.snapshot()
+        turns = [bench.seconds(lambda: [step(ids_BT[:, :1], cache) for _ in range(DECODED)]) for _ in range(3)]
         cache.restore(here)
-        points.append(Point(size + ", fused" * fused, n_tokens, spent / n_tokens, statistics.median(turns), held, peak))
+        a_token = statistics.median(turns) / DECODED
+        points.append(Point(size + ", fused" * fused, n_tokens, spent / n_tokens, a_token, held, peak))
         print(point_line(points[-1]), flush=True)
     return points
-
-
-def _seconds(device: str, work) -> float:
-    began = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
-HEADING = "".join(
-    f"{name:>18}" for name in ("tokens", "prefill, us/token", "decode, ms/token", "cache, MB", "peak, MB")
-)
 
 
 def point_line(point: Point) -> str:

@@ -13,12 +13,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minidsv4.bench import sizes
-from minidsv4.bench.measure import FUSED, Bench, Row
-from minidsv4.bench.sides import RECOMPUTED
+from minidsv4.bench.implementations import RECOMPUTED
+from minidsv4.bench.phases import FUSED, PLAIN_WAY, Bench, Row
 from minidsv4.config import Config
 from minidsv4.cost import flops, memory
 from minidsv4.cost.parameters import weights
 from minidsv4.model.model import PREFILL_CHUNK
+
+OWN_WAYS = {FUSED: "", RECOMPUTED: "", PLAIN_WAY: "whole"}  # of this package: the way of transformers beside it
 
 
 @dataclass(frozen=True)
@@ -41,20 +43,25 @@ class Use:
 
 
 def uses(bench: Bench, rows: Iterable[Row]) -> list[Use]:
-    """The shares of every phase, length and side of which the rows have a time."""
-    limits, found = (product_rate(bench), call_seconds(bench)), {}
+    """The shares of every phase, length and implementation of which the rows have a time."""
+    rates = (product_rate(bench), call_seconds(bench))
+    found = {}
     for row in rows:
-        ours, peer = (row.way, "") if row.way in (FUSED, RECOMPUTED) else ("", row.way)
-        for side, times in ((f"minidsv4 {ours}".strip(), row.ours), (f"transformers {peer}".strip(), row.peer)):
+        own = row.way if row.way in OWN_WAYS else ""
+        sides = {
+            f"minidsv4 {own}".strip(): row.ours,
+            f"transformers {OWN_WAYS.get(row.way, row.way)}".strip(): row.reference,
+        }
+        for side, times in sides.items():
             if row.unit == "s" and times:
-                found[row.phase, row.n_tokens, side] = _use(bench, row, side, statistics.median(times), limits)
+                found[row.phase, row.n_tokens, side] = _use(bench, row, side, statistics.median(times), rates)
     return list(found.values())
 
 
-def _use(bench: Bench, row: Row, side: str, seconds: float, limits: tuple[float, float]) -> Use:
+def _use(bench: Bench, row: Row, side: str, seconds: float, rates: tuple[float, float]) -> Use:
     n_flops, n_bytes = work_of(bench.config, row.phase, row.n_tokens)
-    calls = calls_of_a_token(bench, side) * limits[1] if row.phase == "decode" and FUSED not in side else 0.0
-    ideal = n_flops / limits[0], n_bytes / memory_rate(bench, n_bytes), calls
+    calls = calls_of_a_token(bench, side) * rates[1] if row.phase == "decode" and FUSED not in side else 0.0
+    ideal = (n_flops / rates[0], n_bytes / memory_rate(bench, n_bytes), calls)
     return Use(row.phase, row.n_tokens, side, n_flops / seconds, n_bytes / seconds, *(one / seconds for one in ideal))
 
 
@@ -71,9 +78,6 @@ def work_of(config: Config, phase: str, n_tokens: int) -> tuple[float, float]:
     return flops.weighted(flops.prefill(config, n_tokens), flops.RAW), float(streams + read)
 
 
-# --- the limits ---
-
-
 class Calls(TorchDispatchMode):
     """Counts the operations that reach torch's kernels, views among them."""
 
@@ -86,23 +90,23 @@ class Calls(TorchDispatchMode):
 
 def calls_of_a_token(bench: Bench, side: str, n_tokens: int = 256) -> int:
     """Operations of one decoded token; a longer context changes their size and hardly their number."""
-    runner = bench.ours if side == "minidsv4" else bench.peer
+    runner = bench.ours if side == "minidsv4" else bench.reference
     cache = runner.prefill(bench.ids(1, n_tokens))
-    if runner is bench.peer:
+    if runner is bench.reference:
         runner.use_backend(runner.backends["decode"])
     with Calls() as calls:
         runner.step(bench.ids(1, 1), cache)
     return calls.n
 
 
-def best_seconds(bench: Bench, work: Callable[[], object], n_runs: int = 5) -> float:
-    """The shortest of a few runs, one to warm up aside: a limit is what a machine can do."""
-    return min([bench.seconds(work) for _ in range(n_runs + 1)][1:])
+def best_seconds(bench: Bench, work: Callable[[], object]) -> float:
+    """The shortest of five runs after one to warm up: a limit is what a machine can do."""
+    return min([bench.seconds(work) for _ in range(6)][1:])
 
 
 def product_rate(bench: Bench) -> float:
     """FLOP/s of a float32 product of 1024 x 1024 matrices."""
-    left, right = (torch.randn(1024, 1024, device=bench.device) for _ in range(2))
+    left, right = torch.randn(2, 1024, 1024, device=bench.device)
     return 2 * 1024**3 / best_seconds(bench, lambda: left @ right)
 
 
@@ -117,3 +121,18 @@ def call_seconds(bench: Bench) -> float:
     """Seconds of adding 4 numbers, the mean of 1000."""
     numbers = torch.ones(4, device=bench.device)
     return best_seconds(bench, lambda: [numbers + numbers for _ in range(1000)]) / 1000
+
+
+def table(shares: list[Use]) -> list[str]:
+    """Lines: what each phase reaches of the machine's limits."""
+    heads = ("of a large product's FLOPs", "of a copy's bytes", "calls alone")
+    lines = ["", f"{'what is reached of the limits':46}" + "".join(f"{head:>28}" for head in heads)]
+    for use in shares:
+        reached = (
+            f"{use.flops / 1e9:,.3g} GFLOP/s {use.of_products:7.1%}",
+            f"{use.bytes / 1e9:,.3g} GB/s {use.of_memory:7.1%}",
+            f"{use.of_calls:.0%} of the time" if use.of_calls else "",
+        )
+        name = f"{use.phase} at {use.n_tokens:,}, {use.side}"
+        lines.append((f"{name:46}" + "".join(f"{cell:>28}" for cell in reached)).rstrip())
+    return lines

@@ -8,24 +8,22 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
-from minidsv4.bench import curve, limits, measure, sizes
-from minidsv4.bench.curve import Point
-from minidsv4.bench.limits import Use
-from minidsv4.bench.measure import Bench, Row
-from minidsv4.bench.sides import RECOMPUTED, Ours, Peer, peer_is_here
+from minidsv4.bench import curve, limits, phases, sizes
+from minidsv4.bench.implementations import RECOMPUTED, MiniDSV4, Transformers, reference_is_here
+from minidsv4.bench.phases import Bench, Row
 from minidsv4.config import Config
 from minidsv4.cost import parameters
 from minidsv4.cost.report import length
 from minidsv4.fused.step import numba_is_here
 
 PHASES = {  # lengths that are measured unless others are asked for
-    "prefill": (1024, 4096, 8192, 32768),
+    "prefill": (64, 256, 1024, 4096, 8192, 32768),
     "decode": (1024, 8192, 32768),
     "train": (),
     "memory": (8192,),
@@ -39,10 +37,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m minidsv4 bench`."""
     several = "tiny, mini, peer, several with commas, or a config.json"
     parser.add_argument("--size", type=words, default=["tiny"], help=several)
-    parser.add_argument("--phases", type=phases, default=list(PHASES), help=f"some of {','.join(PHASES)}")
+    parser.add_argument("--phases", type=phase_names, default=list(PHASES), help=f"some of {','.join(PHASES)}")
     parser.add_argument("--lengths", type=lengths, help="tokens, such as 1K,8K,1M; each phase has its own otherwise")
-    parser.add_argument("--threads", type=threads, default=1, help="of both sides")
-    parser.add_argument("--repeats", type=whole, default=5, help="rounds; medians are compared")
+    parser.add_argument("--threads", type=threads, default=1, help="of both implementations")
+    parser.add_argument("--repeats", type=count, default=5, help="rounds; medians are compared")
     parser.add_argument("--alone", action="store_true", help="without transformers")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: seconds of the processor")
@@ -54,14 +52,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def words(text: str) -> list[str]:
-    """Words between commas, at least one."""
-    found = [word for word in text.split(",") if word]
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing; give words between commas")
+    """Words between commas, none of them empty."""
+    found = text.split(",")
+    if not all(word.strip() for word in found):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name; give words between commas, such as tiny,mini")
     return found
 
 
-def phases(text: str) -> list[str]:
+def phase_names(text: str) -> list[str]:
     """Names of PHASES between commas."""
     wrong = [word for word in words(text) if word not in PHASES]
     if wrong:
@@ -74,38 +72,42 @@ def lengths(text: str) -> list[int]:
     return sorted({length(word) for word in text.split(",")})
 
 
-def whole(text: str) -> int:
-    """A whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} counts nothing; give a whole number from 1")
+def count(text: str) -> int:
+    """A whole number from 1 to a million."""
+    if not text.isdecimal() or len(text) > 6 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} counts nothing; give a whole number from 1 to 999999")
     return int(text)
 
 
 def threads(text: str) -> int:
     """A number of threads that the machine has."""
     most = os.cpu_count() or 1
-    if whole(text) > most:
+    if count(text) > most:
         raise argparse.ArgumentTypeError(f"{text} threads would wait for each other; this machine has {most}")
     return int(text)
 
 
 @dataclass
 class Found:
-    """What was measured: the comparison, shares of the limits, cost curves, and how the peer ran."""
+    """Rows of the comparison, shares of the limits, cost curves, and how the reference ran.
+
+    references  size: largest difference of logits, backends of the experts
+    """
 
     rows: list[Row] = field(default_factory=list)
-    uses: list[Use] = field(default_factory=list)
-    points: list[Point] = field(default_factory=list)
-    peers: dict[str, dict] = field(default_factory=dict)  # size: largest difference of logits, backends of the experts
+    uses: list[limits.Use] = field(default_factory=list)
+    points: list[curve.Point] = field(default_factory=list)
+    references: dict[str, dict] = field(default_factory=dict)
 
 
 def run(arguments: argparse.Namespace) -> Found:
-    """Everything asked for, told while it is measured; the JSON grows with every size.
+    """Everything asked for, printed while it is measured; the JSON grows with every size.
 
     raises  ValueError, before anything is allocated, for what cannot be run
     """
-    configs, found = {Path(name).stem: sizes.load_size(name) for name in arguments.size}, Found()
-    alone = arguments.alone or arguments.curve or not peer_is_here()
+    configs = {Path(name).stem: sizes.load_size(name) for name in arguments.size}
+    found = Found()
+    alone = arguments.alone or arguments.curve or not reference_is_here()
     check(arguments, configs, alone)
     if alone and not (arguments.alone or arguments.curve):
         print(INSTALL, file=sys.stderr)
@@ -117,8 +119,8 @@ def run(arguments: argparse.Namespace) -> Found:
         print(f"\n{describe(name, config)}", flush=True)
         if arguments.curve:
             print(curve.HEADING, flush=True)
-            how = arguments.threads, arguments.device
-            found.points += curve.curve(name, config, *how, curve_lengths(arguments), arguments.fused)
+            asked = (config, arguments.threads, arguments.device, curve_lengths(arguments), arguments.fused)
+            found.points += phases.run_alone(curve.curve, name, *asked)
         else:
             compare(name, config, arguments, alone, found)
         if arguments.json:
@@ -128,6 +130,8 @@ def run(arguments: argparse.Namespace) -> Found:
 
 def check(arguments: argparse.Namespace, configs: dict[str, Config], alone: bool) -> None:
     """Refuse what this machine cannot run, and files that cannot be written."""
+    if not configs:
+        raise ValueError(f"bench: --size names nothing; give one of {', '.join(sizes.SIZES)}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("bench: --device cuda: torch finds no CUDA device here; leave it out to run on the processor")
     if arguments.fused and not (arguments.curve and arguments.device == "cpu" and numba_is_here()):
@@ -142,18 +146,21 @@ def check(arguments: argparse.Namespace, configs: dict[str, Config], alone: bool
     if arguments.plot and alone and not arguments.curve:
         raise ValueError("bench: --plot has no ratios to draw without transformers; --curve draws minidsv4 alone")
     for name, config in configs.items():
-        asked = [lengths_of(arguments, phase) for phase in arguments.phases]
-        longest = max((n for some in asked for n in some), default=1)
-        longest = curve_lengths(arguments)[-1] if arguments.curve else longest
-        needed = sizes.ours_needs(config, longest)
-        sizes.refuse_what_does_not_fit(f"{name} at {longest:,} tokens", needed, arguments.device)
-        if "train" in arguments.phases and not arguments.curve:
-            sizes.refuse_what_does_not_fit(f"training {name}", sizes.training_needs(config), arguments.device)
+        check_memory(arguments, name, config)
 
 
-def lengths_of(arguments: argparse.Namespace, phase: str) -> Iterable[int]:
+def check_memory(arguments: argparse.Namespace, name: str, config: Config) -> None:
+    """Refuse lengths and training steps that need more memory than there is."""
+    asked = [n for phase in arguments.phases for n in lengths_of(arguments, phase)]
+    longest = curve_lengths(arguments)[-1] if arguments.curve else max(asked, default=1)
+    sizes.check_memory(f"{name} at {longest:,} tokens", sizes.own_needs(config, longest), arguments.device)
+    if "train" in arguments.phases and not arguments.curve:
+        sizes.check_memory(f"training {name}", sizes.training_needs(config), arguments.device)
+
+
+def lengths_of(arguments: argparse.Namespace, phase: str) -> tuple[int, ...]:
     """The lengths asked for, or the phase's own."""
-    return (arguments.lengths or PHASES[phase]) if PHASES[phase] else ()
+    return tuple(arguments.lengths or PHASES[phase]) if PHASES[phase] else ()
 
 
 def curve_lengths(arguments: argparse.Namespace) -> tuple[int, ...]:
@@ -163,35 +170,36 @@ def curve_lengths(arguments: argparse.Namespace) -> tuple[int, ...]:
 
 def compare(name: str, config: Config, arguments: argparse.Namespace, alone: bool, found: Found) -> None:
     """All rows of one size, printed as they come and added to what was found."""
-    ours = Ours(config, arguments.device)
-    peer = None if alone else Peer(config, arguments.device, weights=ours.model)
+    ours = MiniDSV4(config, arguments.device)
+    reference = None if alone else Transformers(config, arguments.device, weights=ours.model)
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
-    bench = Bench(name, config, ours, peer, arguments.repeats, clock, arguments.device, arguments.threads)
-    if peer is not None:
-        found.peers[name] = {"difference": measure.agreement(bench), "experts": peer.backends}
-        print(f"the same weights: logits differ by {found.peers[name]['difference']:.1g} at most")
+    bench = Bench(name, config, ours, reference, arguments.repeats, clock, arguments.device, arguments.threads)
+    if reference is not None:
+        difference = phases.agreement(bench)
+        found.references[name] = {"difference": difference, "experts": reference.backends}
+        print(f"the same weights: logits differ by {difference:.1g} at most")
     print(line("", "minidsv4", *([] if alone else ["transformers", "ratio"])), flush=True)
     first = len(found.rows)
     for row in every_row(bench, arguments):
         print(row_line(row), flush=True)
         found.rows.append(row)
-    if peer is not None:
-        print("transformers' experts:", ", ".join(f"{kind} {backend}" for kind, backend in peer.backends.items()))
+    if reference is not None:
+        print("transformers' experts:", ", ".join(f"{kind} {backend}" for kind, backend in reference.backends.items()))
     if arguments.profile:
         shares = limits.uses(bench, found.rows[first:])
         found.uses += shares
-        print(*profile_lines(shares), sep="\n", flush=True)
+        print(*limits.table(shares), sep="\n", flush=True)
 
 
-def every_row(bench: Bench, arguments: argparse.Namespace) -> Iterable[Row]:
+def every_row(bench: Bench, arguments: argparse.Namespace) -> Iterator[Row]:
     """The phases asked for, in their order, at every length."""
     for phase in arguments.phases:
         for n_tokens in lengths_of(arguments, phase):
-            yield from getattr(measure, phase)(bench, n_tokens)
+            yield from getattr(phases, phase)(bench, n_tokens)
         if phase == "train":
-            yield from measure.train(bench)
+            yield from phases.train(bench)
         if phase == "memory" and "train" in arguments.phases:
-            yield from measure.training_memory(bench)
+            yield from phases.training_memory(bench)
 
 
 # --- words ---
@@ -219,7 +227,7 @@ def line(*cells: str) -> str:
 
 
 def label(row: Row) -> str:
-    """'prefill 8,192, whole'."""
+    """'prefill at 8,192, whole'."""
     if "train" in (row.phase, row.way) or row.way == RECOMPUTED:
         step = f"step of {' x '.join(map(str, sizes.TRAINED))}" + f", {RECOMPUTED}" * (row.way == RECOMPUTED)
         return f"train, {step}" if row.phase == "train" else f"memory of training, {step}"
@@ -228,45 +236,28 @@ def label(row: Row) -> str:
 
 def amount(row: Row, values: list[float]) -> str:
     """A median with the range that it was taken from."""
-    middle, low, high = statistics.median(values), min(values), max(values)
+    found = (statistics.median(values), min(values), max(values))
     if row.unit == "B":
-        return sizes.readable(middle)
+        return sizes.readable(found[0])
     if row.phase == "decode":
-        rate, slowest, fastest = (
-            f"{1 / time:,.0f}" if time < 0.01 else f"{1 / time:.3g}" for time in (middle, high, low)
-        )
-        return f"{rate} tokens/s ({slowest}-{fastest})"
-    return f"{middle:.3g} s ({low:.3g}-{high:.3g})"
+        middle, fastest, slowest = (f"{1 / time:,.0f}" if time < 0.01 else f"{1 / time:.3g}" for time in found)
+        return f"{middle} tokens/s ({slowest}-{fastest})"
+    return "{:.3g} s ({:.3g}-{:.3g})".format(*found)
 
 
 def row_line(row: Row) -> str:
     """A row of the table."""
-    if not row.peer:
+    if not row.reference:
         return line(label(row), amount(row, row.ours), row.why)
     low, high = row.spread()
-    spread = f"({low:.3g}-{high:.3g})" if len(row.peer) > 1 else ""
-    return line(label(row), amount(row, row.ours), amount(row, row.peer), f"{row.ratio():.3g}x", spread)
-
-
-def profile_lines(shares: list[Use]) -> list[str]:
-    """What each phase reaches of the machine's limits, as a table."""
-    heads = ("of a large product's FLOPs", "of a copy's bytes", "calls alone")
-    lines = ["", f"{'what is reached of the limits':46}" + "".join(f"{head:>28}" for head in heads)]
-    for use in shares:
-        reached = [
-            f"{use.flops / 1e9:,.3g} GFLOP/s {use.of_products:7.1%}",
-            f"{use.bytes / 1e9:,.3g} GB/s {use.of_memory:7.1%}",
-        ]
-        reached.append(f"{use.of_calls:.0%} of the time" if use.of_calls else "")
-        name = f"{use.phase} at {use.n_tokens:,}, {use.side}"
-        lines.append((f"{name:46}" + "".join(f"{cell:>28}" for cell in reached)).rstrip())
-    return lines
+    spread = f"({low:.3g}-{high:.3g})" if len(row.reference) > 1 else ""
+    return line(label(row), amount(row, row.ours), amount(row, row.reference), f"{row.ratio():.3g}x", spread)
 
 
 def to_json(found: Found, arguments: argparse.Namespace) -> str:
     """Every measured value with what it was measured on."""
     settings = {name: getattr(arguments, name) for name in ("threads", "repeats", "clock", "device")}
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    versions |= {"transformers": importlib.metadata.version("transformers")} if found.peers else {}
+    versions |= {"transformers": importlib.metadata.version("transformers")} if found.references else {}
     measured = asdict(found) | {"rows": [row.to_dict() for row in found.rows]}
     return json.dumps({"settings": settings, "versions": versions} | measured, indent=2)

@@ -1,7 +1,6 @@
-"""The three sizes that are measured, the memory that a run of them needs, and the memory that there is.
+"""The sizes that are measured, and the memory that a run of them needs: sums of what its largest moment holds.
 
-N streams, D width, H heads, K head width, A active experts, F expert width, U index heads, V vocabulary, L layers.
-All in float32. The needs are estimates: sums of what the largest moment holds, checked against measured marks.
+All in float32. The needs are estimates, checked against measured peaks.
 """
 
 import os
@@ -18,14 +17,17 @@ from minidsv4.model.model import PREFILL_CHUNK
 SIZES = ("tiny", "mini", "peer")
 FLOAT32 = memory.Precision("fp32", "fp32")
 TRAINED = (4, 512)  # sequences and tokens of a training step
-PEER_CHUNK = 512  # tokens at a time where transformers' prefill is cut by hand
+REFERENCE_CHUNK = 512  # tokens at a time where transformers' prompt is cut by hand
 
 
 def load_size(name: str) -> Config:
-    """The config of one of SIZES, or of a `config.json` or its folder; without an MTP block, which the peer lacks."""
+    """The config of one of SIZES, or of a `config.json` or its folder; without an MTP block, which transformers lacks.
+
+    raises  ValueError for any other name
+    """
     file = Path(__file__).with_name(f"{name}.json") if name in SIZES else Path(name)
-    if not file.exists():
-        raise ValueError(f"bench: --size {name} is none of {', '.join(SIZES)}, nor a config.json or its folder")
+    if not name or not file.exists():
+        raise ValueError(f"bench: --size {name!r} is none of {', '.join(SIZES)}, nor a config.json or its folder")
     return Config.from_json(file).replace(num_nextn_predict_layers=0)
 
 
@@ -41,12 +43,13 @@ def cache_bytes(config: Config, n_tokens: int) -> int:
 
 def token_bytes(config: Config) -> int:
     """Bytes of what one token holds within a block: streams, queries, experts, in a few copies each."""
-    streams, queries = 4 * config.hc_mult * config.hidden_size, 4 * config.num_attention_heads * config.head_dim
+    streams = 4 * config.hc_mult * config.hidden_size
+    queries = 4 * config.num_attention_heads * config.head_dim
     experts = config.num_experts_per_tok * (4 * config.moe_intermediate_size + 2 * config.hidden_size)
     return 4 * (streams + queries + experts + config.index_n_heads * config.index_head_dim)
 
 
-def ours_needs(config: Config, n_tokens: int) -> int:
+def own_needs(config: Config, n_tokens: int) -> int:
     """Bytes to take in a prompt: ids, weights, a cache whose buffers grow by half, and one chunk's working set."""
     chunk = min(n_tokens, PREFILL_CHUNK)
     scores = 3 * 4 * 512 * config.num_attention_heads * visible(config, LayerKind.HCA, n_tokens)
@@ -54,7 +57,7 @@ def ours_needs(config: Config, n_tokens: int) -> int:
     return 8 * n_tokens + weight_bytes(config) + 5 * cache_bytes(config, n_tokens) // 2 + working
 
 
-def peer_needs(config: Config, n_tokens: int, chunk: int) -> int:
+def reference_needs(config: Config, n_tokens: int, chunk: int) -> int:
     """Bytes that transformers' eager attention needs: scores of each query with the whole window, masked, and entries.
 
     chunk  tokens at a time; n_tokens for a prompt taken whole
@@ -67,7 +70,7 @@ def peer_needs(config: Config, n_tokens: int, chunk: int) -> int:
 
 
 def training_needs(config: Config) -> int:
-    """Bytes of one training step: weights with gradients and two moments, and activations kept for the way back."""
+    """Bytes of one training step: weights with gradients and two moments, and activations kept for backward."""
     n_tokens = TRAINED[0] * TRAINED[1]
     scores = 13 * config.num_attention_heads * (TRAINED[1] + TRAINED[1] // 4)
     a_layer = (3 * token_bytes(config) + scores) // 2
@@ -75,7 +78,7 @@ def training_needs(config: Config) -> int:
 
 
 def memory_left(device: str = "cpu") -> int:
-    """Bytes that a program may still take: on Linux what the kernel calls available, elsewhere all there is."""
+    """Bytes that a program may still take, within a container's limit: on Linux what the kernel calls available."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     try:
@@ -83,19 +86,14 @@ def memory_left(device: str = "cpu") -> int:
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([free, *_group_room()])
-
-
-def _group_room() -> list[int]:
-    """What a container's limit leaves, where it has one."""
     group = Path("/sys/fs/cgroup")
     try:
-        return [int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())]
+        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     except (OSError, ValueError):  # no such group, or "max": no limit
-        return []
+        return free
 
 
-def refuse_what_does_not_fit(what: str, needed: int, device: str = "cpu") -> None:
+def check_memory(what: str, needed: int, device: str = "cpu") -> None:
     """Raise ValueError, before anything is allocated, where `needed` bytes are more than there are."""
     left = memory_left(device)
     if needed > left:

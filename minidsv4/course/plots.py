@@ -671,7 +671,7 @@ BENCH_COLOURS = dict(zip(("prefill", "decode", "train", "memory", "cache"), COLO
 def bench_ratios(rows):
     """How many times less the package takes than transformers: a bar a row of the bench, a panel a size.
 
-    rows     minidsv4.bench.measure.Row; those without the peer are left out
+    rows     minidsv4.bench.phases.Row; those without a value of transformers are left out
     returns  a matplotlib Figure; the thin line is the range of the rounds
     """
     compared = {}

@@ -1,7 +1,7 @@
-"""The two that are compared, behind one interface: this package's model, and Hugging Face transformers' `deepseek_v4`.
+"""The two implementations that are compared: this package's model and transformers' `deepseek_v4`, eager attention.
 
-B batch, T tokens. `prefill` takes in a prompt and gives the cache, `step` decodes one token, `train` is one training
-step. Both hold the same weights in float32; transformers runs its eager attention.
+B batch, T tokens. Both have the same methods and the same weights in float32: `prefill` takes in a prompt and returns
+the cache, `step` decodes one token, `train` is one training step.
 """
 
 import inspect
@@ -21,18 +21,19 @@ from minidsv4.model.losses import text_loss
 from minidsv4.model.model import Model
 from minidsv4.train.recompute import recomputing
 
-RECOMPUTED = "recomputed"  # the way of a training row whose blocks are computed twice
+RECOMPUTED = "recomputed"  # a training step whose blocks are computed again for backward
+PLAIN = None  # the table of readable operations, for rows of its own; None leaves them out
 
 
-class Ours:
-    """minidsv4 as its users call it."""
+class MiniDSV4:
+    """This package's model; `ops` is a table of operations other than the model's default."""
 
-    name = "minidsv4"
-
-    def __init__(self, config: Config, device: str = "cpu"):
+    def __init__(self, config: Config, device: str = "cpu", ops=None):
         torch.manual_seed(0)
         self.model = Model(config).to(device)
-        self.optimizer = self.fused = None
+        if ops is not None:
+            self.model.use(ops)
+        self.optimizer = None
 
     @torch.inference_mode()
     def logits(self, ids_BT: Tensor) -> Tensor:
@@ -48,16 +49,13 @@ class Ours:
     def step(self, ids_BT: Tensor, cache) -> Tensor:
         return self.model(ids_BT, cache=cache)
 
-    @torch.inference_mode()
-    def fused_step(self, ids_BT: Tensor, cache) -> Tensor:
+    def fused_step(self) -> Callable:
         """`step` in compiled loops, which need numba."""
-        self.fused = self.fused or FusedStep(self.model)
-        return self.fused(ids_BT, cache)
+        return torch.inference_mode()(FusedStep(self.model).__call__)
 
-    def fuse(self) -> Callable:
-        """Have the indexers pick in compiled loops; returns `fused_step`."""
+    def fuse_prompts(self) -> None:
+        """From now on the indexers pick in compiled loops."""
         fuse_indexers(self.model)
-        return self.fused_step
 
     def train(self, ids_BT: Tensor, recompute: bool = False) -> float:
         with recomputing(self.model) if recompute else nullcontext():
@@ -69,13 +67,11 @@ class Ours:
         return cache.n_bytes(), cache.n_bytes() + cache.spare_bytes()
 
 
-class Peer:
-    """transformers' own code and eager attention, with the backend for experts that is fastest for each kind of work.
+class Transformers:
+    """The reference, with the fastest backend of its experts for each kind of work.
 
-    weights  a Model to take the weights from; where there is none they stay as transformers draws them
+    weights  a Model to take the weights from; without one they stay as transformers draws them
     """
-
-    name = "transformers"
 
     def __init__(self, config: Config, device: str = "cpu", weights: Model | None = None):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -87,10 +83,11 @@ class Peer:
         self.config = DeepseekV4Config(**hf_config(config, torch.float32), attn_implementation="eager")
         self.model = DeepseekV4ForCausalLM(self.config).to(device)
         if weights is not None:
-            _give(self.model, weights)
+            _copy_weights(self.model, weights)
         names = inspect.signature(DeepseekV4ForCausalLM.forward).parameters
         self.cache_name = "cache" if "cache" in names else "past_key_values"
-        self.optimizer, self.backends = None, {}
+        self.optimizer = None
+        self.backends = {}
         self.use_backend("eager")  # the only one that can do every width
 
     @torch.inference_mode()
@@ -125,44 +122,41 @@ class Peer:
         """Let the experts run on this backend: eager, batched_mm or grouped_mm."""
         self.model.set_experts_implementation(name)
 
-    def settle(self, kind: str, work: Callable[[], object]) -> str:
+    def choose_backend(self, kind: str, work: Callable[[], object]) -> str:
         """Try every backend on a small `work` and keep the fastest that can do it; tried once for each kind."""
         if kind not in self.backends:
-            tried = {name: _trial(self, name, work) for name in ("eager", "batched_mm", "grouped_mm")}
+            tried = {name: self._trial(name, work) for name in ("eager", "batched_mm", "grouped_mm")}
             self.backends[kind] = min(tried, key=tried.get)
         self.use_backend(self.backends[kind])
         return self.backends[kind]
 
-
-def _trial(peer: Peer, backend: str, work: Callable[[], object]) -> float:
-    """Processor seconds of the shorter of two runs after a first; infinite where this backend cannot do the work."""
-    try:
-        peer.use_backend(backend)
-        work()
-        return min(_spent(work), _spent(work))
-    except (RuntimeError, ValueError, ImportError, NotImplementedError):
-        return float("inf")
-
-
-def _spent(work: Callable[[], object]) -> float:
-    began = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - began[0] if torch.cuda.is_available() else time.process_time() - began[1]
+    def _trial(self, backend: str, work: Callable[[], object]) -> float:
+        """Seconds of the shorter of two runs after a first; infinite where this backend cannot do the work."""
+        clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+        times = []
+        try:
+            self.use_backend(backend)
+            for _ in range(3):
+                began = clock()
+                work()
+                times.append(clock() - began)
+        except (RuntimeError, ValueError, ImportError, NotImplementedError):
+            return float("inf")
+        return min(times[1:])
 
 
 @torch.no_grad()
-def _give(peer: torch.nn.Module, model: Model) -> None:
+def _copy_weights(reference: torch.nn.Module, model: Model) -> None:
     """Copy the weights of `model` into transformers' module, whose experts are stacked as here."""
     ours = model.state_dict()
-    for name, tensor in from_released(peer.state_dict()).items():
+    for name, tensor in from_released(reference.state_dict()).items():
         tensor.copy_(ours[name])
 
 
-def _train(side, loss: Tensor) -> float:
-    """Gradients of the mean nats per next token, the same number on both sides, and one step of AdamW.
+def _train(side: MiniDSV4 | Transformers, loss: Tensor) -> float:
+    """Backward from the mean nats per next token, and one step of AdamW at rate 0, so that every repeat does the same.
 
-    At rate 0: the work is whole and every repeat does the same. The loss is each side's own way to it: here
-    `text_loss`, which never holds all logits, there `labels=`.
+    Each side has its own way to the loss: here `text_loss`, which never holds all logits, there `labels=`.
     """
     optimizer = optimizer_of(side)
     optimizer.zero_grad(set_to_none=True)
@@ -171,7 +165,7 @@ def _train(side, loss: Tensor) -> float:
     return loss.item()
 
 
-def optimizer_of(side) -> torch.optim.Optimizer:
+def optimizer_of(side: MiniDSV4 | Transformers) -> torch.optim.Optimizer:
     """The side's own AdamW, which has no moments before its first step."""
     side.optimizer = side.optimizer or torch.optim.AdamW(side.model.parameters(), lr=0.0)
     return side.optimizer
@@ -183,7 +177,7 @@ def _tensors(values: Iterable) -> list[Tensor]:
     return [value for value in flat if isinstance(value, Tensor)]
 
 
-def peer_is_here() -> bool:
+def reference_is_here() -> bool:
     """Whether transformers is installed, in a release that knows DeepSeek-V4."""
     try:
         from transformers import DeepseekV4ForCausalLM  # noqa: F401
