@@ -3,11 +3,13 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from minidsv4 import cost, parallel
+from minidsv4 import cost, ops, parallel
 from minidsv4.checkpoint import export_hf, load, save
 from minidsv4.config import Config, LayerKind, Routing
+from minidsv4.fast import FAST
 from minidsv4.model.losses import Losses
 from minidsv4.model.model import Model
+from minidsv4.ops import PLAIN
 from minidsv4.serve.generation import generate
 from minidsv4.serve.speculate import Speculation
 from minidsv4.serve.speedup import measure_speedup
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "FAST",
+    "PLAIN",
     "Config",
     "LayerKind",
     "Losses",
@@ -32,6 +36,7 @@ __all__ = [
     "load",
     "load_pretrained",
     "measure_speedup",
+    "ops",
     "parallel",
     "pretrained_tokenizer",
     "save",

@@ -14,6 +14,8 @@ Weights are [out, in] arrays under their released names (`attn.wq_a.weight`, `hc
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -616,12 +618,43 @@ def distillation_loss(student_TV, teachers, weights):
     return loss
 
 
-# Which function defines which numbered equation of the report.
+class Equation(NamedTuple):
+    """Where a numbered equation of the report stands: the loop here, and the line that a model runs."""
+
+    loop: Callable
+    operation: str
+    file: str
+
+
+# Number of the equation: the loop that defines it, what computes it in a model, and in which file.
 EQUATIONS = {
-    **{1: hyper_connection, 2: birkhoff_distance, 3: raw_maps, 4: raw_maps, 5: raw_maps, 6: read_weights},
-    **{7: write_weights, 8: sinkhorn, 9: csa_series, 10: csa_series, 11: csa_slot_weights, 12: csa_entry},
-    **{13: query_latent, 14: index_queries, 15: index_head_weights, 16: index_scores, 17: select_entries},
-    **{18: attention_queries, 19: core_attention, 20: hca_series, 21: hca_series, 22: hca_slot_weights},
-    **{23: hca_entry, 24: query_latent, 25: attention_queries, 26: core_attention, 27: sink_softmax},
-    **{28: newton_schulz, 29: distillation_loss},
+    1: Equation(hyper_connection, "collapse, write", "minidsv4/ops.py"),
+    2: Equation(birkhoff_distance, "sinkhorn", "minidsv4/ops.py"),
+    3: Equation(raw_maps, "HyperConnection", "minidsv4/model/hyper_connection.py"),
+    4: Equation(raw_maps, "HyperConnection", "minidsv4/model/hyper_connection.py"),
+    5: Equation(raw_maps, "HyperConnection", "minidsv4/model/hyper_connection.py"),
+    6: Equation(read_weights, "HyperConnection", "minidsv4/model/hyper_connection.py"),
+    7: Equation(write_weights, "HyperConnection", "minidsv4/model/hyper_connection.py"),
+    8: Equation(sinkhorn, "sinkhorn", "minidsv4/ops.py"),
+    9: Equation(csa_series, "Compressor", "minidsv4/model/compressor.py"),
+    10: Equation(csa_series, "Compressor", "minidsv4/model/compressor.py"),
+    11: Equation(csa_slot_weights, "slot_weights", "minidsv4/ops.py"),
+    12: Equation(csa_entry, "pool", "minidsv4/ops.py"),
+    13: Equation(query_latent, "WindowAttention", "minidsv4/model/attention.py"),
+    14: Equation(index_queries, "Indexer", "minidsv4/model/indexer.py"),
+    15: Equation(index_head_weights, "Indexer", "minidsv4/model/indexer.py"),
+    16: Equation(index_scores, "index_scores", "minidsv4/ops.py"),
+    17: Equation(select_entries, "top_entries", "minidsv4/ops.py"),
+    18: Equation(attention_queries, "WindowAttention", "minidsv4/model/attention.py"),
+    19: Equation(core_attention, "attend", "minidsv4/ops.py"),
+    20: Equation(hca_series, "Compressor", "minidsv4/model/compressor.py"),
+    21: Equation(hca_series, "Compressor", "minidsv4/model/compressor.py"),
+    22: Equation(hca_slot_weights, "slot_weights", "minidsv4/ops.py"),
+    23: Equation(hca_entry, "pool", "minidsv4/ops.py"),
+    24: Equation(query_latent, "WindowAttention", "minidsv4/model/attention.py"),
+    25: Equation(attention_queries, "WindowAttention", "minidsv4/model/attention.py"),
+    26: Equation(core_attention, "attend", "minidsv4/ops.py"),
+    27: Equation(sink_softmax, "attention_weights", "minidsv4/ops.py"),
+    28: Equation(newton_schulz, "orthogonalise", "minidsv4/train/muon.py"),
+    29: Equation(distillation_loss, "", ""),  # distillation is not part of the package yet
 }

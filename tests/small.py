@@ -7,7 +7,8 @@ import minidsv4 as v4
 from minidsv4.checkpoint import to_released
 from minidsv4.config import LayerKind
 from minidsv4.model.cache import LayerMemory, new_layer_memory
-from minidsv4.model.rope import Angles, frequencies
+from minidsv4.model.rope import Positions, frequencies
+from minidsv4.visibility import Visibility
 
 TINY = v4.Config.tiny()
 CPU = torch.device("cpu")
@@ -61,8 +62,33 @@ def memory_of(kind: LayerKind, n_batch: int, config: v4.Config = TINY) -> LayerM
     return new_layer_memory(config, kind, n_batch, torch.float64, CPU)
 
 
-def angles_of(kind: LayerKind, stop: int, config: v4.Config = TINY, shift: int = 0) -> Angles:
-    """The turns of positions 0 .. stop - 1, or what they are when the whole text stands `shift` tokens later."""
-    angles = Angles(frequencies(config, kind, torch.float64, CPU), shift, shift + stop)
-    angles.first = 0
-    return angles
+def positions_of(
+    kind: LayerKind, n_tokens: int, start: int = 0, config: v4.Config = TINY, shift: int = 0, document_BT=None
+) -> Positions:
+    """The positions `start, start + 1, ...`; their turns are those of the same text `shift` tokens later."""
+    speed_R = frequencies(config, kind, torch.float64, CPU)
+    positions = Positions(speed_R, start + shift, n_tokens, shift, document_BT)
+    positions.start = start
+    positions.oldest = 0
+    return positions
+
+
+def one_document(n_tokens: int, start: int = 0, **fields) -> Visibility:
+    """Who sees what in a call of `n_tokens` after `start` others, which the window holds as well."""
+    fields = {"window": 7, "n_window": start + n_tokens} | fields
+    return Visibility(start, n_tokens, device=CPU, **fields)
+
+
+def off_all(ours: tuple, expected: tuple) -> float:
+    """The largest `off` of two tuples; None, where a gradient was not asked for, agrees with None and with zeros."""
+    differences = [0.0]
+    for one, other in zip(ours, expected, strict=True):
+        if one is None or other is None:
+            given = [x for x in (one, other) if x is not None]
+            differences += [x.abs().max().item() for x in given if x.numel()]
+        elif other.numel() == 0 or (other == 0).all():
+            assert one.shape == other.shape
+            differences += [one.abs().max().item()] if one.numel() else []
+        else:
+            differences.append(off(one, other))
+    return max(differences)

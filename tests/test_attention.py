@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from small import EXACT, TINY, angles_of, disturb, memory_of, normal, numpy_of
+from small import EXACT, TINY, disturb, memory_of, normal, numpy_of, positions_of
 
 import minidsv4 as v4
 from minidsv4 import paper
-from minidsv4.model.attention import ATTENTION, visible_entries
+from minidsv4.model.attention import ATTENTION
+from minidsv4.visibility import finished
 
 KINDS = list(v4.LayerKind)
 WINDOW, CSA, HCA = KINDS
@@ -19,9 +20,8 @@ def build(kind, config=TINY, seed=0):
 
 def run(layer, x_BTD, cuts=None, config=TINY, shift=0):
     memory, out, start = memory_of(layer.kind, len(x_BTD), config), [], 0
-    angles = angles_of(layer.kind, x_BTD.shape[1], config, shift)
     for x in x_BTD.split(cuts or [x_BTD.shape[1]], dim=1):
-        out.append(layer(x, start, memory, angles))
+        out.append(layer(x, positions_of(layer.kind, x.shape[1], start, config, shift), memory))
         start += x.shape[1]
     return torch.cat(out, dim=1)
 
@@ -102,9 +102,8 @@ def test_enough_picks_make_csa_dense():
 
 
 def test_a_window_that_ends_at_a_token_is_visible_to_it():
-    x_BTD = normal(2, 7, 5)
-    assert visible_entries(x_BTD, 0, 3).tolist() == [0, 0, 1, 1, 1, 2, 2]
-    assert visible_entries(x_BTD, 10, 3).tolist() == [3, 4, 4, 4, 5, 5, 5]
+    assert finished(torch.arange(7), 3).tolist() == [0, 0, 1, 1, 1, 2, 2]
+    assert finished(torch.arange(10, 17), 3).tolist() == [3, 4, 4, 4, 5, 5, 5]
 
 
 @every_kind

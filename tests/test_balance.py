@@ -6,8 +6,9 @@ from torch import nn
 
 import minidsv4 as v4
 from minidsv4 import paper
-from minidsv4.model.losses import watch
-from minidsv4.model.moe import HashRouter, LearnedRouter, MoE, Routed, Router, hash_table, swiglu
+from minidsv4.model.layer import watch
+from minidsv4.model.moe import HashRouter, LearnedRouter, MoE, Routed, Router, hash_table
+from minidsv4.ops import swiglu
 from minidsv4.train.balance import (
     balanced,
     balanced_hash_table,

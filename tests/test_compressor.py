@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from small import EXACT, TINY, angles_of, disturb, memory_of, normal, numpy_of
+from small import CPU, EXACT, TINY, disturb, memory_of, normal, numpy_of, positions_of
 
 import minidsv4 as v4
 from minidsv4 import paper
-from minidsv4.model.compressor import Compressor, OverlapCompressor, Pool, slot_shares
+from minidsv4.model.cache import new_layer_memory
+from minidsv4.model.compressor import Compressor, OverlapCompressor
+from minidsv4.model.layer import watch
+from minidsv4.ops import slot_weights
 
 CSA, HCA = v4.LayerKind.CSA, v4.LayerKind.HCA
 KINDS = {"CSA": (OverlapCompressor, CSA, 3), "HCA": (Compressor, HCA, 12)}
@@ -18,12 +21,23 @@ def build(name, seed=0):
     return disturb(cls(TINY.hidden_size, TINY.head_dim, ratio, TINY.rms_norm_eps).double(), seed)
 
 
-def entries(layer, name, x_BTD, cuts=None, n_tokens=60):
-    kind = KINDS[name][1]
-    memory, angles = memory_of(kind, len(x_BTD)).main, angles_of(kind, n_tokens)
+def entries(layer, name, x_BTD, cuts=None, document_BT=None):
+    kind, start = KINDS[name][1], 0
+    memory = memory_of(kind, len(x_BTD)).main
     for chunk in x_BTD.split(cuts or [x_BTD.shape[1]], dim=1):
-        out = layer(chunk, memory, angles)
+        stop = start + chunk.shape[1]
+        documents = None if document_BT is None else document_BT[:, start:stop]
+        out = layer(chunk, positions_of(kind, chunk.shape[1], start, document_BT=documents), memory)
+        start = stop
     return out
+
+
+def pooled(layer, x_BTD):
+    """Inputs and output of the one call of `ops.pool`."""
+    with watch(layer, "pool") as calls:
+        entries(layer, "CSA", x_BTD)
+    ((_, inputs, output),) = calls
+    return inputs, output
 
 
 @both
@@ -71,36 +85,44 @@ def test_a_constant_sequence_gives_the_same_entry_in_every_full_window_but_for_i
 def test_without_gates_and_biases_an_entry_is_the_mean_of_two_windows_and_the_first_one_of_its_own():
     layer = build("CSA")
     layer.wgate.weight.data.zero_(), layer.ape.data.zero_()
-    x_BTD, seen = normal(2, 12, TINY.hidden_size), []
-    layer.pool.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    entries(layer, "CSA", x_BTD)
+    x_BTD = normal(2, 12, TINY.hidden_size)
+    _, pooled_BCK = pooled(layer, x_BTD)
     previous, current = layer.wkv(x_BTD).unflatten(1, (4, 3)).chunk(2, dim=-1)  # the second half is the own window's
-    assert torch.allclose(seen[0][:, 0], current[:, 0].mean(1), rtol=0, atol=EXACT)
+    assert torch.allclose(pooled_BCK[:, 0], current[:, 0].mean(1), rtol=0, atol=EXACT)
     for i in range(1, 4):
         mean = torch.cat([previous[:, i - 1], current[:, i]], dim=1).mean(1)
-        assert torch.allclose(seen[0][:, i], mean, rtol=0, atol=EXACT)
+        assert torch.allclose(pooled_BCK[:, i], mean, rtol=0, atol=EXACT)
 
 
 def test_window_0_gives_no_weight_to_the_window_that_is_not_there():
-    layer, shares = build("CSA"), []
-    layer.pool.register_forward_pre_hook(lambda module, args: shares.append(slot_shares(*args[1:])))
-    entries(layer, "CSA", normal(2, 12, TINY.hidden_size))
-    assert (shares[0][:, 0, :3] == 0).all() and (shares[0][:, 1:, :3] > 0).all()
-    assert (shares[0].sum(2) - 1).abs().max() < EXACT
+    (_, gates_BCSK, bias_SK), _ = pooled(build("CSA"), normal(2, 12, TINY.hidden_size))
+    weights = slot_weights(gates_BCSK, bias_SK)
+    assert (weights[:, 0, :3] == 0).all() and (weights[:, 1:, :3] > 0).all()
+    assert (weights.sum(2) - 1).abs().max() < EXACT
 
 
-def test_shares_are_a_softmax_over_slots_for_each_channel_alone():
-    gates, bias = normal(2, 4, 5, 6), normal(5, 6, seed=1)
-    shares = slot_shares(gates, bias)
-    expected = torch.from_numpy(paper.slot_softmax((gates[1, 2] + bias).numpy()))
-    assert torch.allclose(shares[1, 2], expected, rtol=0, atol=1e-15)
-    gates[..., 3] += normal(2, 4, 5)
-    assert torch.equal(slot_shares(gates, bias)[..., [0, 1, 2, 4, 5]], shares[..., [0, 1, 2, 4, 5]])
+@pytest.mark.parametrize("cuts", [None, [1] * 38, [2, 1, 9, 12, 14]], ids=str)
+def test_the_first_entry_of_a_document_finds_nothing_before_it(cuts):
+    layer, x_BTD = build("CSA"), normal(2, 38, TINY.hidden_size)
+    document_BT = torch.tensor([[0] * 12 + [12] * 26, [0] * 24 + [24] * 14])  # each row its own
+    whole = entries(layer, "CSA", x_BTD, cuts, document_BT)
+    for b, start in enumerate((12, 24)):
+        for part in (slice(0, start), slice(start, 38)):
+            alone = entries(layer, "CSA", x_BTD[b : b + 1, part])
+            ours = whole[b : b + 1, part.start // 3 : part.start // 3 + alone.shape[1]]
+            still = TINY.head_dim - TINY.qk_rope_head_dim  # the rest is turned by another position
+            assert (ours[..., :still] - alone[..., :still]).abs().max() < EXACT
 
 
-def test_the_gradient_of_pooling_is_right():
-    tensors = [t.requires_grad_() for t in (normal(1, 2, 3, 4), normal(1, 2, 3, 4, seed=1), normal(3, 4, seed=2))]
-    assert torch.autograd.gradcheck(Pool(), tensors)
+@both
+def test_in_a_16_bit_model_values_gates_and_pooling_are_float32(name):
+    layer, x_BTD = build(name).bfloat16(), normal(2, 38, TINY.hidden_size).bfloat16()
+    assert (layer.ape.dtype, layer.wkv.weight.dtype) == (torch.float32, torch.bfloat16)
+    with watch(layer, "pool") as calls:
+        memory = new_layer_memory(TINY, KINDS[name][1], 2, torch.bfloat16, CPU).main
+        out = layer(x_BTD, positions_of(KINDS[name][1], 38), memory)
+    assert {part.dtype for part in (*calls[0][1], calls[0][2], memory.open.contents())} == {torch.float32}
+    assert out.dtype == torch.bfloat16
 
 
 @both

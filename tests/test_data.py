@@ -208,10 +208,10 @@ def test_rows_for_measuring_predict_every_token_once_and_in_order():
 @pytest.mark.parametrize("align", [1, 4, 12])
 def test_packed_documents_begin_at_multiples_and_come_back_whole(align):
     packed = Packed(DOCUMENTS, length=24, seed=0, align=align)
-    ids_BT, first_BT = packed.rows
-    assert ids_BT.shape == first_BT.shape == (len(packed), 25)
+    ids_BT, document_BT = packed.rows
+    assert ids_BT.shape == document_BT.shape == (len(packed), 25)
     found = [[]]
-    for ids, first in zip(ids_BT.tolist(), first_BT.tolist()):
+    for ids, first in zip(ids_BT.tolist(), document_BT.tolist()):
         for place, token in enumerate(ids):
             if token == 0:
                 assert first[place] == place and place % align == 0
@@ -223,9 +223,9 @@ def test_packed_documents_begin_at_multiples_and_come_back_whole(align):
 
 def test_padding_counts_for_nothing_and_every_token_of_a_document_but_its_first_does():
     packed = Packed(DOCUMENTS, length=24, seed=1, align=12)
-    ids_BT, first_BT = packed.rows
-    counts = counted(first_BT)
-    for ids, first, count in zip(ids_BT.tolist(), first_BT.tolist(), counts.tolist()):
+    ids_BT, document_BT = packed.rows
+    counts = counted(document_BT)
+    for ids, first, count in zip(ids_BT.tolist(), document_BT.tolist(), counts.tolist()):
         inside = False
         for place, token in enumerate(ids):
             inside = token == 0 or (place == 0 and token != 0) or (inside and ids[place - 1] != 1)
@@ -268,7 +268,7 @@ def test_a_mixture_holds_its_shares_exactly_and_draws_every_row_before_any_again
 def test_a_step_of_a_mixture_needs_no_earlier_call_and_holds_the_next_rows():
     one, two = (Mixture(sources(), (3, 2), batch_size=4, seed=0) for _ in range(2))
     later = [two.at(step) for step in range(9)]
-    assert torch.equal(one.at(7).ids_BT, later[7].ids_BT) and torch.equal(one.at(7).first_BT, later[7].first_BT)
+    assert torch.equal(one.at(7).ids_BT, later[7].ids_BT) and torch.equal(one.at(7).document_BT, later[7].document_BT)
     assert torch.equal(later[7].ids_BT[1], one.row(29).ids_BT)
     other = Mixture(sources(), (3, 2), batch_size=4, seed=1)
     assert any(not torch.equal(other.at(step).ids_BT, later[step].ids_BT) for step in range(9))

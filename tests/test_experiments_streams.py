@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from minidsv4 import paper
 from minidsv4.experiments.streams import PlainHyperConnection, Residual, Stack, composite_gains, flow
-from minidsv4.model.hyper_connection import HyperConnection, collapse, write
+from minidsv4.model.hyper_connection import HyperConnection
+from minidsv4.ops import collapse, write
 
 N, D = 4, 6
 
@@ -47,7 +48,7 @@ def maps_by_hand(site, streams_ND):
 def test_plain_hc_agrees_with_its_definition_in_loops_and_with_equation_1():
     site, streams, weight = plain_site(seed=1), draw(2, 5, N, D, seed=2), draw(D, D, seed=3)
     mix = site(streams)
-    after = write(streams, collapse(streams, mix.pre_BTN) @ weight.T, mix)
+    after = write(streams, collapse(streams, mix.pre_BTN) @ weight.T, mix.post_BTN, mix.carry_BTij)
     for b in range(2):
         maps = [maps_by_hand(site, streams_ND) for streams_ND in streams[b].numpy()]
         wanted = paper.hyper_connection(streams[b].numpy(), maps, lambda x_TD: x_TD @ weight.numpy().T)
@@ -59,14 +60,14 @@ def test_at_the_start_plain_hc_reads_one_stream_in_turn_writes_to_all_and_carrie
     mix = plain_site(place)(draw(2, 5, N, D))
     assert torch.equal(mix.pre_BTN, F.one_hot(torch.tensor(place % N), N).double().expand(2, 5, N))
     assert torch.equal(mix.post_BTN, torch.ones(2, 5, N).double())
-    assert torch.equal(mix.carry_BTNN, torch.eye(N).double().expand(2, 5, N, N))
+    assert torch.equal(mix.carry_BTij, torch.eye(N).double().expand(2, 5, N, N))
 
 
 def test_with_theta_drawn_each_stream_alone_decides_its_row_of_the_mix():
     site, streams = plain_site(seed=1), draw(1, 1, N, D)
     other = streams.clone()
     other[0, 0, 2] = draw(D, seed=9)
-    changed = (site(streams).carry_BTNN != site(other).carry_BTNN)[0, 0]
+    changed = (site(streams).carry_BTij != site(other).carry_BTij)[0, 0]
     assert changed.any(dim=1).tolist() == [False, False, True, False]
 
 
@@ -74,7 +75,7 @@ def test_the_lone_residual_adds():
     x, y = draw(2, 5, 1, D), draw(2, 5, D, seed=1)
     mix = Residual()(x)
     assert torch.equal(collapse(x, mix.pre_BTN), x[:, :, 0])
-    assert torch.equal(write(x, y, mix), x + y[:, :, None])
+    assert torch.equal(write(x, y, mix.post_BTN, mix.carry_BTij), x + y[:, :, None])
 
 
 def test_the_stack_holds_the_released_site_with_the_same_maps_and_the_same_noise_as_plain_hc():

@@ -16,7 +16,21 @@ SUFFIX = re.compile(r"^[a-z]\w*_((?=[a-z0-9]*[A-Z])[A-Zij0-9]+)$")
 
 # Low rooms first. `minidsv4` is the package's front: only __main__ lies above it.
 ROOMS = [
-    *("dims", "config", "paper", "model", "fused", "lowbit", "checkpoint", "train", "serve", "posttrain", "parallel"),
+    *(
+        "dims",
+        "config",
+        "paper",
+        "visibility",
+        "ops",
+        "fast",
+        "model",
+        "lowbit",
+        "checkpoint",
+        "train",
+        "serve",
+        "posttrain",
+        "parallel",
+    ),
     *("cost", "experiments", "bench", "course", "minidsv4", "__main__"),
 ]
 LEVELS = {name: level for level, name in enumerate(ROOMS)}
@@ -168,7 +182,8 @@ def upward_imports(source, module):
     own = parts[1] if len(parts) > 1 else "minidsv4"
     if own not in LEVELS:
         return [f"{module} lies in no room: ROOMS lists them"]
-    rooms = {room for room in imported_rooms(source, parts) if LEVELS[room] > LEVELS[own]}
+    at_run_time = re.sub(r"^if TYPE_CHECKING:.*\n(?:    .*\n)+", "", source, flags=re.MULTILINE)
+    rooms = {room for room in imported_rooms(at_run_time, parts) if LEVELS[room] > LEVELS[own]}
     return [f"{module} imports {room}, a room that lies above it" for room in sorted(rooms)]
 
 

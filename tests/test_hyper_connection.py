@@ -2,14 +2,26 @@
 
 import pytest
 import torch
-from small import EXACT, TINY, angles_of, disturb, memory_of, normal, numpy_of, off
+from einops import rearrange
+from small import EXACT, TINY, disturb, memory_of, normal, numpy_of, off, positions_of
 
 import minidsv4 as v4
 from minidsv4 import paper
 from minidsv4.model.block import Block
-from minidsv4.model.hyper_connection import HeadCollapse, HyperConnection, collapse, expand, sinkhorn, write
+from minidsv4.model.hyper_connection import HeadCollapse, HyperConnection
 
 B, T, N, D = 2, 5, TINY.hc_mult, TINY.hidden_size
+collapse = v4.FAST.collapse
+
+
+def write(streams_BTND, y_BTD, mix):
+    return v4.FAST.write(streams_BTND, y_BTD, mix.post_BTN, mix.carry_BTij)
+
+
+def sinkhorn(logits, iterations, eps):
+    """Of matrices [old, new, tokens]."""
+    mix = v4.FAST.sinkhorn(rearrange(logits, "i j t -> 1 t i j"), iterations, eps)
+    return rearrange(mix, "b t i j -> i j (b t)")
 
 
 def build(seed=0):
@@ -150,9 +162,9 @@ def test_permuting_streams_with_their_parameters_permutes_what_is_written():
 
 def test_the_carry_goes_from_its_first_index_to_its_second():
     streams_BTND, mix = normal(B, T, N, D), build()(normal(B, T, N, D))
-    carry = torch.zeros_like(mix.carry_BTNN)
+    carry = torch.zeros_like(mix.carry_BTij)
     carry[..., 1, 3] = 1.0  # old stream 1 becomes new stream 3
-    new = write(streams_BTND, torch.zeros(B, T, D).double(), mix._replace(carry_BTNN=carry))
+    new = write(streams_BTND, torch.zeros(B, T, D).double(), mix._replace(carry_BTij=carry))
     assert torch.equal(new[:, :, 3], streams_BTND[:, :, 1]) and (new[:, :, :3] == 0).all()
 
 
@@ -170,7 +182,7 @@ def test_with_a_one_hot_read_and_no_mixing_a_block_is_a_plain_pre_norm_residual_
     ids, streams_BTND = torch.zeros(2, 38, dtype=torch.long), normal(2, 38, N, D)
 
     def parts():
-        return 0, memory_of(v4.LayerKind.CSA, 2), angles_of(v4.LayerKind.CSA, 38)
+        return positions_of(v4.LayerKind.CSA, 38), memory_of(v4.LayerKind.CSA, 2)
 
     ours = block(streams_BTND, ids, *parts())
     x_BTD = streams_BTND[:, :, 0]
@@ -180,32 +192,26 @@ def test_with_a_one_hot_read_and_no_mixing_a_block_is_a_plain_pre_norm_residual_
     assert (ours - streams_BTND - (y_BTD + z_BTD)[:, :, None]).abs().max() < EXACT  # every stream gets the same
 
 
-def test_streams_begin_as_equal_copies():
-    x_BTD = normal(B, T, D)
-    streams_BTND = expand(x_BTD, 3)
-    assert streams_BTND.shape == (B, T, 3, D) and all(torch.equal(streams_BTND[:, :, n], x_BTD) for n in range(3))
-
-
 def test_at_the_start_a_site_reads_the_mean_writes_one_and_keeps_each_stream():
     site = HyperConnection(TINY).double()
     torch.nn.init.normal_(site.fn, std=0.02)
     mix = site(normal(B, T, N, D))
     # 0.01 times logits of 0.02 sqrt(96) = 0.2, so base decides: sigmoid is 1/4 at most, softmax of 4 and 0 is 0.95.
     assert (mix.pre_BTN - 1 / N).abs().max() < 0.003 and (mix.post_BTN - 1).abs().max() < 0.006
-    assert (torch.diagonal(mix.carry_BTNN, dim1=-2, dim2=-1) - 0.948).abs().max() < 0.003
+    assert (torch.diagonal(mix.carry_BTij, dim1=-2, dim2=-1) - 0.948).abs().max() < 0.003
 
 
 def test_one_stream_is_a_model_without_streams_to_mix():
     config = TINY.replace(hc_mult=1)
     mix = disturb(HyperConnection(config).double())(normal(B, T, 1, D))
-    assert (mix.carry_BTNN - 1).abs().max() < 2e-6  # eps
+    assert (mix.carry_BTij - 1).abs().max() < 2e-6  # eps
 
 
 def test_16_bit_streams_are_mixed_in_float32_and_keep_their_dtype():
     site, streams_BTND = build().bfloat16(), normal(B, T, N, D).bfloat16()
     mix = site(streams_BTND)
     assert {part.dtype for part in mix} == {torch.float32}
-    wide = build().bfloat16().float()
+    wide = build().float()  # what bfloat16() kept
     for ours, theirs in zip(mix, wide(streams_BTND.float())):
         assert torch.equal(ours, theirs)
     assert write(streams_BTND, normal(B, T, D).bfloat16(), mix).dtype == torch.bfloat16

@@ -1,18 +1,22 @@
 """The lightning indexer: scores and picks as in the loops, a stable top-k, and streaming that changes nothing."""
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import EXACT, TINY, angles_of, disturb, memory_of, normal, numpy_of
+from small import CPU, EXACT, TINY, disturb, memory_of, normal, numpy_of, positions_of
 
 import minidsv4 as v4
 from minidsv4 import paper
-from minidsv4.model import indexer
-from minidsv4.model.attention import visible_entries
-from minidsv4.model.indexer import Hadamard, Indexer, hadamard_signs, index_scores, stable_topk
+from minidsv4.fast.top_entries import stable_topk
+from minidsv4.model.indexer import Hadamard, Indexer, hadamard_signs
+from minidsv4.ops import index_scores
+from minidsv4.visibility import Visibility
 
 CSA = v4.LayerKind.CSA
+top_entries = importlib.import_module("minidsv4.fast.top_entries")  # the module, not the function of its name
 
 
 def build(config=TINY, seed=0):
@@ -25,10 +29,10 @@ def example(n_tokens, seed=0):
 
 def picks(layer, x_BTD, latent_BTQ, cuts=None):
     memory, out, start = memory_of(CSA, len(x_BTD)).index, [], 0
-    angles = angles_of(CSA, x_BTD.shape[1])
     for n in cuts or [x_BTD.shape[1]]:
         x, latent = x_BTD[:, start : start + n], latent_BTQ[:, start : start + n]
-        out.append(layer(x, latent, memory, angles, visible_entries(x, start, 3)))
+        sees = Visibility(start, n, window=1, n_window=n, device=CPU, ratio=3, n_entries=(start + n) // 3)
+        out.append(layer(x, latent, positions_of(CSA, n, start), memory, sees))
         start += n
     return out
 
@@ -97,23 +101,24 @@ def test_a_width_that_is_no_power_of_two_is_left_alone(width):
 
 def test_the_hadamard_step_changes_vectors_but_no_score_and_no_pick():
     layer, (x_BTD, latent_BTQ) = build(), example(38)
-    layer.finish.reset_constants()
+    layer.hadamard.reset_constants()
     with_step = picks(layer, x_BTD, latent_BTQ)[0]
-    turn = angles_of(CSA, 38).turn_TR
-    query, weight = layer.queries(x_BTD, latent_BTQ, turn)
-    keys = layer.compressor(x_BTD, memory_of(CSA, 2).index, angles_of(CSA, 38))
+    positions = positions_of(CSA, 38)
+    query, weight = layer.queries(x_BTD, latent_BTQ, positions)
+    keys = layer.compressor(x_BTD, positions, memory_of(CSA, 2).index)
     score = index_scores(query, weight, keys)
-    layer.finish.signs.copy_(torch.eye(TINY.index_head_dim))
-    layer.finish.scale = 1.0
-    plain_query, _ = layer.queries(x_BTD, latent_BTQ, turn)
-    plain_keys = layer.compressor(x_BTD, memory_of(CSA, 2).index, angles_of(CSA, 38))
+    for step in (layer.hadamard, layer.compressor.hadamard):
+        step.signs.copy_(torch.eye(TINY.index_head_dim))
+        step.scale = 1.0
+    plain_query, _ = layer.queries(x_BTD, latent_BTQ, positions)
+    plain_keys = layer.compressor(x_BTD, positions, memory_of(CSA, 2).index)
     assert (plain_query - query).abs().max() > 0.1 and (plain_keys - keys).abs().max() > 0.1
     assert (index_scores(plain_query, weight, plain_keys) - score).abs().max() < EXACT
     assert as_sets(picks(layer, x_BTD, latent_BTQ)[0]) == as_sets(with_step)
 
 
 def test_the_hadamard_step_of_a_float64_model_is_exact_in_float64():
-    step = Indexer(TINY.replace(index_head_dim=32)).double().finish  # 32^-0.5 is not a float32, 16^-0.5 = 1/4 is
+    step = Indexer(TINY.replace(index_head_dim=32)).double().hadamard  # 32^-0.5 is not a float32, 16^-0.5 = 1/4 is
     turned = step(torch.eye(32).double())
     assert torch.allclose(turned, torch.from_numpy(paper.hadamard_matrix(32)), rtol=0, atol=1e-15)
 
@@ -151,7 +156,7 @@ def test_a_query_picks_as_many_entries_as_it_may_and_all_while_there_are_few():
 def test_streaming_over_entries_picks_what_one_block_picks(at_once, monkeypatch):
     layer, (x_BTD, latent_BTQ) = build(), example(100)
     whole = picks(layer, x_BTD, latent_BTQ)[0]
-    monkeypatch.setattr(indexer, "SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(top_entries, "SCORES_AT_ONCE", at_once)
     streamed = picks(layer, x_BTD, latent_BTQ)[0]
     assert streamed.shape == whole.shape and as_sets(streamed) == as_sets(whole)
 
@@ -159,17 +164,17 @@ def test_streaming_over_entries_picks_what_one_block_picks(at_once, monkeypatch)
 def test_streaming_over_equal_scores_keeps_the_lower_entries(monkeypatch):
     layer, (x_BTD, latent_BTQ) = build(), example(100)
     layer.weights_proj.weight.data.zero_()  # every score is 0
-    monkeypatch.setattr(indexer, "SCORES_AT_ONCE", 1)
+    monkeypatch.setattr(top_entries, "SCORES_AT_ONCE", 1)
     for t, picked in enumerate(as_sets(picks(layer, x_BTD, latent_BTQ)[0])):
         assert picked == set(range(min(TINY.index_topk, (t % 100 + 1) // 3)))
 
 
 def test_no_matrix_of_all_tokens_by_all_entries_is_ever_whole(monkeypatch):
     layer, (x_BTD, latent_BTQ) = build(), example(300)
-    sizes, right = [], indexer.index_scores
-    monkeypatch.setattr(indexer, "SCORES_AT_ONCE", 1 << 14)
+    sizes, right = [], top_entries.index_scores
+    monkeypatch.setattr(top_entries, "SCORES_AT_ONCE", 1 << 14)
     monkeypatch.setattr(
-        indexer, "index_scores", lambda q, w, k: sizes.append(q[..., 0].numel() * k.shape[1]) or right(q, w, k)
+        top_entries, "index_scores", lambda q, w, k: sizes.append(q[..., 0].numel() * k.shape[1]) or right(q, w, k)
     )
     picks(layer, x_BTD, latent_BTQ)
     assert max(sizes) <= 1 << 14 and len(sizes) > 10

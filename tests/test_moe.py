@@ -6,7 +6,8 @@ from small import EXACT, TINY, disturb, normal, numpy_of, token_ids
 
 import minidsv4 as v4
 from minidsv4 import paper
-from minidsv4.model.moe import Experts, HashRouter, LearnedRouter, MoE, SharedExpert, hash_table, swiglu
+from minidsv4.model.moe import Experts, HashRouter, LearnedRouter, MoE, SharedExpert, hash_table
+from minidsv4.ops import swiglu
 
 B, T, D, E, F = 2, 5, TINY.hidden_size, TINY.n_routed_experts, TINY.moe_intermediate_size
 LEARNED, HASH = v4.Routing.LEARNED, v4.Routing.HASH

@@ -127,7 +127,7 @@ def cache_bytes_equal_the_formula():
 def new_streams_are_means_of_old_ones():
     streams_BTND = museum()[0].embed.weight[:40].view(2, 5, 4, -1)
     for site in (module for module in museum()[0].modules() if isinstance(module, HyperConnection)):
-        carry = site(streams_BTND).carry_BTNN
+        carry = site(streams_BTND).carry_BTij
         assert (carry.sum(dim=2) - 1).abs().max() < 3 * CONFIG.hc_eps  # eps in every divisor
 
 
@@ -139,7 +139,7 @@ def moving_the_text_changes_nothing():
 
     def at(start):
         memory = model.new_cache(2).layers[0]
-        return layer(x_BTD, start, memory, model.angles(start, start + 11)[WINDOW])
+        return layer(x_BTD, model.positions(start, 11)[WINDOW], memory)
 
     same(at(17), at(0))
 
@@ -162,6 +162,8 @@ def indexers_learn_what_their_layers_read():
     share, score, nats = layer.weights()[1], layer.index_scores(), []
     for b, t in itertools.product(range(2), layer.visible_T.nonzero()[:, 0].tolist()):
         read = share[b, t].sum(0) > 0
+        if not read.any():
+            continue
         nats.append(paper.index_loss(score[b, t, read].numpy(), share[b, t][:, read].numpy()))
     same(loss.detach(), torch.tensor(sum(nats) / len(nats)))
     assert loss.requires_grad
@@ -177,13 +179,24 @@ def the_trunk_learns_from_the_text_alone():
     assert not any(grad is not None for grad in ask(losses.main + losses.mtp + losses.balance, of_indexer))
 
 
+def gradients_are_finite_where_softplus_underflows():
+    router = museum()[0].layers[2].ffn.gate
+    x_BTD = museum()[0].embed.weight[:10].detach().view(2, 5, -1)
+    weight_ED = router.weight.detach() - 1e6 * x_BTD[0, :1] * (torch.arange(7)[:, None] == 3)  # expert 3: z below -1e4
+    weight_ED.requires_grad_()
+    scores = router.ops.affinities(x_BTD[:1, :1], weight_ED)
+    assert scores.isfinite().all()
+    scores.sum().backward()
+    assert weight_ED.grad.isfinite().all()
+
+
 CHECKS = {
     check.__name__: check
     for check in (
         *(agrees_with_transformers, agrees_with_paper, chunks_equal_one_pass, later_tokens_change_nothing_before),
         *(restoring_forgets_what_was_rejected, cache_bytes_equal_the_formula, new_streams_are_means_of_old_ones),
         *(moving_the_text_changes_nothing, routing_weights_sum_to_the_scale, indexers_learn_what_their_layers_read),
-        the_trunk_learns_from_the_text_alone,
+        *(the_trunk_learns_from_the_text_alone, gradients_are_finite_where_softplus_underflows),
     )
 }
 

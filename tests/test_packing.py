@@ -16,18 +16,18 @@ def pack(lengths, align=ALIGN, seed=0):
         start = -(-stop // align) * align
         stop = start + length
         places.append(slice(start, stop))
-    ids_BT, first_BT = token_ids(1, stop, seed), torch.arange(stop)[None].clone()  # padding: documents of one token
+    ids_BT, document_BT = token_ids(1, stop, seed), torch.arange(stop)[None].clone()  # padding: documents of one token
     for place in places:
-        first_BT[:, place] = place.start
-    return ids_BT, first_BT, places
+        document_BT[:, place] = place.start
+    return ids_BT, document_BT, places
 
 
 @pytest.mark.parametrize("lengths", [(12, 24), (5, 40, 1, 13), (61, 2, 37), (3, 11, 12, 13, 70)])
 def test_a_document_has_the_same_logits_alone_and_packed(lengths):
     model = small_model(TINY)
-    ids_BT, first_BT, places = pack(lengths)
+    ids_BT, document_BT, places = pack(lengths)
     with torch.no_grad():
-        packed = model.logits(model.streams(ids_BT, model.new_cache(), first_BT))
+        packed = model.logits(model.streams(ids_BT, model.new_cache(), document_BT))
         for place in places:
             assert off(packed[:, place], model(ids_BT[:, place])) < EXACT
 
@@ -36,40 +36,40 @@ def test_rows_of_a_batch_may_be_packed_differently():
     model = small_model(TINY)
     rows = [pack((5, 40, 13), seed=1), pack((30, 37), seed=2)]
     n_tokens = min(ids_BT.shape[1] for ids_BT, *_ in rows)
-    ids_BT, first_BT = (torch.cat([row[part][:, :n_tokens] for row in rows]) for part in (0, 1))
+    ids_BT, document_BT = (torch.cat([row[part][:, :n_tokens] for row in rows]) for part in (0, 1))
     with torch.no_grad():
-        both = model.streams(ids_BT, model.new_cache(2), first_BT)
+        both = model.streams(ids_BT, model.new_cache(2), document_BT)
         for b in range(2):
-            alone = model.streams(ids_BT[b : b + 1], model.new_cache(), first_BT[b : b + 1])
+            alone = model.streams(ids_BT[b : b + 1], model.new_cache(), document_BT[b : b + 1])
             assert off(both[b : b + 1], alone) < EXACT
 
 
 @pytest.mark.parametrize("align", [1, 5, ALIGN], ids=["begins anywhere", "begins off the entries", "aligned"])
 @pytest.mark.parametrize("chunk", [2, 13])
 def test_a_packed_row_in_chunks_equals_one_pass(align, chunk):
-    model, (ids_BT, first_BT, _) = small_model(TINY), pack((17, 2, 29, 20), align)
-    cache, pieces = model.new_cache(), zip(ids_BT.split(chunk, dim=1), first_BT.split(chunk, dim=1))
+    model, (ids_BT, document_BT, _) = small_model(TINY), pack((17, 2, 29, 20), align)
+    cache, pieces = model.new_cache(), zip(ids_BT.split(chunk, dim=1), document_BT.split(chunk, dim=1))
     with torch.no_grad():
-        whole = model.streams(ids_BT, model.new_cache(), first_BT)
+        whole = model.streams(ids_BT, model.new_cache(), document_BT)
         assert off(torch.cat([model.streams(ids, cache, first) for ids, first in pieces], dim=1), whole) < EXACT
 
 
 @pytest.mark.parametrize("align", [1, 5, ALIGN], ids=["begins anywhere", "begins off the entries", "aligned"])
 def test_nothing_of_another_document_is_seen(align):
     model = small_model(TINY)
-    ids_BT, first_BT, places = pack((17, 29, 20), align)
+    ids_BT, document_BT, places = pack((17, 29, 20), align)
     changed = ids_BT.clone()
     changed[:, places[1]] = token_ids(1, 29, seed=9)
     with torch.no_grad():
-        before, after = (model.streams(ids, model.new_cache(), first_BT) for ids in (ids_BT, changed))
+        before, after = (model.streams(ids, model.new_cache(), document_BT) for ids in (ids_BT, changed))
     for place, same in zip(places, (True, False, True)):
         assert ((before - after)[:, place].abs().max() < EXACT) == same
 
 
 def test_losses_of_a_packed_row_are_those_of_its_documents():
     model, lengths = small_model(TINY), (24, 36)  # no padding
-    ids_BT, first_BT, places = pack(lengths)
-    packed, alone = model.loss(ids_BT, first_BT), [model.loss(ids_BT[:, place]) for place in places]
+    ids_BT, document_BT, places = pack(lengths)
+    packed, alone = model.loss(ids_BT, document_BT), [model.loss(ids_BT[:, place]) for place in places]
     for name, ahead in (("main", 1), ("mtp", 2)):
         n_targets = [length - ahead for length in lengths]
         wanted = sum(n * getattr(loss, name) for n, loss in zip(n_targets, alone)) / sum(n_targets)
@@ -78,16 +78,16 @@ def test_losses_of_a_packed_row_are_those_of_its_documents():
 
 def test_the_indexers_loss_of_a_packed_row_is_that_of_its_documents():
     model, lengths, ratio = small_model(TINY), (24, 36), 3
-    ids_BT, first_BT, places = pack(lengths)
-    packed, alone = model.loss(ids_BT, first_BT).indexer, [model.loss(ids_BT[:, place]).indexer for place in places]
+    ids_BT, document_BT, places = pack(lengths)
+    packed, alone = model.loss(ids_BT, document_BT).indexer, [model.loss(ids_BT[:, place]).indexer for place in places]
     seeing = [length - (ratio - 1) for length in lengths]  # a document's first queries see no entry, and have no loss
     summed = sum(n * loss for n, loss in zip(seeing, alone))
-    assert off(packed, (summed / (sum(lengths) - (ratio - 1))).detach()) < EXACT  # the mean leaves out the row's first
+    assert off(packed, (summed / sum(seeing)).detach()) < EXACT  # the mean of the queries that see an entry of theirs
 
 
 def test_gradients_of_a_packed_row_are_those_of_its_documents():
     model, lengths = small_model(TINY), (24, 36)
-    ids_BT, first_BT, places = pack(lengths)
+    ids_BT, document_BT, places = pack(lengths)
     pull_BTV = normal(1, sum(lengths), TINY.vocab_size, seed=3)
 
     def gradients(rows):
@@ -97,12 +97,12 @@ def test_gradients_of_a_packed_row_are_those_of_its_documents():
             (logits_BTV * pull_BTV[:, place]).sum().backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    packed, alone = gradients([(slice(None), first_BT)]), gradients([(place, None) for place in places])
+    packed, alone = gradients([(slice(None), document_BT)]), gradients([(place, None) for place in places])
     assert packed.keys() == alone.keys() and max(off(packed[name], alone[name]) for name in alone) < EXACT
 
 
 def test_no_token_is_predicted_from_another_document():
-    ids_BT, first_BT = torch.arange(10, 16)[None], torch.tensor([[0, 0, 0, 3, 3, 3]])
-    assert targets(ids_BT, first_BT, 1).tolist() == [[11, 12, NO_TARGET, 14, 15]]
-    assert targets(ids_BT, first_BT, 2).tolist() == [[12, NO_TARGET, NO_TARGET, 15]]
+    ids_BT, document_BT = torch.arange(10, 16)[None], torch.tensor([[0, 0, 0, 3, 3, 3]])
+    assert targets(ids_BT, document_BT, 1).tolist() == [[11, 12, NO_TARGET, 14, 15]]
+    assert targets(ids_BT, document_BT, 2).tolist() == [[12, NO_TARGET, NO_TARGET, 15]]
     assert torch.equal(targets(ids_BT, None, 2), ids_BT[:, 2:])

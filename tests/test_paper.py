@@ -1,6 +1,8 @@
 """The definitions of `paper.py` against closed forms and numbers small enough to check by hand, never the model."""
 
 import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from minidsv4 import paper
 
+ROOT = Path(__file__).resolve().parents[1]
 EXACT = 1e-12  # float64 sums of at most a few hundred terms of size 1
 YARN = {"factor": 16, "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 65536}
 
@@ -26,7 +29,7 @@ def close(left, right, tolerance=EXACT):
 def test_every_number_from_1_to_29_has_a_function_whose_docstring_names_it():
     assert sorted(paper.EQUATIONS) == list(range(1, 30))
     ranges = {4: "(3)-(5)"}
-    for number, function in paper.EQUATIONS.items():
+    for number, (function, _, _) in paper.EQUATIONS.items():
         assert ranges.get(number, f"({number})") in function.__doc__
 
 
@@ -639,3 +642,23 @@ def test_the_distillation_loss_is_the_reverse_divergence_weighted_and_averaged_o
     teacher_TV = np.log(np.array([[0.25, 0.75], [0.5, 0.5]]))
     reverse = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     assert close(paper.distillation_loss(student_TV, [teacher_TV, teacher_TV], [1.0, 3.0]), 4 * reverse / 2)
+
+
+# ---- from an equation to the line ----
+
+
+@pytest.mark.parametrize("number", range(1, 29))
+def test_a_row_of_the_table_leads_to_a_docstring_or_line_that_names_the_equation(number):
+    _, operation, file = paper.EQUATIONS[number]
+    source = (ROOT / file).read_text(encoding="utf-8")
+    for name in operation.split(", "):
+        assert f"def {name}(" in source or f"class {name}(" in source
+    spans = [(int(first), int(last or first)) for first, last in re.findall(r"\((\d+)\)(?:-\((\d+)\))?", source)]
+    assert any(first <= number <= last for first, last in spans), f"{file} does not name eq. ({number})"
+
+
+def test_the_readme_shows_the_row_of_every_equation():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for number, (loop, operation, file) in paper.EQUATIONS.items():
+        place = f"[`{operation}`]({file})" if file else "not here yet"
+        assert f"| ({number}) | `{loop.__name__}` | {place} |" in readme

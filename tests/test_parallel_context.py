@@ -38,12 +38,12 @@ def random_case(n_ranks, seed):
     """(config, ids, first, lengths): one document or two rows of documents, begun on the grid of entries or off it."""
     config = CONFIGS[seed % 3]
     if seed % 4 == 0:
-        ids_BT, first_BT = token_ids(1, draw(seed, 40, 80)[0], seed), None
+        ids_BT, document_BT = token_ids(1, draw(seed, 40, 80)[0], seed), None
     else:
         rows = [pack(draw(seed + row, 1, 30, n=5), (1, 12, 24, 24)[seed % 4], seed + row) for row in (0, 50)]
         n_tokens = min(ids_BT.shape[1] for ids_BT, *_ in rows)
-        ids_BT, first_BT = (torch.cat([row[part][:, :n_tokens] for row in rows]) for part in (0, 1))
-    return config, ids_BT, first_BT, cut_at_random(ids_BT.shape[1], n_ranks, seed)
+        ids_BT, document_BT = (torch.cat([row[part][:, :n_tokens] for row in rows]) for part in (0, 1))
+    return config, ids_BT, document_BT, cut_at_random(ids_BT.shape[1], n_ranks, seed)
 
 
 def chosen_cases(n_ranks):
@@ -77,10 +77,10 @@ def numbered_model(number):
     return small_model(CONFIGS[number])
 
 
-def on_rank(group, config, ids_BT, first_BT, lengths):
+def on_rank(group, config, ids_BT, document_BT, lengths):
     """This rank's logits, gradients of all parameters, and bytes sent forwards and backwards."""
     part, model, transport = stretch_of(lengths, group.rank()), model_of(config), Transport(group)
-    first = None if first_BT is None else first_BT[:, part]
+    first = None if document_BT is None else document_BT[:, part]
     model.zero_grad()
     logits = context.context_parallel_logits(model, ids_BT[:, part], group, first, transport=transport)
     forwards = transport.sent_bytes
@@ -126,10 +126,10 @@ def nothing_from_further_back(link, new, reach, right=context.Link.before):
     return before.masked_fill(far, 0)
 
 
-def own_positions(model, *stretch, right=Model.angles):
+def own_positions(model, *stretch, right=Model.positions):
     kinds = right(model, *stretch)
-    for angles in {id(angles): angles for angles in kinds.values()}.values():
-        angles.turn_TR = angles.turn_TR / angles.turn_TR[:1]
+    for positions in {id(positions): positions for positions in kinds.values()}.values():
+        positions.turn_TR = positions.turn_TR / positions.turn_TR[:1]
     return kinds
 
 
@@ -139,7 +139,7 @@ MUTANTS = {
     "a window entry too few": (context, "window_reach", lambda start, window: min(start, window - 2)),
     "nothing from further back than the neighbour": (context.Link, "before", nothing_from_further_back),
     "padding stays where it is": (context, "select_and_pad", lambda every, _, n: every.flatten(0, 1)[:n]),
-    "positions count from the rank's own start": (Model, "angles", own_positions),
+    "positions count from the rank's own start": (Model, "positions", own_positions),
 }
 OFF_GRID, ON_GRID = (20, 2, 3, 42), (24, 12, 3, 28)  # borders inside of entries, and between them (m = 3)
 
@@ -161,22 +161,22 @@ def with_mutants(group, lengths):
 def refusals(group):
     """What a rank is told for each mistake that one rank or all make."""
     rank, model, ids_BT = group.rank(), model_of(TINY), token_ids(1, 6)
-    first_BT, start = torch.zeros_like(ids_BT), 6 * group.rank()
+    document_BT, start = torch.zeros_like(ids_BT), 6 * group.rank()
     one = {
         "no tokens": (ids_BT[:, :0] if rank == 1 else ids_BT, None),
         "no token id": (ids_BT + 61 if rank == 2 else ids_BT, None),
         "batch": (ids_BT.repeat(2, 1) if rank == 3 else ids_BT, None),
-        "documents": (ids_BT, first_BT if rank == 0 else None),
+        "documents": (ids_BT, document_BT if rank == 0 else None),
         "all wrong": (ids_BT + 61, None),
-        "shape": (ids_BT, first_BT[:, 1:]),
-        "place": (ids_BT, first_BT + (start + 3 if rank == 1 else start)),
+        "shape": (ids_BT, document_BT[:, 1:]),
+        "place": (ids_BT, document_BT + (start + 3 if rank == 1 else start)),
     }
     return {name: refusal(model, group, *tokens) for name, tokens in one.items()}
 
 
-def refusal(model, group, ids_BT, first_BT):
+def refusal(model, group, ids_BT, document_BT):
     try:
-        context.context_parallel_streams(model, ids_BT, group, first_BT)
+        context.context_parallel_streams(model, ids_BT, group, document_BT)
     except ValueError as error:
         return str(error)
 
@@ -185,16 +185,16 @@ def refusal(model, group, ids_BT, first_BT):
 
 
 def mtp_case(n_ranks):
-    ids_BT, first_BT, _ = pack((30, 2, 13))
-    return TINY, ids_BT, first_BT, cut_at_random(ids_BT.shape[1] - 1, n_ranks, seed=7)
+    ids_BT, document_BT, _ = pack((30, 2, 13))
+    return TINY, ids_BT, document_BT, cut_at_random(ids_BT.shape[1] - 1, n_ranks, seed=7)
 
 
 def mtp_on_rank(group):
     """The MTP block's logits for this rank's positions i, from its tokens i and i + 1."""
-    config, ids_BT, first_BT, lengths = mtp_case(group.size())
+    config, ids_BT, document_BT, lengths = mtp_case(group.size())
     part, model = stretch_of(lengths, group.rank()), model_of(config)
     with torch.no_grad():
-        first, now, later = first_BT[:, part], ids_BT[:, :-1][:, part], ids_BT[:, 1:][:, part]
+        first, now, later = document_BT[:, part], ids_BT[:, :-1][:, part], ids_BT[:, 1:][:, part]
         streams_BTND = context.context_parallel_streams(model, now, group, first)
         return context.context_parallel_mtp_logits(model, streams_BTND, later, group, first)
 
@@ -217,10 +217,10 @@ def started(n_ranks):
 def expected(n_ranks):
     """Logits and gradients of one process, case by case."""
     found = []
-    for config, ids_BT, first_BT, _ in all_cases(n_ranks):
+    for config, ids_BT, document_BT, _ in all_cases(n_ranks):
         model = model_of(config)
         model.zero_grad()
-        logits = model.logits(model.streams(ids_BT, model.new_cache(len(ids_BT)), first_BT))
+        logits = model.logits(model.streams(ids_BT, model.new_cache(len(ids_BT)), document_BT))
         (logits * pull(ids_BT, config)).sum().backward()
         found.append((logits.detach(), gradients(model)))
     return found
@@ -250,7 +250,7 @@ def test_the_cases_hold_what_is_hard():
     cases = [case for n_ranks in (2, 4) for case in all_cases(n_ranks)]
     assert any(ids_BT.shape[1] // 3 > 2 * config.index_topk for config, ids_BT, *_ in cases)
     starts = [set(Cut(lengths).stretch(rank)[0] for rank in range(1, len(lengths))) for *_, lengths in cases]
-    begins = [set() if first_BT is None else set(first_BT.flatten().tolist()) for _, _, first_BT, _ in cases]
+    begins = [set() if document_BT is None else set(document_BT.flatten().tolist()) for _, _, document_BT, _ in cases]
     assert sum(bool(border & begin) for border, begin in zip(starts, begins)) > 2
     assert any(start % 3 and start % 12 for border in starts for start in border)
     assert any(min(lengths) < 3 for *_, lengths in cases) and any(sum(lengths) % 12 for *_, lengths in cases)
@@ -258,11 +258,11 @@ def test_the_cases_hold_what_is_hard():
 
 @N_RANKS
 def test_the_mtp_block_is_cut_like_the_model_and_takes_the_next_ranks_first_token(n_ranks):
-    config, ids_BT, first_BT, _ = mtp_case(n_ranks)
+    config, ids_BT, document_BT, _ = mtp_case(n_ranks)
     model = model_of(config)
     with torch.no_grad():
-        streams_BTND = model.streams(ids_BT, model.new_cache(), first_BT)
-        logits = model.mtp_logits(streams_BTND[:, :-1], ids_BT[:, 1:], first_BT[:, :-1])
+        streams_BTND = model.streams(ids_BT, model.new_cache(), document_BT)
+        logits = model.mtp_logits(streams_BTND[:, :-1], ids_BT[:, 1:], document_BT[:, :-1])
     assert off(torch.cat([found["mtp"] for found in started(n_ranks)], dim=1), logits) < EXACT
 
 
@@ -309,10 +309,10 @@ def test_a_mistake_on_one_rank_or_all_is_told_on_every_rank():
         assert found["no tokens"].startswith("what is wrong differs between ranks: 'ids: shape (1, 0) is no batch")
         assert "is no token id; vocab_size allows 0 .. 60' on rank 2" in found["no token id"]
         assert found["batch"].startswith("batch size differs between ranks: 2 on rank 3, 1 on ranks 0, 1, 2")
-        assert found["documents"].startswith("first_BT given differs between ranks: True on rank 0")
+        assert found["documents"].startswith("document_BT given differs between ranks: True on rank 0")
         assert "is no token id" in found["all wrong"] and "differs" not in found["all wrong"]
-        assert found["shape"] == "first_BT: shape (1, 5); it goes with ids_BT, whose shape is (1, 6)"
-        assert "first_BT = 9 for position 6; it is 0 .. 6, in the whole row' on rank 1" in found["place"]
+        assert found["shape"] == "document_BT: shape (1, 5); it goes with ids_BT, whose shape is (1, 6)"
+        assert "document_BT = 9 for position 6; it is 0 .. 6, in the whole row' on rank 1" in found["place"]
 
 
 # --- counting alone ---

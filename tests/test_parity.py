@@ -6,8 +6,13 @@ from oracle import gradients, pair, random_config
 from torch.nn import functional as F
 
 import minidsv4 as v4
+from minidsv4.fast import FAST
+from minidsv4.ops import PLAIN
 
 SEEDS = range(44)
+TABLES = {"plain": PLAIN, "fast": FAST}
+CASES = [("plain", seed) for seed in SEEDS] + [("fast", seed) for seed in SEEDS[::4]]
+on_every_config = pytest.mark.parametrize(("table", "seed"), CASES)
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -15,9 +20,10 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-def run(seed: int, dtype: torch.dtype):
+def run(seed: int, dtype: torch.dtype, table: str):
     config, n_batch, n_tokens = random_config(seed)
     model, peer = pair(config, seed, dtype)
+    model.use(TABLES[table])
     ids = torch.randint(config.vocab_size, (n_batch, n_tokens))
     ours, theirs = model(ids), peer(ids).logits
     for logits in (ours, theirs):
@@ -35,16 +41,16 @@ def assert_same_gradients(model, peer, tolerance: float):
         assert (ours - theirs).abs().max() < tolerance * largest, name
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_logits_and_gradients_equal_those_of_transformers_in_float64(seed):
-    model, peer, ours, theirs = run(seed, torch.float64)
+@on_every_config
+def test_logits_and_gradients_equal_those_of_transformers_in_float64(table, seed):
+    model, peer, ours, theirs = run(seed, torch.float64, table)
     assert relative(ours, theirs) < 1e-10
     assert_same_gradients(model, peer, 1e-10)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_logits_and_gradients_equal_those_of_transformers_in_float32(seed):
-    model, peer, ours, theirs = run(seed, torch.float32)
+@on_every_config
+def test_logits_and_gradients_equal_those_of_transformers_in_float32(table, seed):
+    model, peer, ours, theirs = run(seed, torch.float32, table)
     assert relative(ours, theirs) < 1e-5  # rounding of float32, a few layers deep
     assert_same_gradients(model, peer, 1e-4)
 

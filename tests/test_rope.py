@@ -1,12 +1,12 @@
-"""Rotary positions: agreement with the loops, and what turning by a position means."""
+"""Rotary positions: frequencies as in the loops, and the turns of the tokens and entries of one call."""
 
 import pytest
 import torch
-from small import CPU, TINY, normal
+from small import CPU, TINY
 
 import minidsv4 as v4
 from minidsv4 import paper
-from minidsv4.model.rope import Angles, frequencies, rotate
+from minidsv4.model.rope import Positions, frequencies
 
 WINDOW, CSA, HCA = v4.LayerKind.WINDOW, v4.LayerKind.CSA, v4.LayerKind.HCA
 ROUNDING = 1e-14  # a few operations in float64, values near 1
@@ -20,10 +20,6 @@ CONFIGS = {
 
 def freqs(config, kind, dtype=torch.float64):
     return frequencies(config, kind, dtype, CPU)
-
-
-def turns(n_tokens, first=0, kind=CSA):
-    return Angles(freqs(TINY, kind), first, first + n_tokens).turn_TR
 
 
 @pytest.mark.parametrize("kind", [WINDOW, CSA, HCA])
@@ -44,67 +40,43 @@ def test_window_layers_keep_base_10000_and_compressed_ones_fade_to_a_sixteenth_o
 
 @pytest.mark.parametrize("kind", [WINDOW, CSA])
 def test_a_turn_has_length_one_so_there_is_no_yarn_amplitude(kind):
-    assert (turns(300, kind=kind).abs() - 1).abs().max() < ROUNDING
+    turn_TR = Positions(freqs(TINY, kind), 0, 300).turns()
+    assert turn_TR.shape == (300, TINY.qk_rope_head_dim // 2)
+    assert (turn_TR.abs() - 1).abs().max() < ROUNDING
 
 
-def test_rotating_agrees_with_the_loops_for_every_head_and_back():
-    x_BTHK = normal(2, 5, 3, TINY.head_dim)
-    turn, freq = turns(5, first=9)[:, None], paper.layer_frequencies("CSA", TINY)
-    for inverse, ours in ((False, rotate(x_BTHK, turn)), (True, rotate(x_BTHK, turn.conj()))):
-        for b, t, h in [(0, 0, 0), (1, 2, 1), (1, 4, 2)]:
-            expected = torch.from_numpy(paper.rotate(x_BTHK[b, t, h].numpy(), 9 + t, freq, inverse))
-            assert torch.allclose(ours[b, t, h], expected, rtol=0, atol=ROUNDING)
+def test_a_turn_is_the_position_times_the_frequency():
+    turn_TR = Positions(freqs(TINY, CSA), 1_000_000, 3).turns()
+    angle = torch.outer(torch.arange(1_000_000, 1_000_003).double(), freqs(TINY, CSA))
+    assert (turn_TR - torch.polar(torch.ones_like(angle), angle)).abs().max() < ROUNDING
 
 
-def test_turning_and_turning_back_gives_the_vector_itself():
-    x_BTK = normal(2, 7, TINY.head_dim)
-    assert (rotate(rotate(x_BTK, turns(7)), turns(7).conj()) - x_BTK).abs().max() < ROUNDING
+def test_turns_of_a_stretch_are_those_of_the_whole():
+    whole = Positions(freqs(TINY, CSA), 0, 60).turns()
+    part = Positions(freqs(TINY, CSA), 30, 30, oldest=24)
+    assert torch.equal(part.turns(), whole[30:60])
+    assert torch.equal(part.entry_turns(first=2, n_entries=3, ratio=12), whole[[24, 36, 48]])
+    assert torch.equal(part.entry_turns(first=9, n_entries=11, ratio=3), whole[27:60:3])
 
 
-def test_only_the_last_channels_turn_and_they_keep_their_length():
-    x_BTK = normal(2, 7, TINY.head_dim)
-    turned, rest = rotate(x_BTK, turns(7, first=1)), TINY.head_dim - TINY.qk_rope_head_dim
-    assert torch.equal(turned[..., :rest], x_BTK[..., :rest])
-    assert (turned[..., rest:] != x_BTK[..., rest:]).all()
-    assert (turned.norm(dim=-1) - x_BTK.norm(dim=-1)).abs().max() < ROUNDING
+def test_an_entry_stands_where_its_window_begins():
+    positions = Positions(freqs(TINY, CSA), 0, 38)
+    assert torch.equal(positions.entry_turns(0, 12, 3), positions.turns()[:36:3])
+    assert positions.entry_turns(12, 0, 3).shape == (0, TINY.qk_rope_head_dim // 2)
 
 
-def test_a_vector_of_an_odd_number_of_channels_turns_like_the_end_of_one_channel_more():
-    x_BTK = normal(2, 7, TINY.head_dim)
-    turned = rotate(x_BTK, turns(7))
-    assert torch.equal(rotate(x_BTK[..., 1:], turns(7)), turned[..., 1:])
+@pytest.mark.parametrize(("dtype", "wide"), [(torch.float32, torch.complex64), (torch.float64, torch.complex128)])
+def test_turns_carry_the_precision_of_the_frequencies(dtype, wide):
+    assert Positions(freqs(TINY, CSA, dtype), 5, 4).turns().dtype == wide
 
 
-def test_what_is_turned_is_left_as_it_was_and_hands_its_gradient_back_turned():
-    x_BTK = normal(2, 7, TINY.head_dim).requires_grad_()
-    before = x_BTK.detach().clone()
-    pull_BTK = normal(2, 7, TINY.head_dim, seed=1)
-    rotate(x_BTK, turns(7)).backward(pull_BTK)
-    assert torch.equal(x_BTK.detach(), before)
-    assert (x_BTK.grad - rotate(pull_BTK, turns(7).conj())).abs().max() < ROUNDING
+def test_a_16_bit_model_turns_in_float32():
+    positions = v4.Model(TINY).bfloat16().positions(5, 4)
+    assert {part.turns().dtype for part in positions.values()} == {torch.complex64}
 
 
-def test_a_dot_product_of_turned_vectors_depends_only_on_the_distance():
-    query_K, key_K = normal(2, TINY.head_dim)
-
-    def dot(t, s):
-        return rotate(query_K, turns(200)[t]) @ rotate(key_K, turns(200)[s])
-
-    assert abs(dot(7, 2) - dot(190, 185)) < 1e-12  # angles near 190 radians carry 190 times the rounding of one
-    assert abs(dot(7, 2) - dot(7, 3)) > 1e-3
-
-
-def test_angles_of_a_stretch_are_those_of_the_whole():
-    whole = Angles(freqs(TINY, CSA), 0, 60)
-    part = Angles(freqs(TINY, CSA), 24, 60)
-    assert torch.equal(part.at(30, 60), whole.turn_TR[30:60])
-    assert torch.equal(part.at(24, 60, 12), whole.turn_TR[[24, 36, 48]])
-
-
-def test_angles_of_a_16_bit_vector_are_float32_and_its_dtype_is_kept():
-    x_BTK = normal(2, 7, TINY.head_dim)
-    angles = Angles(freqs(TINY, CSA, torch.float32), 1000, 1007)
-    turned = rotate(x_BTK.bfloat16(), angles.turn_TR)
-    assert turned.dtype == torch.bfloat16
-    # bfloat16 keeps 8 bits: 2^-8 of each number going in and again coming out; values reach 4
-    assert (turned.double() - rotate(x_BTK, turns(7, first=1000))).abs().max() < 4 * 2**-7
+@pytest.mark.parametrize("start", [0, 11, 12, 35])
+def test_a_models_positions_reach_back_to_the_oldest_window_that_is_still_open(start):
+    for kind, positions in v4.Model(TINY).positions(start, 4).items():
+        assert (positions.start, positions.n_tokens, positions.oldest) == (start, 4, start // 12 * 12)
+        assert torch.equal(positions.frequencies_R, freqs(TINY, kind, torch.float32))

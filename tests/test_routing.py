@@ -6,7 +6,7 @@ import pytest
 import torch
 from small import small_model, token_ids
 
-from minidsv4.model.losses import watch
+from minidsv4.model.layer import watch
 from minidsv4.model.moe import LearnedRouter
 from minidsv4.train.loop import Recipe, Trainer
 from minidsv4.train.routing import Anticipation, Guard, GuardedTrainer, fixed_routing, picked_experts

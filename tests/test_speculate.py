@@ -50,7 +50,7 @@ def speculator(net, depth, temperature=0.0, top_p=1.0, seed=0):
 
 
 def contents(cache):
-    return [part.view().clone() for layer in cache.layers for part in layer.series()]
+    return [part.contents().clone() for layer in cache.layers for part in layer.series()]
 
 
 def same_bits(one, other):

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from minidsv4.checkpoint import from_released, hf_config
 from minidsv4.config import Config
-from minidsv4.fused.indexer import fuse_indexers
-from minidsv4.fused.step import FusedStep
+from minidsv4.fast.compiled.step import FusedStep
+from minidsv4.fast.compiled.top_entries import compiled_ops
 from minidsv4.model.losses import text_loss
 from minidsv4.model.model import Model
+from minidsv4.ops import PLAIN as PLAIN
 from minidsv4.train.recompute import recomputing
 
 RECOMPUTED = "recomputed"  # a training step whose blocks are computed again for backward
-PLAIN = None  # the table of readable operations, for rows of its own; None leaves them out
 
 
 class MiniDSV4:
@@ -55,7 +55,7 @@ class MiniDSV4:
 
     def fuse_prompts(self) -> None:
         """From now on the indexers pick in compiled loops."""
-        fuse_indexers(self.model)
+        self.model.use(compiled_ops())
 
     def train(self, ids_BT: Tensor, recompute: bool = False) -> float:
         with recomputing(self.model) if recompute else nullcontext():

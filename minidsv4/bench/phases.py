@@ -19,7 +19,7 @@ from torch import Tensor
 from minidsv4.bench import implementations, sizes
 from minidsv4.bench.implementations import RECOMPUTED, MiniDSV4, Transformers, optimizer_of
 from minidsv4.config import Config
-from minidsv4.fused.step import numba_is_here
+from minidsv4.fast.compiled.step import numba_is_here
 
 WHOLE_AT_MOST = 8192  # tokens that transformers takes whole: its time and memory grow with their square
 PLAIN_AT_MOST = 1024  # tokens that the plain operations take: their memory grows with the square, too

@@ -30,11 +30,11 @@ from minidsv4.cost.hardware import DEVICES
 from minidsv4.course import plots
 from minidsv4.course.record import record
 from minidsv4.experiments import recall, streams
-from minidsv4.model.indexer import Hadamard, index_scores, stable_topk
-from minidsv4.model.losses import watch
+from minidsv4.model.indexer import Hadamard
+from minidsv4.model.layer import watch
 from minidsv4.model.model import Model
 from minidsv4.model.moe import LearnedRouter
-from minidsv4.model.rope import rotate
+from minidsv4.ops import index_scores, rotate, stable_topk
 from minidsv4.parallel import context
 from minidsv4.serve.speculate import MAX_PENDING, Speculation, Speculator
 from minidsv4.train import balance, pretrain
@@ -77,12 +77,12 @@ def moved_text():
     model, x_BTD = Model(Config.tiny()).double(), torch.randn(1, 12, 24, dtype=torch.float64)
     raw, back = [], []
     for place in range(63):
-        angles = model.angles(place, place + 12)[LayerKind.WINDOW]
+        positions = model.positions(place, 12)[LayerKind.WINDOW]
         with record(model) as rec:
-            model.layers[0].attn(x_BTD, place, model.new_cache().layers[0], angles)
+            model.layers[0].attn(x_BTD, positions, model.new_cache().layers[0])
         answer_HK = rec[0].attended_BTHK[0, -1]
         raw.append(answer_HK[0, -6:-4].numpy())
-        back.append(rotate(answer_HK, angles.at(place + 11, place + 12).conj())[0, -6:-4].numpy())
+        back.append(rotate(answer_HK, positions.turns()[11:].conj())[0, -6:-4].numpy())
     return plots.moved_text(np.array(raw), np.array(back))
 
 
@@ -117,7 +117,7 @@ def pooled_tokens():
         block.attn.compressor.wgate.weight.data *= 10
     with record(model) as rec:
         model(torch.randint(60, (1, 32)))
-    return plots.pooled_tokens(*(rec[layer].slot_shares()[0, :, :, 0].detach().numpy() for layer in (0, 1)))
+    return plots.pooled_tokens(*(rec[layer].slot_weights()[0, :, :, 0].detach().numpy() for layer in (0, 1)))
 
 
 def cache_while_decoding():

@@ -1,39 +1,43 @@
-"""`record(model)`: every intermediate of a forward pass, caught by hooks on the one model there is.
+"""`record(model)`: every intermediate of a forward pass, caught from the one model there is.
 
-B batch, T tokens, S tokens attended to, H heads, C compressed entries, P picked entries, N streams, E experts. What is
-recorded are inputs and outputs of the model's own modules; weights and scores are computed from them by the model's
-own functions, in dense form with zeros where nothing is seen. For short texts: dense means T x T.
+B batch, T tokens, S tokens of the window, H heads, C compressed entries, P picked entries, N streams, E experts. What
+is recorded are inputs and outputs of the model's own modules and operations; weights and scores are computed from them
+by `ops`, in dense form with zeros where nothing is seen. For short texts: dense means T x T.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from minidsv4 import ops
 from minidsv4.config import LayerKind
-from minidsv4.model.attend import BLOCK, Attend, cut_block, weights
 from minidsv4.model.block import Block
-from minidsv4.model.compressor import Compressor, Pool, slot_shares
+from minidsv4.model.compressor import Compressor
 from minidsv4.model.hyper_connection import HyperConnection, Mix
-from minidsv4.model.indexer import Indexer, index_scores
-from minidsv4.model.losses import watch
+from minidsv4.model.indexer import Indexer
+from minidsv4.model.layer import Call, watch
 from minidsv4.model.moe import Routed, Router
-from minidsv4.model.norm import precise
+from minidsv4.visibility import Visibility
 
-_WATCHED = (Attend, Block, Compressor, HyperConnection, Indexer, Pool, Router)
+MODULES = (Block, Compressor, HyperConnection, Indexer, Router)
 
 
 class LayerRecord:
     """What one layer did in one call. Each property is a tensor (or named tuple of tensors), detached."""
 
-    def __init__(self, block: Block, calls: dict[torch.nn.Module, tuple[tuple, object]]):
-        self.block, self.calls, self.kind = block, calls, block.attn.kind
+    def __init__(self, block: Block, calls: dict[str, list[Call]]):
+        self.block = block
+        self.calls = calls
+        self.kind = block.attn.kind
 
-    def _call(self, module: torch.nn.Module) -> tuple[tuple, object]:
-        if module not in self.calls:
-            raise ValueError(f"record: this {self.kind.name} layer did not run that part in the recorded call")
-        return self.calls[module]
+    def _call(self, module: nn.Module, operation: str = "module") -> tuple[tuple, object]:
+        """Inputs and output of the last call of this module, or of this operation by it."""
+        for caller, inputs, output in reversed(self.calls[operation]):
+            if caller is module:
+                return inputs, output
+        raise ValueError(f"record: this {self.kind.name} layer did not run that part in the recorded call")
 
     @property
     def streams_BTND(self) -> Tensor:
@@ -53,7 +57,7 @@ class LayerRecord:
     @property
     def attended_BTHK(self) -> Tensor:
         """The output of core attention, before it is turned back."""
-        return self._call(self.block.attn.attend)[1]
+        return self._call(self.block.attn, "attend")[1]
 
     @property
     def entries_BCK(self) -> Tensor:
@@ -66,69 +70,64 @@ class LayerRecord:
         return self._call(self.block.attn.indexer)[1]
 
     @property
+    def sees(self) -> Visibility:
+        """Who sees what in the layer's attention."""
+        return self._call(self.block.attn, "attend")[0][3]
+
+    @property
     def visible_T(self) -> Tensor:
         """How many compressed entries each query may see."""
-        return self._call(self.block.attn.attend)[0][2].visible_T
+        return self.sees.visible_counts()
 
     @torch.no_grad()
-    def slot_shares(self, index: bool = False) -> Tensor:
+    def slot_weights(self, index: bool = False) -> Tensor:
         """What part of each entry every pooled slot gives [B, C, S, K]; of the indexer's keys if `index`."""
         attn = self.block.attn
-        (_, gates_BCSK, bias_SK), _ = self._call((attn.indexer if index else attn).compressor.pool)
-        return slot_shares(gates_BCSK, bias_SK)
+        compressor = attn.indexer.compressor if index else attn.compressor
+        (_, gates_BCSK, bias_SK), _ = self._call(compressor, "pool")
+        return ops.slot_weights(gates_BCSK, bias_SK)
 
     @torch.no_grad()
     def index_scores(self) -> Tensor:
         """The indexer's score of every entry [B, T, C]; -inf where the query may not look."""
-        indexer = self.block.attn.indexer
-        (x_BTD, latent_BTQ, _, angles, visible_T), _ = self._call(indexer)
-        keys_BCZ = self._call(indexer.compressor)[1]
-        stop = angles.first + len(angles.turn_TR)
-        query_BTUZ, weight_BTU = indexer.queries(x_BTD, latent_BTQ, angles.at(stop - x_BTD.shape[1], stop))
-        score_BTC = index_scores(query_BTUZ, weight_BTU, keys_BCZ)
-        hidden = torch.arange(score_BTC.shape[2]) >= visible_T[:, None]
-        return score_BTC.masked_fill(hidden, -torch.inf)
+        (query_BTUZ, weight_BTU, keys_BCZ, sees, _), _ = self._call(self.block.attn.indexer, "top_entries")
+        score_BTC = ops.index_scores(query_BTUZ, weight_BTU, keys_BCZ)
+        return score_BTC.masked_fill(~sees.entry_map(), -torch.inf)
 
     @torch.no_grad()
     def weights(self) -> tuple[Tensor, Tensor]:
         """Weights over window tokens [B, T, H, S] and compressed entries [B, T, H, C]; the sink has the rest."""
-        (query_BTHK, near, far, sinks_H), _ = self._call(self.block.attn.attend)
-        n_batch, n_tokens, n_heads, _ = query_BTHK.shape
-        near_BTHS = query_BTHK.new_zeros(n_batch, n_tokens, n_heads, near.entries_BSK.shape[1])
-        far_BTHC = query_BTHK.new_zeros(n_batch, n_tokens, n_heads, far.entries_BCK.shape[1])
-        past = near_BTHS.shape[3] - n_tokens
-        for start in range(0, n_tokens, BLOCK):
-            query, near_BSK, seen_TS, cut = cut_block(query_BTHK, near, far, start)
-            p_near, p_far = weights(query, near_BSK, seen_TS, cut, precise(sinks_H))
-            stop = start + query.shape[1]
-            near_BTHS[:, start:stop, :, past + stop - near_BSK.shape[1] : past + stop] = p_near
-            if cut.picks_BTP is None:
-                far_BTHC[:, start:stop, :, : p_far.shape[3]] = p_far
-            else:
-                far_BTHC[:, start:stop].scatter_(3, cut.picks_BTP[:, :, None].expand_as(p_far), p_far)
-        return near_BTHS, far_BTHC
+        attended, _ = self._call(self.block.attn, "attend")
+        n_window = self.sees.n_window
+        weight_BTHS = ops.attention_weights(*attended)
+        return weight_BTHS[..., :n_window], weight_BTHS[..., n_window:]
 
 
 class Record:
     """`record[layer]` is what that layer did in the last call; `record.kinds` names the layers."""
 
-    def __init__(self, model: torch.nn.Module):
+    def __init__(self, model: nn.Module, calls: dict[str, list[Call]]):
         self.kinds: list[LayerKind] = [block.attn.kind for block in model.layers]
-        self._model, self._seen = model, []
+        self._model = model
+        self._calls = calls
 
     def __len__(self) -> int:
         return len(self.kinds)
 
     def __getitem__(self, layer: int) -> LayerRecord:
-        calls = {module: (inputs, output) for module, inputs, output in self._seen}
-        if not calls:
+        if not any(self._calls.values()):
             raise ValueError("record: nothing was recorded yet; call model(ids) inside the with block")
-        return LayerRecord(self._model.layers[layer], calls)
+        return LayerRecord(self._model.layers[layer], self._calls)
 
 
 @contextmanager
-def record(model: torch.nn.Module) -> Iterator[Record]:
+def record(model: nn.Module) -> Iterator[Record]:
     """`with record(model) as rec: model(ids)` keeps what the last call did in `rec[layer]`, without gradients."""
-    recorded = Record(model)
-    with torch.no_grad(), watch(model, *_WATCHED) as recorded._seen:
-        yield recorded
+    with (
+        torch.no_grad(),
+        watch(model, *MODULES) as modules,
+        watch(model, "attend") as attended,
+        watch(model, "pool") as pooled,
+        watch(model, "top_entries") as chosen,
+    ):
+        yield Record(model, {"module": modules, "attend": attended, "pool": pooled, "top_entries": chosen})

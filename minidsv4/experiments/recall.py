@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minidsv4.config import Config
-from minidsv4.model.attend import Attend
 from minidsv4.model.indexer import Indexer
-from minidsv4.model.losses import index_calls, indexer_loss, watch
+from minidsv4.model.layer import watch
+from minidsv4.model.losses import index_calls, indexer_loss
 from minidsv4.model.model import Model
 from minidsv4.train import indexer
 from minidsv4.train.muon import muon
@@ -84,7 +84,7 @@ def learn(model: Model, n_steps: int, seed: int, rate: float = 2e-2, n: int = 32
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 20) * (1 - 0.9 * step / n_steps)
         batch = texts(n, LENGTH, seed=1_000_000 * (seed + 1) + step)
-        with watch(model, Indexer, Attend) as calls:
+        with watch(model, Indexer, "attend") as calls:
             logits = answers(model, batch)
         wanted = batch.ids_BT[:, batch.asked + 1]
         loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten())

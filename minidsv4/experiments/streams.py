@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidsv4.config import Config
-from minidsv4.model.hyper_connection import GATE_AT_START, HyperConnection, Mix, collapse, expand, write
+from minidsv4.fast import FAST
+from minidsv4.model.hyper_connection import GATE_AT_START, HyperConnection, Mix
 
 SITES_PER_LAYER = 2  # one around attention, one around the experts
 EPS = 1e-6
@@ -87,12 +88,13 @@ class Stack(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Iterator[tuple[Tensor, Mix | None]]:
         """The streams [B, T, N, D] at entry and after each site, with the mix that made them."""
-        streams_BTND = expand(x_BTD, self.n_streams)
+        streams_BTND = repeat(x_BTD, "b t d -> b t n d", n=self.n_streams)
         yield streams_BTND, None
         for site, weight in zip(self.sites, self.maps):
             mix = site(streams_BTND)
-            x = collapse(streams_BTND, mix.pre_BTN)
-            streams_BTND = write(streams_BTND, F.rms_norm(x, x.shape[-1:], eps=EPS) @ weight.T, mix)
+            x_BTD = FAST.collapse(streams_BTND, mix.pre_BTN)
+            y_BTD = FAST.rms_norm(x_BTD, None, EPS) @ weight.T
+            streams_BTND = FAST.write(streams_BTND, y_BTD, mix.post_BTN, mix.carry_BTij)
             yield streams_BTND, mix
 
 
@@ -130,7 +132,7 @@ def flow(stack: Stack, x_BTD: Tensor, seed: int = 0) -> Flow:
     loss = (passed[-1] * towards_BTD[:, :, None]).sum()
     gradients = torch.autograd.grad(loss, passed)
     signal, gradient = ([_rms(part) for part in parts] for parts in (passed, gradients))
-    return Flow(torch.stack(signal), torch.stack(gradient), *composite_gains([mix.carry_BTNN for mix in mixes[1:]]))
+    return Flow(torch.stack(signal), torch.stack(gradient), *composite_gains([mix.carry_BTij for mix in mixes[1:]]))
 
 
 def _rms(x: Tensor) -> Tensor:

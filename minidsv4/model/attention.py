@@ -1,85 +1,110 @@
 """Hybrid attention: a window in every layer, with compressed entries picked (CSA) or all of them (HCA) beside it.
 
-B batch, T tokens, D width, Q query rank, H heads, K head width, G output groups, O rank per group. Report section
-2.3, equations (13), (18)-(27). Released names: `attn.{wq_a, q_norm, wq_b, wkv, kv_norm, wo_a, wo_b, attn_sink}`.
+B batch, T tokens, S tokens of the window, D width, Q query rank, H heads, K head width, G output groups, O rank per
+group, C compressed entries. Report section 2.3, equations (13), (18)-(27). Released names: `attn.{wq_a, q_norm, wq_b,
+wkv, kv_norm, wo_a, wo_b, attn_sink}`. One key-value head serves all query heads, and its values are its keys.
 """
 
 import torch
+from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from minidsv4.config import Config, LayerKind
-from minidsv4.model.attend import Attend, Far, Near
 from minidsv4.model.cache import LayerMemory
 from minidsv4.model.compressor import Compressor, OverlapCompressor
 from minidsv4.model.indexer import Indexer
-from minidsv4.model.norm import RMSNorm, unit_rms
-from minidsv4.model.rope import Angles, rotate
+from minidsv4.model.layer import Layer, RMSNorm
+from minidsv4.model.rope import Positions
+from minidsv4.visibility import Visibility
 
 
-class WindowAttention(nn.Module):
-    """One key-value head whose values are its keys, over the last W tokens."""
+class WindowAttention(Layer):
+    """Sliding-window attention: every query reads the last W tokens, its own included."""
 
     kind = LayerKind.WINDOW
+    float32 = ("attn_sink",)
 
     def __init__(self, config: Config):
         super().__init__()
-        self.window, self.eps, self.heads = config.sliding_window, config.rms_norm_eps, config.num_attention_heads
-        self.groups, self.scale = config.o_groups, config.head_dim**-0.5
-        width, rank, inner = config.hidden_size, config.q_lora_rank, config.num_attention_heads * config.head_dim
-        self.wq_a, self.q_norm = nn.Linear(width, rank, bias=False), RMSNorm(rank, self.eps)
-        self.wq_b = nn.Linear(rank, inner, bias=False)
-        self.wkv, self.kv_norm = nn.Linear(width, config.head_dim, bias=False), RMSNorm(config.head_dim, self.eps)
-        self.wo_a = nn.Linear(inner // self.groups, self.groups * config.o_lora_rank, bias=False)
-        self.wo_b = nn.Linear(self.groups * config.o_lora_rank, width, bias=False)
+        width = config.hidden_size
+        inner = config.num_attention_heads * config.head_dim
+        latent = config.o_groups * config.o_lora_rank
+        self.window = config.sliding_window
+        self.eps = config.rms_norm_eps
+        self.heads = config.num_attention_heads
+        self.groups = config.o_groups
+        self.wq_a = nn.Linear(width, config.q_lora_rank, bias=False)
+        self.q_norm = RMSNorm(config.q_lora_rank, self.eps)
+        self.wq_b = nn.Linear(config.q_lora_rank, inner, bias=False)
+        self.wkv = nn.Linear(width, config.head_dim, bias=False)
+        self.kv_norm = RMSNorm(config.head_dim, self.eps)
         self.attn_sink = nn.Parameter(torch.zeros(self.heads))
-        self.attend, self.finish = Attend(), nn.Identity()  # finish: done to a window entry before it is remembered
+        self.wo_a = nn.Linear(inner // self.groups, latent, bias=False)
+        self.wo_b = nn.Linear(latent, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, start: int, memory: LayerMemory, angles: Angles) -> Tensor:
-        """Attention output [B, T, D] of the tokens at positions `start ..`; `memory` takes them in."""
-        turn_TR = angles.at(start, start + x_BTD.shape[1])
+    def forward(self, x_BTD: Tensor, positions: Positions, memory: LayerMemory) -> Tensor:
+        """Attention output [B, T, D]; `memory` holds what came before and takes these tokens in."""
+        turn_TR = positions.turns()
+        turn_THR = rearrange(turn_TR, "t r -> t 1 r")  # the same for all heads
         latent_BTQ = self.q_norm(self.wq_a(x_BTD))  # eqs. (13), (24)
-        query = self.wq_b(latent_BTQ).unflatten(-1, (self.heads, -1))  # eqs. (18), (25)
-        query_BTHK = rotate(unit_rms(query, self.eps), turn_TR[:, None])
-        entry_BTK = self.finish(rotate(self.kv_norm(self.wkv(x_BTD)), turn_TR))
-        near_BSK = memory.window.append(entry_BTK)
-        oldest = start + x_BTD.shape[1] - near_BSK.shape[1]
-        near = Near(near_BSK, self.window, angles.begin_from(oldest))
-        far = self.far(x_BTD, latent_BTQ, start, memory, angles)
-        out_BTHK = self.attend(query_BTHK * self.scale, near, far, self.attn_sink)
+        query = rearrange(self.wq_b(latent_BTQ), "b t (h k) -> b t h k", h=self.heads)  # eqs. (18), (25)
+        query_BTHK = self.ops.rotate(self.ops.rms_norm(query, None, self.eps), turn_THR)
+        entry_BTK = self.ops.rotate(self.kv_norm(self.wkv(x_BTD)), turn_TR)
+        window_BSK = memory.window.append(self.stored(entry_BTK))
+        entries_BCK, sees = self.compressed(x_BTD, latent_BTQ, positions, memory)
+        out_BTHK = self.ops.attend(query_BTHK, window_BSK, entries_BCK, sees, self.attn_sink)
         memory.window.keep(self.window)
-        return self.project(rotate(out_BTHK, turn_TR[:, None].conj()))  # values carry their position: turn it back
+        return self.project(self.ops.rotate(out_BTHK, turn_THR.conj()))  # values carry their position: turn it back
 
-    def far(self, x_BTD: Tensor, latent_BTQ: Tensor, start: int, memory: LayerMemory, angles: Angles) -> Far:
-        """No compressed entries."""
-        return Far(memory.window.view()[:, :0], visible_entries(x_BTD, start, ratio=1 << 62), None)
+    def compressed(
+        self, x_BTD: Tensor, latent_BTQ: Tensor, positions: Positions, memory: LayerMemory
+    ) -> tuple[Tensor, Visibility]:
+        """The compressed entries [B, C, K], here none, and who sees what of them and of the window."""
+        window_BSK = memory.window.contents()
+        sees = Visibility(
+            start=positions.start,
+            n_queries=positions.n_tokens,
+            window=self.window,
+            n_window=window_BSK.shape[1],
+            device=x_BTD.device,
+            document_BT=positions.document_BT,
+        )
+        return window_BSK[:, :0], sees
+
+    def stored(self, entry_BTK: Tensor) -> Tensor:
+        """Window entries as the memory holds them: as they are."""
+        return entry_BTK
 
     def project(self, out_BTHK: Tensor) -> Tensor:
-        """Heads in G groups, each to O channels, all of them to the model width."""
-        weight_GOK = self.wo_a.weight.unflatten(0, (self.groups, -1))
-        latent = torch.einsum("btgk,gok->btgo", out_BTHK.flatten(2).unflatten(2, (self.groups, -1)), weight_GOK)
-        return self.wo_b(latent.flatten(2))
+        """Heads in G groups, each group to O channels by its own matrix, all of these to the model width."""
+        grouped = rearrange(out_BTHK, "b t (g h) k -> b t g (h k)", g=self.groups)
+        weight_GOK = rearrange(self.wo_a.weight, "(g o) k -> g o k", g=self.groups)
+        latent = einsum(grouped, weight_GOK, "b t g k, g o k -> b t g o")
+        return self.wo_b(rearrange(latent, "b t g o -> b t (g o)"))
 
 
 class HCAttention(WindowAttention):
-    """Heavily compressed: every finished entry of M' tokens is read."""
+    """Heavily compressed attention (HCA): every query also reads all finished entries of M' tokens each."""
 
     kind = LayerKind.HCA
     compressor_class = Compressor
 
     def __init__(self, config: Config):
         super().__init__(config)
-        sizes = (config.hidden_size, config.head_dim, config.ratio_of(self.kind), config.rms_norm_eps)
-        self.compressor = self.compressor_class(*sizes)
+        ratio = config.ratio_of(self.kind)
+        self.compressor = self.compressor_class(config.hidden_size, config.head_dim, ratio, self.eps)
 
-    def far(self, x_BTD: Tensor, latent_BTQ: Tensor, start: int, memory: LayerMemory, angles: Angles) -> Far:
-        """All finished entries; query t sees those whose last token is at or before t."""
-        entries_BCK = self.compressor(x_BTD, memory.main, angles)
-        ratio = self.compressor.ratio
-        return Far(entries_BCK, visible_entries(x_BTD, start, ratio), None, angles.first_entry(ratio))
+    def compressed(
+        self, x_BTD: Tensor, latent_BTQ: Tensor, positions: Positions, memory: LayerMemory
+    ) -> tuple[Tensor, Visibility]:
+        """All finished entries [B, C, K]."""
+        _, sees = super().compressed(x_BTD, latent_BTQ, positions, memory)
+        entries_BCK = self.compressor(x_BTD, positions, memory.main)
+        return entries_BCK, sees._replace(ratio=self.compressor.ratio, n_entries=entries_BCK.shape[1])
 
 
 class CSAttention(HCAttention):
-    """Compressed sparse: overlapped entries of M tokens, of which the indexer picks the best k for each query."""
+    """Compressed sparse attention (CSA): of overlapped entries of M tokens each query reads k, picked by an indexer."""
 
     kind = LayerKind.CSA
     compressor_class = OverlapCompressor
@@ -88,19 +113,13 @@ class CSAttention(HCAttention):
         super().__init__(config)
         self.indexer = Indexer(config)
 
-    def far(self, x_BTD: Tensor, latent_BTQ: Tensor, start: int, memory: LayerMemory, angles: Angles) -> Far:
-        """Of the finished entries those that the indexer picks, eq. (17)."""
-        every = super().far(x_BTD, latent_BTQ, start, memory, angles)
-        picks_BTP = self.indexer(x_BTD, latent_BTQ, memory.index, angles, every.visible_T)
-        return every._replace(picks_BTP=picks_BTP) if picks_BTP.shape[2] < every.entries_BCK.shape[1] else every
-
-
-def visible_entries(x_BTD: Tensor, start: int, ratio: int) -> Tensor:
-    """How many compressed entries each query may see: `floor((t + 1) / M)`, so a window that ends at t is visible at t.
-
-    The report prints `floor(t / M)`; the released code counts the query's own token, as here.
-    """
-    return torch.arange(start + 1, start + 1 + x_BTD.shape[1], device=x_BTD.device) // ratio
+    def compressed(
+        self, x_BTD: Tensor, latent_BTQ: Tensor, positions: Positions, memory: LayerMemory
+    ) -> tuple[Tensor, Visibility]:
+        """All finished entries [B, C, K], of which each query sees those picked for it."""
+        entries_BCK, sees = super().compressed(x_BTD, latent_BTQ, positions, memory)
+        picks_BTP = self.indexer(x_BTD, latent_BTQ, positions, memory.index, sees)
+        return entries_BCK, sees._replace(picks_BTP=picks_BTP)
 
 
 ATTENTION = {LayerKind.WINDOW: WindowAttention, LayerKind.CSA: CSAttention, LayerKind.HCA: HCAttention}

@@ -4,31 +4,37 @@ B batch, T tokens, N streams, D width. Report section 2, figure 2. Released name
 ffn_norm, hc_attn_*, hc_ffn_*}`.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from minidsv4.config import Config, LayerKind, Routing
 from minidsv4.model.attention import ATTENTION
 from minidsv4.model.cache import LayerMemory
-from minidsv4.model.hyper_connection import HyperConnection, collapse, write
+from minidsv4.model.hyper_connection import HyperConnection
+from minidsv4.model.layer import Layer, RMSNorm
 from minidsv4.model.moe import MoE
-from minidsv4.model.norm import RMSNorm
-from minidsv4.model.rope import Angles
+from minidsv4.model.rope import Positions
 
 
-class Block(nn.Module):
+class Block(Layer):
     """`streams -> read -> norm -> attention -> write -> read -> norm -> experts -> write -> streams`."""
 
     def __init__(self, config: Config, kind: LayerKind, routing: Routing):
         super().__init__()
-        self.attn, self.ffn = ATTENTION[kind](config), MoE(config, routing)
-        self.attn_norm, self.ffn_norm = (RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(2))
-        self.hc_attn, self.hc_ffn = HyperConnection(config), HyperConnection(config)
+        self.attn = ATTENTION[kind](config)
+        self.ffn = MoE(config, routing)
+        self.attn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hc_attn = HyperConnection(config)
+        self.hc_ffn = HyperConnection(config)
 
-    def forward(self, streams_BTND: Tensor, ids_BT: Tensor, start: int, memory: LayerMemory, angles: Angles) -> Tensor:
-        """The streams [B, T, N, D] after this block; positions begin at `start`, `memory` takes the tokens in."""
+    def forward(self, streams_BTND: Tensor, ids_BT: Tensor, positions: Positions, memory: LayerMemory) -> Tensor:
+        """The streams [B, T, N, D] after this block; `memory` holds what came before and takes these tokens in."""
         mix = self.hc_attn(streams_BTND)
-        x = self.attn_norm(collapse(streams_BTND, mix.pre_BTN))
-        streams_BTND = write(streams_BTND, self.attn(x, start, memory, angles), mix)
+        x_BTD = self.ops.collapse(streams_BTND, mix.pre_BTN)
+        y_BTD = self.attn(self.attn_norm(x_BTD), positions, memory)
+        streams_BTND = self.ops.write(streams_BTND, y_BTD, mix.post_BTN, mix.carry_BTij)
+
         mix = self.hc_ffn(streams_BTND)
-        x = self.ffn_norm(collapse(streams_BTND, mix.pre_BTN))
-        return write(streams_BTND, self.ffn(x, ids_BT), mix)
+        x_BTD = self.ops.collapse(streams_BTND, mix.pre_BTN)
+        y_BTD = self.ffn(self.ffn_norm(x_BTD), ids_BT)
+        return self.ops.write(streams_BTND, y_BTD, mix.post_BTN, mix.carry_BTij)

@@ -6,8 +6,7 @@ finished entries, the indexer's keys.
 """
 
 import bisect
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from minidsv4.config import Config, LayerKind
 
-_SERIAL = itertools.count(1)
 KINDS = ("window", "tail state", "CSA entries", "indexer keys", "HCA entries")
 
 
@@ -33,7 +31,7 @@ class Series:
     def __len__(self) -> int:
         return self.high - self.low
 
-    def view(self) -> Tensor:
+    def contents(self) -> Tensor:
         """Everything remembered, [B, S, width], oldest first."""
         return self.data[:, self.low : self.high]
 
@@ -45,7 +43,7 @@ class Series:
             return new
         self.extend(n_new)
         self.data[:, self.high - n_new : self.high] = new
-        return self.view()
+        return self.contents()
 
     def extend(self, n: int) -> None:
         """Add `n` places, for the caller to fill before anything reads them."""
@@ -56,22 +54,38 @@ class Series:
 
     def _grow(self, needed: int) -> None:
         roomy = self.data.new_empty(self.data.shape[0], needed + needed // 2 + 8, self.data.shape[2])
-        roomy[:, : len(self)] = self.view()
+        roomy[:, : len(self)] = self.contents()
         self.data, self.low, self.high = roomy, 0, len(self)
 
     def drop(self, n: int) -> None:
         """Forget the oldest `n`; a buffer that is mostly forgotten is replaced by a small one."""
         self.low += n
         if self.data.shape[1] > 4 * len(self) + 64:
-            self.data, self.low, self.high = self.view().clone(), 0, len(self)
+            self.data, self.low, self.high = self.contents().clone(), 0, len(self)
 
     def keep(self, n: int) -> None:
         """Forget all but the newest `n`."""
         self.drop(max(0, len(self) - n))
 
+    def replace(self, new: Tensor) -> None:
+        """Forget everything and remember `new` [B, T, width]."""
+        self.drop(len(self))
+        self.append(new)
+
+    def ends(self) -> "SeriesState":
+        """What to give back to `set_ends` to return to this point."""
+        return self.data, self.low, self.high
+
+    def set_ends(self, ends: "SeriesState") -> None:
+        """Return to a point that `ends` gave."""
+        self.data, self.low, self.high = ends
+
     def n_bytes(self) -> int:
         """Bytes of what is remembered, without the spare room of the buffer."""
-        return self.view().nbytes
+        return self.contents().nbytes
+
+
+SeriesState = tuple[Tensor, int, int]  # the buffer, and where what is remembered begins and ends in it
 
 
 @dataclass
@@ -103,10 +117,10 @@ class LayerMemory:
 class Snapshot:
     """A point in the life of one cache, to be given back to `Cache.restore`."""
 
-    owner: int
+    owner: object = field(repr=False)
     number: int
     n_tokens: int
-    ends: tuple = field(repr=False)  # (buffer, low, high) of every series
+    ends: list[SeriesState] = field(repr=False)  # of every series
 
 
 class Cache:
@@ -115,15 +129,28 @@ class Cache:
     config      of the model it belongs to
     batch_size  sequences side by side
     kinds       LayerKinds of its layers; None: all of the model's, without the MTP block
+    raises      ValueError for a batch size that is no integer from 1
     """
 
-    def __init__(self, config: Config, batch_size: int, dtype: torch.dtype, device: torch.device, kinds=None):
-        if batch_size < 1:
-            raise ValueError(f"cache: batch_size = {batch_size} cannot be; it counts sequences, from 1")
-        self.config, self.batch_size, self.dtype, self.n_tokens = config, batch_size, dtype, 0
-        self._numbers: list[int] = [0]  # of the snapshots that can still be restored, oldest first
-        kinds = kinds or config.layer_types[: config.num_hidden_layers]
-        self.layers = [new_layer_memory(config, kind, batch_size, dtype, device) for kind in kinds]
+    def __init__(
+        self,
+        config: Config,
+        batch_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        kinds: Sequence[LayerKind] | None = None,
+    ):
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise ValueError(f"cache: batch_size = {batch_size!r} cannot be; it counts sequences, an integer from 1")
+        self.config = config
+        self.batch_size = batch_size
+        self.dtype = dtype
+        self.n_tokens = 0
+        self.kinds = tuple(kinds or config.layer_types[: config.num_hidden_layers])
+        self.layers = [new_layer_memory(config, kind, batch_size, dtype, device) for kind in self.kinds]
+        self._identity = object()  # what its snapshots know it by
+        self._numbers: list[int] = []  # of the snapshots that can still be restored, oldest first
+        self._n_taken = 0
 
     def report(self) -> dict[str, int]:
         """Bytes remembered, by kind: window, tail state, CSA entries, indexer keys, HCA entries."""
@@ -145,19 +172,22 @@ class Cache:
         """Bytes that the growing buffers hold in advance."""
         return sum(s.data.nbytes - s.n_bytes() for layer in self.layers for s in layer.series())
 
+    def series(self) -> list[Series]:
+        """Every series of every layer."""
+        return [series for layer in self.layers for series in layer.series()]
+
     def snapshot(self) -> Snapshot:
         """This point in time; costs a few numbers a layer, since finished values are never overwritten."""
-        self._numbers.append(next(_SERIAL))
-        return self.mark()
-
-    def mark(self) -> Snapshot:
-        """A snapshot for immediate use: `rewind` goes back to it as long as nothing else was restored in between."""
-        ends = tuple((s.data, s.low, s.high) for layer in self.layers for s in layer.series())
-        return Snapshot(id(self), self._numbers[-1], self.n_tokens, ends)
+        self._n_taken += 1
+        self._numbers.append(self._n_taken)
+        return Snapshot(self._identity, self._n_taken, self.n_tokens, [series.ends() for series in self.series()])
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to `snapshot`, exactly and as often as wanted; snapshots taken after it are void from here on."""
-        if snapshot.owner != id(self):
+        """Go back to `snapshot`, exactly and as often as wanted; snapshots taken after it are void from here on.
+
+        raises  ValueError for what is no snapshot of this cache, or one that is void
+        """
+        if getattr(snapshot, "owner", None) is not self._identity:
             raise ValueError("cache: this snapshot belongs to another cache; restore one that this cache took")
         place = bisect.bisect_left(self._numbers, snapshot.number)
         if self._numbers[place : place + 1] != [snapshot.number]:
@@ -165,41 +195,41 @@ class Cache:
                 f"cache: the snapshot at token {snapshot.n_tokens} is void; the cache was rewound to an older one"
             )
         del self._numbers[place + 1 :]
-        self.rewind(snapshot)
+        self.go_back(snapshot.n_tokens, snapshot.ends)
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
         """Whatever goes wrong inside, the cache is then as it was before."""
-        mark = self.mark()
+        n_tokens = self.n_tokens
+        ends = [series.ends() for series in self.series()]
         try:
             yield
         except BaseException:
-            self.rewind(mark)
+            self.go_back(n_tokens, ends)
             raise
 
-    def rewind(self, mark: Snapshot) -> None:
-        """Put every end back where it was at `mark`."""
-        self.n_tokens = mark.n_tokens
-        every = [s for layer in self.layers for s in layer.series()]
-        for series, (data, low, high) in zip(every, mark.ends):
-            series.data, series.low, series.high = data, low, high
+    def go_back(self, n_tokens: int, ends: list[SeriesState]) -> None:
+        """Put every series back to where it was when the cache held `n_tokens`."""
+        self.n_tokens = n_tokens
+        for series, series_ends in zip(self.series(), ends):
+            series.set_ends(series_ends)
 
 
 def new_layer_memory(
-    config: Config, kind: LayerKind, batch: int, dtype: torch.dtype, device: torch.device
+    config: Config, kind: LayerKind, batch_size: int, dtype: torch.dtype, device: torch.device
 ) -> LayerMemory:
-    """An empty past for one layer of this kind."""
+    """An empty past for one layer of this kind; raw series are float32 where the model is held in 16 bits."""
+    raw = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
-    def series(width: int) -> Series:
-        return Series(torch.empty(batch, 0, width, dtype=dtype, device=device))
+    def series(width: int, dtype: torch.dtype = dtype) -> Series:
+        return Series(torch.empty(batch_size, 0, width, dtype=dtype, device=device))
 
     def compressor(width: int, n_halves: int) -> CompressorMemory:
-        return CompressorMemory(series(2 * n_halves * width), series(2 * width), series(width))
+        return CompressorMemory(series(2 * n_halves * width, raw), series(2 * width, raw), series(width))
 
-    memory = LayerMemory(kind, window=series(config.head_dim))
+    window = series(config.head_dim)
     if kind is LayerKind.CSA:
-        memory.main = compressor(config.head_dim, n_halves=2)
-        memory.index = compressor(config.index_head_dim, n_halves=2)
-    elif kind is LayerKind.HCA:
-        memory.main = compressor(config.head_dim, n_halves=1)
-    return memory
+        return LayerMemory(kind, window, compressor(config.head_dim, 2), compressor(config.index_head_dim, 2))
+    if kind is LayerKind.HCA:
+        return LayerMemory(kind, window, compressor(config.head_dim, 1))
+    return LayerMemory(kind, window)

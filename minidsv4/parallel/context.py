@@ -34,19 +34,19 @@ def context_parallel_logits(
     model: Model,
     ids_BT: Tensor,
     group: dist.ProcessGroup | None = None,
-    first_BT: Tensor | None = None,
+    document_BT: Tensor | None = None,
     *,
     transport: Transport | None = None,
 ) -> Tensor:
     """Logits [B, T, V] of this rank's tokens; arguments and errors as of `context_parallel_streams`."""
-    return model.logits(context_parallel_streams(model, ids_BT, group, first_BT, transport=transport))
+    return model.logits(context_parallel_streams(model, ids_BT, group, document_BT, transport=transport))
 
 
 def context_parallel_streams(
     model: Model,
     ids_BT: Tensor,
     group: dist.ProcessGroup | None = None,
-    first_BT: Tensor | None = None,
+    document_BT: Tensor | None = None,
     *,
     transport: Transport | None = None,
 ) -> Tensor:
@@ -55,15 +55,15 @@ def context_parallel_streams(
     model      the same on every rank
     ids_BT     this rank's tokens: any number from 1, not the same on all ranks
     group      None is all ranks
-    first_BT   where each token's document begins, counted from the start of the whole row; None where all is one
+    document_BT   where each token's document begins, counted from the start of the whole row; None where all is one
     transport  counts the bytes that are sent; None makes one
     returns    [B, T, N, D]
     raises     ValueError, on every rank, for tokens that cannot be run or a batch that differs between ranks
                LostContact where another rank is gone
     """
     transport = transport or Transport(group or dist.group.WORLD)
-    link = Link(transport, agreed_cut(model, ids_BT, first_BT, transport))
-    return model.streams(ids_BT, put_at_a_distance(model.new_cache(len(ids_BT)), link), first_BT)
+    link = Link(transport, agreed_cut(model, ids_BT, document_BT, transport))
+    return model.streams(ids_BT, put_at_a_distance(model.new_cache(len(ids_BT)), link), document_BT)
 
 
 def context_parallel_mtp_logits(
@@ -71,7 +71,7 @@ def context_parallel_mtp_logits(
     streams_BTND: Tensor,
     next_BT: Tensor,
     group: dist.ProcessGroup | None = None,
-    first_BT: Tensor | None = None,
+    document_BT: Tensor | None = None,
     *,
     transport: Transport | None = None,
 ) -> Tensor:
@@ -81,24 +81,24 @@ def context_parallel_mtp_logits(
     next_BT       tokens i + 1, so the last of them is the next rank's first; the last rank has one position less
     """
     transport = transport or Transport(group or dist.group.WORLD)
-    link = Link(transport, agreed_cut(model, next_BT, first_BT, transport))
+    link = Link(transport, agreed_cut(model, next_BT, document_BT, transport))
     cache = put_at_a_distance(model.new_draft_cache(len(next_BT)), link)
-    return model.logits(model.draft(streams_BTND, next_BT, cache, first_BT), of=model.mtp[0])
+    return model.logits(model.draft(streams_BTND, next_BT, cache, document_BT), of=model.mtp[0])
 
 
 # --- before anything is sent ---
 
 
-def agreed_cut(model: Model, ids_BT: Tensor, first_BT: Tensor | None, transport: Transport) -> "Cut":
+def agreed_cut(model: Model, ids_BT: Tensor, document_BT: Tensor | None, transport: Transport) -> "Cut":
     """How many tokens each rank has, once all ranks mean the same and none has tokens that cannot be run."""
-    wrong = what_is_wrong(model, ids_BT, first_BT)
+    wrong = what_is_wrong(model, ids_BT, document_BT)
     n_tokens, n_batch = (0, 0) if wrong else (ids_BT.shape[1], len(ids_BT))
     lengths = transport.swap(torch.full((transport.n_ranks,), n_tokens, device=transport.device)).tolist()
     cut = Cut(tuple(lengths))
-    if all(lengths) and first_BT is not None:
-        wrong = what_is_misplaced(first_BT, *cut.stretch(transport.rank))
+    if all(lengths) and document_BT is not None:
+        wrong = what_is_misplaced(document_BT, *cut.stretch(transport.rank))
     transport.agree(
-        **{"what is wrong": wrong, "batch size": n_batch, "first_BT given": first_BT is not None},
+        **{"what is wrong": wrong, "batch size": n_batch, "document_BT given": document_BT is not None},
         **{"config": model.config, "dtype": model.embed.weight.dtype, "parameters with a gradient": learning(model)},
     )
     if wrong:
@@ -106,25 +106,27 @@ def agreed_cut(model: Model, ids_BT: Tensor, first_BT: Tensor | None, transport:
     return cut
 
 
-def what_is_wrong(model: Model, ids_BT: Tensor, first_BT: Tensor | None) -> str:
+def what_is_wrong(model: Model, ids_BT: Tensor, document_BT: Tensor | None) -> str:
     """Why this rank's tokens cannot be run, in a sentence; empty if they can."""
     try:
         model.check(ids_BT, None)
     except ValueError as error:
         return str(error)
-    if first_BT is not None and first_BT.shape != ids_BT.shape:
-        return f"first_BT: shape {tuple(first_BT.shape)}; it goes with ids_BT, whose shape is {tuple(ids_BT.shape)}"
+    if document_BT is not None and document_BT.shape != ids_BT.shape:
+        return (
+            f"document_BT: shape {tuple(document_BT.shape)}; it goes with ids_BT, whose shape is {tuple(ids_BT.shape)}"
+        )
     return ""
 
 
-def what_is_misplaced(first_BT: Tensor, start: int, stop: int) -> str:
+def what_is_misplaced(document_BT: Tensor, start: int, stop: int) -> str:
     """Which token of `start .. stop - 1` lies before the begin of its document, in a sentence; empty if none does."""
-    position_T = torch.arange(start, stop, device=first_BT.device)
-    wrong = ((first_BT > position_T) | (first_BT < 0)).nonzero()
+    position_T = torch.arange(start, stop, device=document_BT.device)
+    wrong = ((document_BT > position_T) | (document_BT < 0)).nonzero()
     if not len(wrong):
         return ""
     b, t = wrong[0].tolist()
-    return f"first_BT = {int(first_BT[b, t])} for position {start + t}; it is 0 .. {start + t}, in the whole row"
+    return f"document_BT = {int(document_BT[b, t])} for position {start + t}; it is 0 .. {start + t}, in the whole row"
 
 
 def learning(model: Model) -> list[str]:
@@ -300,7 +302,7 @@ class OpenPast(Past):
             as_previous, _ = rearrange(series[:, : self.ratio], "b m (two half k) -> half b m (two k)", two=2, half=2)
             self.memory.previous.append(as_previous)
             self.drop(self.ratio)
-        return self.view()
+        return self.contents()
 
 
 class EveryonesEntries:
@@ -318,6 +320,6 @@ class EveryonesEntries:
         self.count += new_BCK.shape[1]
         return self.link.everyone(new_BCK, self.ratio)
 
-    def view(self) -> Tensor:
+    def contents(self) -> Tensor:
         """Those of all ranks, where this rank finishes none: a part of its raw series, so that gradients go on."""
-        return self.append(self.memory.open.view()[:, :0, : self.width])
+        return self.append(self.memory.open.contents()[:, :0, : self.width])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from minidsv4.model.norm import precise
+from minidsv4.ops import upcast
 from minidsv4.parallel.launch import contact
 from minidsv4.train.muon import WHOLE, Muon, Place, cut, places
 
@@ -213,7 +213,7 @@ class ShardedMuon:
         got = sent.new_empty(self.n_ranks * counts[self.rank])
         with contact(self.rank, "sending gradients"):
             dist.all_to_all_single(got, sent, [counts[self.rank]] * self.n_ranks, counts, group=self.group)
-        mean = functools.reduce(torch.add, precise(got).chunk(self.n_ranks)) / self.n_ranks
+        mean = functools.reduce(torch.add, upcast(got).chunk(self.n_ranks)) / self.n_ranks
         return list(mean.to(gradients.dtype).split(sizes[self.rank]))
 
     def spread(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from minidsv4.fused.step import FusedStep
+from minidsv4.fast.compiled.step import FusedStep
 from minidsv4.model.model import Model
 from minidsv4.serve import checks
 from minidsv4.serve.sampling import probabilities, sample

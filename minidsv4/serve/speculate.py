@@ -137,7 +137,7 @@ class Speculator:
                 self.catch_up()
             drafts, draft_TV = self.draft()
             pending_BT = self.begun().pending_BT
-            before = self.cache.mark()
+            before = self.cache.snapshot()
             ids_BT = torch.cat([pending_BT, pending_BT.new_tensor([drafts])], dim=1)
             streams_BTND = self.model.streams(ids_BT, self.cache)[:, pending_BT.shape[1] - 1 :]
             target_TV = self.probabilities(self.model.logits(streams_BTND))
@@ -146,7 +146,7 @@ class Speculator:
             if len(tokens) > len(drafts):
                 pending_BT = next_BT[:, -1:]  # every draft was accepted: the cache holds what it should
             else:
-                self.cache.rewind(before)
+                self.cache.restore(before)
                 pending_BT = torch.cat([pending_BT, next_BT], dim=1)
             self.state = State(pending_BT, streams_BTND[:, : len(tokens)], next_BT)
             self.speculation.count(len(tokens) - 1)
@@ -156,7 +156,7 @@ class Speculator:
         """`depth` drafts, and the probabilities [depth, V] that each was sampled from; the chain is rolled back."""
         state = self.begun()
         streams_BTND = self.model.draft(state.unread_BTND, state.next_BT, self.draft_cache)[:, -1:]
-        before = self.draft_cache.mark()
+        before = self.draft_cache.snapshot()
         drafts: list[int] = []
         probs: list[Tensor] = []
         for place in range(self.speculation.depth):
@@ -165,7 +165,7 @@ class Speculator:
                 streams_BTND = self.model.draft(streams_BTND, draft_BT, self.draft_cache)
             probs.append(self.probabilities(self.model.logits(streams_BTND, of=self.model.mtp[0]))[0])
             drafts.append(sample(probs[-1], self.generator))
-        self.draft_cache.rewind(before)
+        self.draft_cache.restore(before)
         return drafts, torch.stack(probs)
 
     @torch.inference_mode()

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minidsv4.model.losses import watch
+from minidsv4.model.layer import watch
 from minidsv4.model.moe import LearnedRouter, MoE, Routed, Router
 
 SPEED = 1e-3  # bias update speed of V3 and V4; runs of some hundred steps want about ten times as much

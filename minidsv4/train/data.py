@@ -332,12 +332,12 @@ class Batch(NamedTuple):
     """
 
     ids_BT: Tensor
-    first_BT: Tensor
+    document_BT: Tensor
 
 
-def counted(first_BT: Tensor) -> Tensor:
+def counted(document_BT: Tensor) -> Tensor:
     """Which of the T targets `ids[:, 1:]` belong to the document of the token before them: booleans [B, T]."""
-    return first_BT[:, 1:] == first_BT[:, :-1]
+    return document_BT[:, 1:] == document_BT[:, :-1]
 
 
 class Packed:

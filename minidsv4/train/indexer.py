@@ -9,16 +9,19 @@ out there, it is that of DeepSeek-V3.2 (`losses.indexer_loss`), a part of `model
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from minidsv4.model.attend import BLOCK, Attend
+from minidsv4 import ops
 from minidsv4.model.attention import CSAttention
-from minidsv4.model.indexer import Indexer, stable_topk
-from minidsv4.model.losses import IndexCall, index_calls, teacher, watch
+from minidsv4.model.indexer import Indexer
+from minidsv4.model.layer import watch
+from minidsv4.model.losses import IndexCall, index_calls
+from minidsv4.visibility import Visibility
 
 RATE = 1e-3  # of V3.2's warm-up
 
@@ -26,16 +29,19 @@ RATE = 1e-3  # of V3.2's warm-up
 @contextmanager
 def dense(model: nn.Module) -> Iterator[None]:
     """Inside, CSA layers attend to all entries that a query may see; what the indexers pick is not used."""
-    with ExitStack() as stack:
-        for attn in _parts(model, CSAttention):
-            handle = attn.attend.register_forward_pre_hook(_read_all)
-            stack.callback(handle.remove)
+    layers = [attn for attn in _parts(model, CSAttention) if "compressed" not in vars(attn)]  # not yet dense
+    try:
+        for attn in layers:
+            attn.compressed = partial(_all_entries, attn)
         yield
+    finally:
+        for attn in layers:
+            del attn.compressed
 
 
-def _read_all(_attend: Attend, inputs: tuple) -> tuple:
-    query_BTHK, near, far, sinks_H = inputs
-    return query_BTHK, near, far._replace(picks_BTP=None), sinks_H
+def _all_entries(attn: CSAttention, *inputs) -> tuple[Tensor, Visibility]:
+    entries_BCK, sees = CSAttention.compressed(attn, *inputs)
+    return entries_BCK, sees._replace(picks_BTP=None)
 
 
 @contextmanager
@@ -123,30 +129,31 @@ def recall(model: nn.Module, ids_BT: Tensor) -> list[dict[str, Recall]]:
     returns  for each CSA layer {"oracle", "indexer", "recent": the newest k, "random": what blind choice expects}
     raises   ValueError where no query has to choose
     """
-    with watch(model, Indexer, Attend) as calls:
+    with watch(model, Indexer, "attend") as calls:
         model(ids_BT)
     return [_layer_recall(call) for call in index_calls(calls)]
 
 
 def _layer_recall(call: IndexCall) -> dict[str, Recall]:
-    query_BTHK, near, far, sinks_H = call.attended
-    k, visible_T = call.indexer.n_picked, far.visible_T
-    first = int((visible_T <= k).sum())
-    if first == len(visible_T):
-        raise ValueError(f"recall: {first} tokens make no query choose among more than {k} entries; give a longer text")
-    dense_call = call._replace(attended=(query_BTHK, near, far._replace(picks_BTP=None), sinks_H))
-    found: dict[str, list[Tensor]] = {"oracle": [], "indexer": [], "recent": [], "random": []}
-    for start in range(first, len(visible_T), BLOCK):
-        share_BTC = teacher(dense_call.weights(start))
-        best_BTP = stable_topk(share_BTC, k)
-        visible = visible_T[start : start + BLOCK]
-        newest = (visible[:, None] - k + torch.arange(k, device=visible.device)).expand_as(best_BTP)
-        choices = {"oracle": best_BTP, "indexer": call.picks_BTP[:, start : start + BLOCK], "recent": newest}
-        for name, picks_BTP in choices.items():
-            found[name].append(_caught(share_BTC, best_BTP, picks_BTP))
-        blind = (k / visible.to(share_BTC.dtype)).expand(len(share_BTC), -1)
-        found["random"].append(torch.stack([blind, blind], dim=-1))
-    return {name: Recall(*torch.cat(rows, dim=1).mean((0, 1)).tolist()) for name, rows in found.items()}
+    query_BTHK, window_BSK, entries_BCK, sees, sinks_H = call.attended
+    k = call.indexer.n_picked
+    visible_T = sees.visible_counts()
+    choosing = visible_T > k
+    if not choosing.any():
+        n_tokens = len(visible_T)
+        raise ValueError(
+            f"recall: {n_tokens} tokens make no query choose among more than {k} entries; give a longer text"
+        )
+    weight_BTHS = ops.attention_weights(query_BTHK, window_BSK, entries_BCK, sees._replace(picks_BTP=None), sinks_H)
+    share_BTC = ops.teacher(weight_BTHS[:, choosing, :, sees.n_window :])
+    visible = visible_T[choosing]
+    best_BTP = ops.stable_topk(share_BTC, k)
+    newest = (visible[:, None] - k + torch.arange(k, device=visible.device)).expand_as(best_BTP)
+    choices = {"oracle": best_BTP, "indexer": call.picks_BTP[:, choosing], "recent": newest}
+    found = {name: _caught(share_BTC, best_BTP, picks_BTP) for name, picks_BTP in choices.items()}
+    blind = (k / visible.to(share_BTC.dtype)).expand(len(share_BTC), -1)
+    found["random"] = torch.stack([blind, blind], dim=-1)
+    return {name: Recall(*rows.mean((0, 1)).tolist()) for name, rows in found.items()}
 
 
 def _caught(share_BTC: Tensor, best_BTP: Tensor, picks_BTP: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from minidsv4.model.losses import MTP_WEIGHT
-from minidsv4.model.norm import precise
+from minidsv4.ops import upcast
 from minidsv4.train.balance import balanced, loads, max_violation
 from minidsv4.train.data import Batch, Tokenizer, eval_rows
 from minidsv4.train.indexer import clip_apart, dense, only, resting
@@ -294,5 +294,5 @@ def _nats(model: nn.Module, rows: list[list[int]]) -> float:
     device = next(model.parameters()).device
     ids_BT = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
     wanted_BT = torch.tensor([row[1:] + [-1] * (longest - len(row)) for row in rows], device=device)
-    logits = rearrange(precise(model(ids_BT[:, :-1])), "b t v -> (b t) v")
+    logits = rearrange(upcast(model(ids_BT[:, :-1])), "b t v -> (b t) v")
     return F.cross_entropy(logits, rearrange(wanted_BT, "b t -> (b t)"), ignore_index=-1, reduction="sum").item()

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from minidsv4.model.block import Block
 from minidsv4.model.cache import LayerMemory
 from minidsv4.model.model import Model
+from minidsv4.model.rope import Positions
 
 
 @contextmanager
@@ -40,13 +41,15 @@ class Recomputed:
     def __init__(self, block: Block):
         self.block = block
 
-    def __call__(self, streams_BTND: Tensor, ids_BT: Tensor, start: int, memory: LayerMemory, angles) -> Tensor:
+    def __call__(self, streams_BTND: Tensor, ids_BT: Tensor, positions: Positions, memory: LayerMemory) -> Tensor:
         if not torch.is_grad_enabled():
-            return Block.forward(self.block, streams_BTND, ids_BT, start, memory, angles)
-        if start > 0:
-            raise ValueError(f"recomputing: the cache holds {start} tokens; training starts from an empty one")
+            return Block.forward(self.block, streams_BTND, ids_BT, positions, memory)
+        if positions.start > 0:
+            raise ValueError(
+                f"recomputing: the cache holds {positions.start} tokens; training starts from an empty one"
+            )
 
         def forward(streams_BTND: Tensor) -> Tensor:
-            return Block.forward(self.block, streams_BTND, ids_BT, start, copy.deepcopy(memory), angles)
+            return Block.forward(self.block, streams_BTND, ids_BT, positions, copy.deepcopy(memory))
 
         return checkpoint(forward, streams_BTND, use_reentrant=False)

@@ -15,7 +15,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from minidsv4.model.losses import watch
+from minidsv4.model.layer import watch
 from minidsv4.model.moe import LearnedRouter
 from minidsv4.train.data import Batch
 from minidsv4.train.loop import Trainer, inputs

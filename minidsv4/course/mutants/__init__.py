@@ -3,11 +3,12 @@
     with mutant("carry_transposed"):
         model(ids)  # as wrong as the ports that shipped this
 
-Nothing in `model/` knows of this room: on entry a mutant replaces functions of the model's modules and classes, on exit
-it puts them back. Models built before and after entry show the bug alike. Each mutant is a function that is handed the
-`right` one and its arguments and does the wrong thing instead. Its docstring is the mistake; its decorator says what
-one sees (`symptom`), who shipped it (`found`: project and issue, empty where none is known) and which checks of
-`tests/test_mutants.py` notice (`killed_by`: these and no others). Traps are numbered as in the project's list of 47.
+Nothing below this room knows of it: on entry a mutant replaces an operation of `ops.py`, or a function of the model's
+modules and classes, on exit it puts it back. Models built before and after entry show the bug alike. Each mutant is a
+function that is handed the `right` one and its arguments and does the wrong thing instead; its docstring is the
+mistake, its decorator says what one sees (`symptom`), who shipped it (`found`: project and issue, empty where none is
+known) and which checks of `tests/test_mutants.py` notice (`killed_by`: these and no others). Traps are numbered as in
+the project's list of 47.
 
 Not here, because they change nothing: a mean instead of a sum over index heads (a positive factor moves no pick), and
 the weight-free norm of a query head after its rotation instead of before it (a rotation keeps the length).

@@ -1,92 +1,95 @@
 """Mistakes in core attention."""
 
-import torch
+from unittest.mock import patch
+
 from einops import rearrange
 
+from minidsv4 import ops
 from minidsv4.config import LayerKind
-from minidsv4.course.mutants.museum import BOTH, coarse, trap, with_parts
-from minidsv4.model import attend, attention, indexer
+from minidsv4.course.mutants.museum import BOTH, coarse, trap
+from minidsv4.model.attention import WindowAttention
+from minidsv4.model.indexer import Hadamard
 
 
 @trap(
     28,
-    at=[(attention.WindowAttention, "forward")],
+    at=[(WindowAttention, "forward")],
     symptom="Queries of compressed layers are blind to the last tokens, which no finished entry holds yet.",
     found="mobius#596",
     killed_by=(*BOTH, "cache_bytes_equal_the_formula"),
 )
 def no_window_in_compressed_layers(right, layer, *args):
     """CSA and HCA layers read compressed entries only; the window belongs to every layer."""
-    with with_parts(layer, window=layer.window if layer.kind is LayerKind.WINDOW else 0):
+    with patch.object(layer, "window", layer.window if layer.kind is LayerKind.WINDOW else 0):
         return right(layer, *args)
 
 
 @trap(
     28,
-    at=[(attend.Attend, "forward")],
+    at=[(ops, "attend")],
     symptom="Every query sees one old token too many.",
 )
-def window_without_the_query(right, layer, query_BTHK, near, *rest):
+def window_without_the_query(right, query_BTHK, window_BSK, entries_BCK, sees, sinks_H):
     """A query sees W tokens and itself; the window counts the query."""
-    return right(layer, query_BTHK, near._replace(window=near.window + 1), *rest)
+    return right(query_BTHK, window_BSK, entries_BCK, sees._replace(window=sees.window + 1), sinks_H)
 
 
 @trap(
     29,
-    at=[(attend.Attend, "forward")],
+    at=[(ops, "attend")],
     symptom="All sinks are nearly 0, so heads that had learnt to look at nothing must look at something.",
 )
-def sink_scaled(right, layer, query_BTHK, near, far, sinks_H):
+def sink_scaled(right, query_BTHK, window_BSK, entries_BCK, sees, sinks_H):
     """The sink is multiplied by K^-0.5 like a score; it is a logit as it stands."""
-    return right(layer, query_BTHK, near, far, sinks_H * query_BTHK.shape[-1] ** -0.5)
+    return right(query_BTHK, window_BSK, entries_BCK, sees, sinks_H * query_BTHK.shape[-1] ** -0.5)
 
 
 @trap(
     29,
-    at=[(attend.Attend, "forward")],
+    at=[(ops, "attend")],
     symptom="No head can be quieter than another by its sink; under tensor parallelism each rank errs otherwise.",
 )
-def sink_shared_by_heads(right, layer, query_BTHK, near, far, sinks_H):
+def sink_shared_by_heads(right, query_BTHK, window_BSK, entries_BCK, sees, sinks_H):
     """One sink serves all heads; each has its own."""
-    return right(layer, query_BTHK, near, far, sinks_H.mean().expand_as(sinks_H))
+    return right(query_BTHK, window_BSK, entries_BCK, sees, sinks_H.mean().expand_as(sinks_H))
 
 
 @trap(
     29,
-    at=[(attend, "weights")],
+    at=[(ops, "attention_weights")],
     symptom="Weights sum to 1: no head can be quiet.",
 )
 def sink_share_given_back(right, *args):
     """What the sink takes is handed back to the entries, as if the sink had a value like theirs; its value is 0."""
-    near, far = right(*args)
-    total = near.sum(dim=-1, keepdim=True) + far.sum(dim=-1, keepdim=True)
-    return near / total, far / total
+    weight_BTHS = right(*args)
+    return weight_BTHS / weight_BTHS.sum(dim=-1, keepdim=True)
 
 
 @trap(
     30,
-    at=[(attention, "unit_rms")],
+    at=[(ops, "rms_norm")],
     symptom="Scores grow with the query's length: attention far too sharp or too flat.",
 )
-def query_heads_not_normed(right, x, eps):
+def query_heads_not_normed(right, x, weight, eps):
     """Query heads are used as they come; each is normed over its K channels, without a weight."""
-    return x
+    is_query = weight is None and x.ndim == 4  # [B, T, H, K]
+    return x if is_query else right(x, weight, eps)
 
 
 @trap(
     31,
-    at=[(attend, "weights")],
+    at=[(ops, "attention_weights")],
     symptom="Every weight is off by up to one part in 512, and a row no longer sums to 1 minus the sink's share.",
     found="Automodel#2201",
 )
 def softmax_in_bfloat16(right, *args):
     """Attention weights are rounded to bfloat16."""
-    return tuple(coarse(share) for share in right(*args))
+    return coarse(right(*args))
 
 
 @trap(
     32,
-    at=[(attention.WindowAttention, "project")],
+    at=[(WindowAttention, "project")],
     symptom="Heads meet the weights of another group: noise with released weights, harmless when trained so.",
     found="SGLang#29036",
 )
@@ -97,13 +100,12 @@ def output_groups_interleaved(right, layer, out_BTHK):
 
 @trap(
     42,
-    at=[(attend.Attend, "forward")],
+    at=[(ops, "attend")],
     symptom="Scores are right to the last bit, and the output is noise: the values were the keys.",
     found="llama.cpp#25382",
     killed_by=(*BOTH, "moving_the_text_changes_nothing"),
 )
-def hadamard_on_the_cache(right, layer, query_BTHK, near, far, sinks_H):
+def hadamard_on_the_cache(right, query_BTHK, window_BSK, entries_BCK, sees, sinks_H):
     """Queries and entries are turned by a Hadamard matrix for quantisation; the output comes out turned, unnoticed."""
-    turn = indexer.Hadamard(query_BTHK.shape[-1])(torch.eye(query_BTHK.shape[-1])).to(query_BTHK)
-    near, far = near._replace(entries_BSK=near.entries_BSK @ turn), far._replace(entries_BCK=far.entries_BCK @ turn)
-    return right(layer, query_BTHK @ turn, near, far, sinks_H)
+    turn = Hadamard(query_BTHK.shape[-1]).to(query_BTHK)
+    return right(turn(query_BTHK), turn(window_BSK), turn(entries_BCK), sees, sinks_H)

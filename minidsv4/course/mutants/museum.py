@@ -6,7 +6,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from unittest.mock import patch
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from minidsv4 import ops
+from minidsv4.fast import FAST
+from minidsv4.ops import PLAIN, Ops
 
 BOTH = ("agrees_with_transformers", "agrees_with_paper")
 SEES_AHEAD = (*BOTH, "chunks_equal_one_pass", "later_tokens_change_nothing_before")
@@ -31,18 +35,28 @@ MUTANTS: dict[str, Mutant] = {}
 
 @contextmanager
 def mutant(name: str) -> Iterator[Mutant]:
-    """Inside this context every model makes the mistake called `name`; mutants may be nested.
+    """Inside this context every model runs the operations of `ops.py` and makes the mistake called `name`.
+
+    Mutants may be nested.
 
     raises  ValueError for a name that is not in `MUTANTS`
     """
     if name not in MUTANTS:
         raise ValueError(f"mutant: {name!r} is not in the museum; it has {', '.join(MUTANTS)}")
     with ExitStack() as stack:
+        for place, operation in enumerate(Ops._fields):
+            stack.enter_context(patch.object(Ops, operation, property(functools.partial(_readable, place=place))))
         for owner, attribute in MUTANTS[name].places:
-            stack.enter_context(
-                patch.object(owner, attribute, _instead(getattr(owner, attribute), MUTANTS[name].wrong))
-            )
+            wrong = _instead(getattr(owner, attribute), MUTANTS[name].wrong)
+            stack.enter_context(patch.object(owner, attribute, wrong))
         yield MUTANTS[name]
+
+
+def _readable(table: Ops, place: int) -> Callable[..., Tensor]:
+    """What `ops.py` holds at this moment in place of a table's own; a wrapper around an operation stays."""
+    operation = tuple.__getitem__(table, place)
+    known = tuple.__getitem__(PLAIN, place), tuple.__getitem__(FAST, place)
+    return getattr(ops, Ops._fields[place]) if operation in known else operation
 
 
 def _instead(right: Callable, wrong: Callable) -> Callable:
@@ -57,24 +71,12 @@ def trap(*numbers: int, at: list, symptom: str, found: str = "", killed_by: tupl
     """Put the decorated function into the museum, under its own name."""
 
     def register(wrong: Callable) -> Callable:
-        name, mistake = wrong.__name__, " ".join(wrong.__doc__.split())
+        name = wrong.__name__
+        mistake = " ".join(wrong.__doc__.split())
         MUTANTS[name] = Mutant(name, numbers, mistake, symptom, found, killed_by, tuple(at), wrong)
         return wrong
 
     return register
-
-
-@contextmanager
-def with_parts(module: nn.Module, **parts) -> Iterator[None]:
-    """Other attributes for one call of a module."""
-    before = {name: getattr(module, name) for name in parts}
-    try:
-        for name, part in parts.items():
-            setattr(module, name, part)
-        yield
-    finally:
-        for name, part in before.items():
-            setattr(module, name, part)
 
 
 def coarse(x: Tensor) -> Tensor:

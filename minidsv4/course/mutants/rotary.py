@@ -4,17 +4,19 @@ import math
 
 import torch
 from einops import rearrange
+from torch import Tensor
 
+from minidsv4 import ops
 from minidsv4.config import LayerKind
 from minidsv4.course.mutants.museum import BOTH, trap
-from minidsv4.model import attention, compressor, indexer, model, rope
-
-ROTATED = [(attention, "rotate"), (compressor, "rotate"), (indexer, "rotate")]
+from minidsv4.model import model
+from minidsv4.model.model import Model
+from minidsv4.model.rope import Positions
 
 
 @trap(
     7,
-    at=[(attention, "rotate")],
+    at=[(ops, "rotate")],
     symptom="Fluent at first, then worse with every position: the output depends on where the text stands.",
     found="Primus#928",
     killed_by=(*BOTH, "moving_the_text_changes_nothing"),
@@ -26,17 +28,17 @@ def output_not_turned_back(right, x, turn):
 
 @trap(
     8,
-    at=[(model.Model, "angles")],
+    at=[(Model, "positions")],
     symptom="The rotary part of a score is 1.63 times too large (factor 16) in compressed layers, at every length.",
     found="Atlas#342, Primus#928",
 )
 def yarn_amplitude(right, whole, *places):
     """Cosine and sine are multiplied by `0.1 ln(factor) + 1`, as generic YaRN code does; V4 does not."""
-    angles = right(whole, *places)
+    positions = right(whole, *places)
     factor = (whole.config.rope_scaling or {"factor": 1})["factor"]
-    slowed = angles[LayerKind.CSA]  # the same object as that of HCA
+    slowed = positions[LayerKind.CSA]  # the same object as that of HCA
     slowed.turn_TR = slowed.turn_TR * (0.1 * math.log(factor) + 1)
-    return angles
+    return positions
 
 
 @trap(
@@ -63,7 +65,7 @@ def compressed_layers_with_the_short_base(right, config, kind, dtype, device):
 
 @trap(
     10,
-    at=ROTATED,
+    at=[(ops, "rotate")],
     symptom="Positions reach channels that were trained without them: noise from the first token pair on.",
 )
 def first_channels_rotated(right, x, turn):
@@ -74,7 +76,7 @@ def first_channels_rotated(right, x, turn):
 
 @trap(
     10,
-    at=ROTATED,
+    at=[(ops, "rotate")],
     symptom="Noise with released weights; a model trained this way does not mind, so only parity notices.",
 )
 def half_split_pairs(right, x, turn):
@@ -87,23 +89,26 @@ def half_split_pairs(right, x, turn):
 
 @trap(
     11,
-    at=[(rope.Angles, "at")],
+    at=[(Positions, "entry_turns")],
     symptom="Entries seem m times further in the past than they are: recall fails, the window is fine.",
     found="Primus#928",
 )
-def entries_at_their_index(right, angles, start, stop, step=1):
+def entries_at_their_index(right, positions, first, n_entries, ratio):
     """Compressed entry i is turned to position i; it stands at position m i."""
-    if step == 1:
-        return right(angles, start, stop)
-    turn_of_one_token = angles.turn_TR[1] / angles.turn_TR[0]
-    return turn_of_one_token ** torch.arange(start // step, stop // step, device=turn_of_one_token.device)[:, None]
+    return turns_of(positions, torch.arange(first, first + n_entries))
 
 
 @trap(
     11,
-    at=[(rope.Angles, "at")],
+    at=[(Positions, "entry_turns")],
     symptom="Every entry seems m - 1 tokens nearer than it is.",
 )
-def entries_at_the_window_end(right, angles, start, stop, step=1):
+def entries_at_the_window_end(right, positions, first, n_entries, ratio):
     """A compressed entry is turned to the position of its window's last token; it stands at the first."""
-    return right(angles, start + step - 1, stop, step)
+    return turns_of(positions, torch.arange(first, first + n_entries) * ratio + ratio - 1)
+
+
+def turns_of(positions: Positions, places: Tensor) -> Tensor:
+    """The turns of these places, in the layer's own speed."""
+    angle = torch.outer(places.to(positions.frequencies_R), positions.frequencies_R)
+    return torch.polar(torch.ones_like(angle), angle)

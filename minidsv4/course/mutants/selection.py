@@ -6,62 +6,64 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from minidsv4 import ops, visibility
 from minidsv4.course.mutants.museum import BOTH, SEES_AHEAD, trap
-from minidsv4.model import attend, attention, indexer, losses
+from minidsv4.model import losses
+from minidsv4.model.indexer import Hadamard, Indexer
+from minidsv4.visibility import Visibility
 
 
 @trap(
     20,
-    at=[(attention, "visible_entries")],
+    at=[(visibility, "finished")],
     symptom="A training loss too good to be true, and generation that does not match it.",
     found="transformers#45758, transformers#45820, mlx-lm#1189",
     killed_by=SEES_AHEAD,
 )
-def no_causal_mask_on_entries(right, x_BTD, start, ratio):
+def no_causal_mask_on_entries(right, position, ratio):
     """In a prefill every query sees every entry of the prompt, those of its future too."""
-    visible_T = right(x_BTD, start, ratio)
+    visible_T = right(position, ratio)
     return visible_T[-1:].expand_as(visible_T)
 
 
 @trap(
     20,
-    at=[(attention, "visible_entries")],
+    at=[(visibility, "finished")],
     symptom="A query inside a window sees what follows in that window: a leak of up to m - 1 tokens.",
     found="tpu-inference#3536",
     killed_by=SEES_AHEAD,
 )
-def window_in_progress_visible(right, x_BTD, start, ratio):
+def window_in_progress_visible(right, position, ratio):
     """One entry too many: `floor(t / M) + 1` counts the window that the query itself is still in."""
-    return right(x_BTD, start - 1, ratio) + 1
+    return right(position - 1, ratio) + 1
 
 
 @trap(
     20,
-    at=[(attention, "visible_entries")],
+    at=[(visibility, "finished")],
     symptom="The last token of each window misses the entry that it completes: one query in m is off.",
 )
-def visible_as_in_the_report(right, x_BTD, start, ratio):
+def visible_as_in_the_report(right, position, ratio):
     """`floor(t / M)` entries are visible; the released code counts the query's own token, `floor((t + 1) / M)`."""
-    return right(x_BTD, start - 1, ratio)
+    return right(position - 1, ratio)
 
 
 @trap(
     21,
-    at=[(attend, "_cut_far")],
+    at=[(Visibility, "entry_map")],
     symptom="Only queries with fewer visible entries than k are wrong: they read the future, or garbage.",
     killed_by=(*SEES_AHEAD, "indexers_learn_what_their_layers_read"),
 )
-def picks_of_nothing_are_read(right, far, start, stop):
+def picks_of_nothing_are_read(right, sees):
     """Where fewer than k entries are visible top-k fills up with hidden ones, and they are attended to."""
-    block_far = right(far, start, stop)
-    if far.picks_BTP is None:
-        return block_far
-    return block_far._replace(visible_T=torch.full_like(block_far.visible_T, far.entries_BCK.shape[1]))
+    if sees.picks_BTP is None:
+        return right(sees)
+    return right(sees._replace(start=sees.ratio * sees.n_entries))  # so late that every entry is finished
 
 
 @trap(
     22,
-    at=[(indexer.Hadamard, "forward")],
+    at=[(Hadamard, "forward")],
     symptom="Picks are random: fine while k covers everything, then retrieval dies (there, beyond 18K tokens).",
     found="ATOM#1507",
 )
@@ -73,7 +75,7 @@ def hadamard_on_queries_only(right, layer, x):
 
 @trap(
     23,
-    at=[(indexer, "index_scores")],
+    at=[(ops, "index_scores")],
     symptom="A head that finds nothing votes all the same, with the other sign: other picks.",
     found="mlx-lm#1189, 1Cat#250",
 )
@@ -84,19 +86,19 @@ def index_scores_without_relu(right, query_BTUZ, weight_BTU, keys_BSZ):
 
 @trap(
     23,
-    at=[(indexer.Indexer, "queries")],
+    at=[(Indexer, "queries")],
     symptom="No head can vote against an entry any more: other picks.",
     found="mlx-lm#1189, 1Cat#250",
 )
-def index_head_weights_through_a_sigmoid(right, layer, x_BTD, latent_BTQ, turn_TR):
+def index_head_weights_through_a_sigmoid(right, layer, x_BTD, latent_BTQ, positions):
     """Head weights pass a sigmoid; they are linear in x and may be negative."""
-    query_BTUZ, weight_BTU = right(layer, x_BTD, latent_BTQ, turn_TR)
+    query_BTUZ, weight_BTU = right(layer, x_BTD, latent_BTQ, positions)
     return query_BTUZ, weight_BTU.sigmoid()
 
 
 @trap(
     24,
-    at=[(indexer, "stable_topk")],
+    at=[(ops, "stable_topk")],
     symptom="With few index heads many scores are exactly 0; prefill and decoding break the ties differently.",
     found="transformers with 4 index heads: logits off by 4.2 on 4 of 6 seeds",
     killed_by=(*BOTH, "chunks_equal_one_pass"),
@@ -108,19 +110,19 @@ def ties_broken_anyhow(right, score, k):
 
 @trap(
     25,
-    at=[(indexer.Indexer, "pick")],
+    at=[(ops, "top_entries")],
     symptom="Cheaper, and wrong for all but one query; the choice depends on later tokens.",
     killed_by=SEES_AHEAD,
 )
-def one_choice_for_all_queries(right, layer, query_BTUZ, *rest):
-    """All queries of a block read the entries that its last query picked."""
-    index = right(layer, query_BTUZ, *rest)
-    return index[:, -1:].expand_as(index)
+def one_choice_for_all_queries(right, *arguments):
+    """All queries of a call read the entries that its last query picked."""
+    picks_BTP = right(*arguments)
+    return picks_BTP[:, -1:].expand_as(picks_BTP)
 
 
 @trap(
     26,
-    at=[(indexer, "index_scores")],
+    at=[(ops, "index_scores")],
     symptom="Not smaller digits but other entries: a small error in a score swaps whole picks.",
 )
 def indexer_rounded_to_fp8(right, query_BTUZ, weight_BTU, keys_BSZ):
@@ -142,14 +144,14 @@ def indexer_never_taught(right, call):
 
 @trap(
     27,
-    at=[(losses, "teacher")],
+    at=[(ops, "teacher")],
     symptom="Heads that hardly read entries teach as loudly as those that do: picks for nobody.",
     found="Primus#992",
     killed_by=("indexers_learn_what_their_layers_read",),
 )
-def teacher_normed_in_each_head(right, share_BTHC):
+def teacher_normed_in_each_head(right, weight_BTHC):
     """Each head's weights are divided by their sum over entries before heads are added, as if no window were there."""
-    return right(share_BTHC / share_BTHC.sum(-1, keepdim=True).clamp_min(torch.finfo(share_BTHC.dtype).tiny))
+    return right(weight_BTHC / weight_BTHC.sum(-1, keepdim=True).clamp_min(torch.finfo(weight_BTHC.dtype).tiny))
 
 
 @trap(

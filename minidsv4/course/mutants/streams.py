@@ -3,25 +3,29 @@
 from unittest.mock import patch
 
 import torch
+from einops import rearrange
 
+from minidsv4 import ops
 from minidsv4.course.mutants.museum import BOTH, coarse, trap
-from minidsv4.model import block, hyper_connection, mtp
+from minidsv4.model.block import Block
+from minidsv4.model.hyper_connection import HyperConnection
+from minidsv4.model.mtp import MTP
 
 
 @trap(
     1,
-    at=[(block, "write")],
+    at=[(ops, "write")],
     symptom="Plausible text that drifts: 5% error a call, a third of the stream after seven layers.",
     found="Automodel#2154, Primus#1040, Megatron#6699",
 )
-def carry_transposed(right, streams_BTND, y_BTD, mix):
+def carry_transposed(right, streams_BTND, y_BTD, post_BTN, carry_BTij):
     """New stream j takes carry[j, i] of old stream i; the released code has carry[i, j], so B = carry transposed."""
-    return right(streams_BTND, y_BTD, mix._replace(carry_BTNN=mix.carry_BTNN.mT))
+    return right(streams_BTND, y_BTD, post_BTN, rearrange(carry_BTij, "b t i j -> b t j i"))
 
 
 @trap(
     2,
-    at=[(hyper_connection, "stream_logits")],
+    at=[(ops, "stream_logits")],
     symptom="Sinkhorn normalises the wrong numbers; trained streams explode.",
 )
 def packing_order_confused(right, streams_BTND, fn, eps):
@@ -34,7 +38,7 @@ def packing_order_confused(right, streams_BTND, fn, eps):
 
 @trap(
     3,
-    at=[(hyper_connection, "sinkhorn")],
+    at=[(ops, "sinkhorn")],
     symptom="Rows of the mix miss 1 by more; hardly seen with 20 rounds and small logits.",
 )
 def one_sinkhorn_round_missing(right, logits, iterations, eps):
@@ -44,7 +48,7 @@ def one_sinkhorn_round_missing(right, logits, iterations, eps):
 
 @trap(
     3,
-    at=[(hyper_connection, "sinkhorn")],
+    at=[(ops, "sinkhorn")],
     symptom="Little at small logits; large ones make zeros, which eps lifts: 0.14 on logits of size 8.6 in one test.",
 )
 def sinkhorn_without_eps(right, logits, iterations, eps):
@@ -54,18 +58,19 @@ def sinkhorn_without_eps(right, logits, iterations, eps):
 
 @trap(
     3,
-    at=[(hyper_connection, "sinkhorn")],
+    at=[(ops, "sinkhorn")],
     symptom="A new stream is no longer a weighted mean of the old ones: its weights do not sum to 1.",
     killed_by=(*BOTH, "new_streams_are_means_of_old_ones"),
 )
 def sinkhorn_rows_last(right, logits, iterations, eps):
     """Columns are normalised first and rows last, so the sums that the update relies on are the loose ones."""
-    return right(logits.transpose(0, 1), iterations, eps).transpose(0, 1).contiguous()
+    mix = right(rearrange(logits, "b t i j -> b t j i"), iterations, eps)
+    return rearrange(mix, "b t j i -> b t i j")
 
 
 @trap(
     3,
-    at=[(hyper_connection.HyperConnection, "forward")],
+    at=[(HyperConnection, "forward")],
     symptom="Each sub-layer reads eps too little: float32 rounding hides it, float64 does not.",
 )
 def read_without_eps(right, site, streams_BTND):
@@ -76,7 +81,7 @@ def read_without_eps(right, site, streams_BTND):
 
 @trap(
     3,
-    at=[(hyper_connection.HyperConnection, "forward")],
+    at=[(HyperConnection, "forward")],
     symptom="Each sub-layer writes eps too much: float32 rounding hides it, float64 does not.",
 )
 def write_with_eps(right, site, streams_BTND):
@@ -87,7 +92,7 @@ def write_with_eps(right, site, streams_BTND):
 
 @trap(
     4,
-    at=[(hyper_connection, "stream_logits")],
+    at=[(ops, "stream_logits")],
     symptom="Loss curves that part slowly; more so the larger the mix logits.",
 )
 def coefficients_in_bfloat16(right, streams_BTND, fn, eps):
@@ -97,7 +102,7 @@ def coefficients_in_bfloat16(right, streams_BTND, fn, eps):
 
 @trap(
     4,
-    at=[(block.Block, "forward")],
+    at=[(Block, "forward")],
     symptom="Right where weights are 1 and streams are equal, as at the very start; large streams then lose their say.",
 )
 def streams_normed_with_a_weight(right, layer, streams_BTND, *rest):
@@ -109,7 +114,7 @@ def streams_normed_with_a_weight(right, layer, streams_BTND, *rest):
 
 @trap(
     5,
-    at=[(hyper_connection, "stream_logits")],
+    at=[(ops, "stream_logits")],
     symptom="Reads, writes and mixes are the same for every token: plain weighted residual streams.",
 )
 def coefficients_without_the_token(right, streams_BTND, fn, eps):
@@ -119,7 +124,7 @@ def coefficients_without_the_token(right, streams_BTND, fn, eps):
 
 @trap(
     6,
-    at=[(mtp.MTP, "forward")],
+    at=[(MTP, "draft")],
     symptom="The main model is right; drafts are accepted less often, and nobody looks.",
     found="early ports",
     killed_by=("agrees_with_paper",),

@@ -13,8 +13,8 @@ from torch import nn
 
 import minidsv4 as v4
 from minidsv4.config import LayerKind
-from minidsv4.fused import kernels
-from minidsv4.fused.step import FusedStep
+from minidsv4.fast.compiled import kernels
+from minidsv4.fast.compiled.step import FusedStep
 
 CONFIGS = {
     "tiny": TINY,
@@ -43,7 +43,7 @@ def write(write_one, ids_BT, cache):
 
 def remembered(cache):
     """Everything in a cache, as one flat tensor."""
-    return torch.cat([series.view().flatten() for layer in cache.layers for series in layer.series()])
+    return torch.cat([series.contents().flatten() for layer in cache.layers for series in layer.series()])
 
 
 def agree(model, step, ids_BT, cache, fused):
@@ -224,7 +224,7 @@ def test_a_model_that_the_loops_do_not_know_is_refused():
 
 
 def test_fused_and_speculate_together_are_refused(model):
-    with pytest.raises(ValueError, match="verifies several tokens a pass"):
+    with pytest.raises(ValueError, match="checks several tokens a pass"):
         v4.generate(model, [1], 2, fused=True, speculate=True)
 
 

@@ -7,7 +7,7 @@ stay below the worst entry picked so far is never scored whole, and that is near
 
 import numpy as np
 
-from minidsv4.fused.compiled import compiled
+from minidsv4.fast.compiled.jit import compiled
 
 TILE = 512  # keys at a time, turned to [Z, S]: they stay in the processor's first cache for all queries of a thread
 STRIP = 64  # keys that are passed over together

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from minidsv4.fused.compiled import compiled
-from minidsv4.fused.picks import pick_share
+from minidsv4.fast.compiled.jit import compiled
+from minidsv4.fast.compiled.top_entries_loops import pick_share
 
 SOFTPLUS_LINEAR = 20.0  # beyond it softplus(x) is x, as in torch
 

@@ -7,6 +7,7 @@ it is not: it takes no prompt, no second sequence and no GPU, gives no gradient,
 
 import importlib.util
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from minidsv4.config import LayerKind
-from minidsv4.model.block import Block
-from minidsv4.model.cache import Cache, CompressorMemory, LayerMemory, Series
-from minidsv4.model.model import Model
-from minidsv4.model.rope import frequencies
+
+if TYPE_CHECKING:  # the model stands above this room: it is handed in
+    from minidsv4.model.block import Block
+    from minidsv4.model.cache import Cache, CompressorMemory, LayerMemory, Series
+    from minidsv4.model.model import Model
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -32,7 +34,7 @@ class FusedStep:
     raises  ValueError: numba is missing, or the model is not on the CPU, in 16 bits, or holds parts of another make
     """
 
-    def __init__(self, model: Model):
+    def __init__(self, model: "Model"):
         self.model, self.kernels = model, loops()
         self.prepare()
 
@@ -46,7 +48,7 @@ class FusedStep:
         self.embed, self.head = array(model.embed.weight), array(model.head.weight)
         self.site, self.norm = weights.site(model.hc_head), array(model.norm.weight)
 
-    def __call__(self, ids_BT: Tensor, cache: Cache) -> Tensor:
+    def __call__(self, ids_BT: Tensor, cache: "Cache") -> Tensor:
         """Logits for the token after this one.
 
         ids_BT   [1, 1], an integer in 0 .. V - 1
@@ -65,7 +67,7 @@ class FusedStep:
         logits_V = self.kernels.logits(streams_ND, self.site, self.norm, self.head, self.sizes)
         return torch.from_numpy(logits_V)[None, None]
 
-    def check(self, ids_BT: Tensor, cache: Cache) -> None:
+    def check(self, ids_BT: Tensor, cache: "Cache") -> None:
         """Refuse, before anything is touched, what cannot be run."""
         self.model.check(ids_BT, cache)
         if ids_BT.shape != (1, 1):
@@ -76,14 +78,14 @@ class FusedStep:
         if self.place != self.model.embed.weight.data_ptr():
             self.prepare()
 
-    def past(self, memory: LayerMemory):
+    def past(self, memory: "LayerMemory"):
         """One layer's past as arrays, with room for what this token adds."""
         memory.window.extend(1)
         compressors = [self.opened(part, memory.kind) for part in memory.compressors()]
         near_SK = rows(memory.window)[-self.model.config.sliding_window :]
         return self.kernels.Past(near_SK, *compressors, *[self.nothing] * (2 - len(compressors)))
 
-    def opened(self, memory: CompressorMemory, kind: LayerKind):
+    def opened(self, memory: "CompressorMemory", kind: LayerKind):
         """One compressor's past as arrays, with room for this token and for what it makes if it closes a window."""
         before_MK, ratio = rows(memory.previous), self.model.config.ratio_of(kind)
         after_MK = before_MK[:0]
@@ -96,7 +98,7 @@ class FusedStep:
                 after_MK = rows(memory.previous)
         return self.kernels.Open(rows(memory.open), before_MK, after_MK, rows(memory.entries))
 
-    def forget(self, memory: LayerMemory) -> None:
+    def forget(self, memory: "LayerMemory") -> None:
         """Drop what has left the window, and the raw rows of a window that closed."""
         memory.window.keep(self.model.config.sliding_window)
         for part in memory.compressors():
@@ -107,7 +109,7 @@ class FusedStep:
 class Weights:
     """Reads a model's weights into the tuples that the loops take."""
 
-    def __init__(self, model: Model, kernels: ModuleType):
+    def __init__(self, model: "Model", kernels: ModuleType):
         self.model, self.config, self.kernels = model, model.config, kernels
         self.empty = array(model.embed.weight)[:0, :0]  # a matrix that a layer does not have
 
@@ -124,7 +126,7 @@ class Weights:
         """The past of a compressor that a layer does not have."""
         return self.kernels.Open(*[self.empty] * 4)
 
-    def layer(self, block: Block):
+    def layer(self, block: "Block"):
         """One block's."""
         sites = self.site(block.hc_attn), self.site(block.hc_ffn)
         norms = array(block.attn_norm.weight), array(block.ffn_norm.weight)
@@ -138,12 +140,11 @@ class Weights:
         """One attention layer's, with empty places for the parts that its kind does not have."""
         names = ("wq_a", "q_norm", "wq_b", "wkv", "kv_norm", "wo_a", "wo_b")
         shared = [array(getattr(attn, name).weight) for name in names]
-        device = self.model.embed.weight.device
-        freqs_R = array(frequencies(self.config, attn.kind, self.model.embed.weight.dtype, device))
+        freqs_R = array(self.model.positions(0, 1)[attn.kind].frequencies_R)
         indexer = getattr(attn, "indexer", None)
         index = [self.empty] * 3
         if indexer is not None:
-            index = [array(part) for part in (indexer.wq_b.weight, indexer.weights_proj.weight, indexer.finish.signs)]
+            index = [array(part) for part in (indexer.wq_b.weight, indexer.weights_proj.weight, indexer.hadamard.signs)]
         compressors = getattr(attn, "compressor", None), getattr(indexer, "compressor", None)
         main, keys = (self.compressor(part) for part in compressors)
         return self.kernels.Attention(*shared, array(attn.attn_sink), freqs_R, main, *index, keys)
@@ -172,7 +173,7 @@ def numba_is_here() -> bool:
 def loops() -> ModuleType:
     """The compiled loops, which need numba."""
     try:
-        from minidsv4.fused import kernels
+        from minidsv4.fast.compiled import kernels
     except ModuleNotFoundError as error:
         raise ValueError("fused: numba is not installed; `pip install 'minidsv4[fast]'` adds it") from error
     return kernels
@@ -183,15 +184,15 @@ def array(tensor: Tensor) -> ndarray:
     return tensor.detach().numpy()
 
 
-def rows(series: Series) -> ndarray:
+def rows(series: "Series") -> ndarray:
     """All that is remembered of the one sequence [S, K], the same memory."""
     return series.data.numpy()[0, series.low : series.high]
 
 
-def refuse_what_is_not_the_model(model: Model) -> None:
+def refuse_what_is_not_the_model(model: "Model") -> None:
     """Raise ValueError unless every part is what `Model` builds, on the CPU, contiguous, and of one precision."""
     with torch.device("meta"):
-        built = {name: type(module) for name, module in Model(model.config).named_modules()}
+        built = {name: type(module) for name, module in type(model)(model.config).named_modules()}
     for name, module in model.named_modules():
         if type(module) is not built.get(name):
             raise ValueError(f"fused: {name} is a {type(module).__name__}, which the loops do not know; run the model")

@@ -1,0 +1,30 @@
+"""Exact replacements of `ops.PLAIN` with the same signatures: linear memory, blocks, hand-written gradients.
+
+`FAST` is what a model runs by default. Each function names the operation that it replaces and what it saves; tests hold
+the two equal to 1e-10 in float64, outputs and gradients. These forms give first derivatives in reverse mode only.
+"""
+
+from minidsv4.fast.attention import attend, index_loss
+from minidsv4.fast.cross_entropy import cross_entropy
+from minidsv4.fast.experts import experts
+from minidsv4.fast.rotary import rotate
+from minidsv4.fast.router import affinities, routing_weights
+from minidsv4.fast.streams import collapse, sinkhorn, stream_logits, write
+from minidsv4.fast.top_entries import stable_topk, top_entries
+from minidsv4.ops import PLAIN
+
+FAST = PLAIN._replace(
+    rotate=rotate,
+    stable_topk=stable_topk,
+    top_entries=top_entries,
+    attend=attend,
+    index_loss=index_loss,
+    stream_logits=stream_logits,
+    sinkhorn=sinkhorn,
+    collapse=collapse,
+    write=write,
+    affinities=affinities,
+    routing_weights=routing_weights,
+    experts=experts,
+    cross_entropy=cross_entropy,
+)

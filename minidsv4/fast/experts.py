@@ -1,0 +1,68 @@
+"""Experts on sorted tokens: one product an expert, over the tokens that picked it.
+
+T tokens, D width, A active experts, E experts, F expert width.
+"""
+
+import torch
+from einops import reduce
+from torch import Tensor
+
+from minidsv4.fast.function import FastFunction, first_derivative_only
+from minidsv4.ops import swiglu, upcast
+
+
+def experts(x: Tensor, picked: Tensor, weight: Tensor, w13_EFD: Tensor, w2_EDF: Tensor, limit: float) -> Tensor:
+    """`ops.experts` in A of E of its products; each token's experts are summed in the order of its picks."""
+    expert, order = picked.flatten().sort(stable=True)
+    visited, counts = expert.unique_consecutive(return_counts=True)
+    visits = list(zip(visited.tolist(), counts.tolist()))
+    x_TD = x.reshape(-1, x.shape[-1])
+    weight_TA = weight.reshape(-1, weight.shape[-1]).to(upcast(x).dtype)
+    out_TD = PickedExperts.run(x_TD, weight_TA, w13_EFD, w2_EDF, order, visits, limit, torch.is_grad_enabled())
+    return out_TD.view(x.shape)
+
+
+class PickedExperts(FastFunction):
+    """`experts` on pairs of token and pick, `order` sorting them by expert; gates and ups are all that it keeps.
+
+    Its backward gathers an expert's rows, uses them and forgets them while they are in the processor's cache.
+    """
+
+    @staticmethod
+    def forward(ctx, x_TD, weight_TA, w13, w2, order, visits: list[tuple[int, int]], limit: float, learning: bool):
+        n_active = weight_TA.shape[1]
+        counts = [count for _, count in visits]
+        rows = x_TD.index_select(0, order // n_active)
+        weights = weight_TA.flatten()[order, None]
+        raws, outs = [], []
+        for (e, _), x, weight in zip(visits, rows.split(counts), weights.split(counts)):
+            raw = x @ w13[e].T
+            inner = swiglu(*raw.chunk(2, dim=-1), limit) * weight
+            outs.append(inner.to(x.dtype) @ w2[e].T)
+            if learning:
+                raws.append(raw)
+        ctx.save_for_backward(x_TD, weight_TA, w13, w2, order, *raws)
+        ctx.visits, ctx.limit = visits, limit
+        out = torch.empty_like(rows).index_copy_(0, order, torch.cat(outs))
+        return reduce(upcast(out), "(t a) d -> t d", "sum", a=n_active).to(x_TD.dtype)
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx, grad_TD: Tensor):
+        x_TD, weight_TA, w13, w2, order, *raws = ctx.saved_tensors
+        d_x, d_weight, d_w13, d_w2 = (torch.zeros_like(part) for part in (upcast(x_TD), weight_TA, w13, w2))
+        pairs = order.split([count for _, count in ctx.visits])
+        for (e, _), pair, raw in zip(ctx.visits, pairs, raws):
+            token = pair // weight_TA.shape[1]
+            weight = weight_TA.flatten()[pair, None]
+            rows, grad = x_TD.index_select(0, token), grad_TD.index_select(0, token)
+            with torch.enable_grad():
+                raw = raw.detach().requires_grad_()
+                inner = swiglu(*raw.chunk(2, dim=-1), ctx.limit)
+            d_inner = upcast(grad @ w2[e])
+            d_raw = torch.autograd.grad(inner, raw, d_inner * weight)[0]
+            d_weight.view(-1)[pair] = (d_inner * inner).sum(-1)
+            torch.mm(grad.T, (inner * weight).to(grad.dtype), out=d_w2[e])
+            torch.mm(d_raw.T, rows, out=d_w13[e])
+            d_x.index_add_(0, token, upcast(d_raw @ w13[e]))
+        return d_x.to(x_TD.dtype), d_weight, d_w13, d_w2, None, None, None, None

@@ -1,0 +1,44 @@
+"""The base of the hand-written gradients, which says what they cannot do."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+HAND_WRITTEN = "ops: the fast form of {} has a hand-written gradient, which {}; call model.use(PLAIN) first"
+
+
+class FastFunction(torch.autograd.Function):
+    """An `autograd.Function` whose refusals of `torch.func` and of forward mode name the way out."""
+
+    @classmethod
+    def run(cls, *arguments) -> Tensor:
+        """`apply`.
+
+        raises  ValueError inside `torch.func` transforms and under forward-mode differentiation
+        """
+        try:
+            return cls.apply(*arguments)
+        except RuntimeError as error:
+            if "functorch" not in str(error) and "forward" not in str(error):
+                raise
+            what = "takes no part in torch.func or forward mode"
+            raise ValueError(HAND_WRITTEN.format(cls.__name__, what)) from error
+
+
+def first_derivative_only(backward: Callable) -> Callable:
+    """A backward that refuses at once to build a graph of its own.
+
+    torch's `once_differentiable` speaks only when its error is reached: `torch.autograd.grad` for given inputs passes
+    it by, and returns second derivatives from which terms are missing.
+    """
+
+    @functools.wraps(backward)
+    def checked(ctx, *gradients: Tensor):
+        if torch.is_grad_enabled():  # create_graph=True
+            name = type(ctx).__name__.removesuffix("Backward")
+            raise ValueError(HAND_WRITTEN.format(name, "gives first derivatives only"))
+        return backward(ctx, *gradients)
+
+    return checked

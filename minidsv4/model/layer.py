@@ -1,0 +1,96 @@
+"""What every part of the model shares: its table of operations, the tensors that stay in float32, and being watched."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from minidsv4.fast import FAST
+from minidsv4.ops import Ops
+
+
+class Layer(nn.Module):
+    """A module that computes by `self.ops`; `Model.use` gives the whole model another table.
+
+    float32  names of its own parameters and buffers that stay in float32 where the model is held in 16 bits, because
+             they are released so
+    """
+
+    ops: Ops = FAST
+    float32: tuple[str, ...] = ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """What `to`, `bfloat16`, `cuda` and the like call for every tensor."""
+        islands = [getattr(self, name) for name in self.float32]
+        islands += [island.grad for island in islands if island.grad is not None]
+
+        def convert(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            if any(tensor is island for island in islands) and converted.dtype in (torch.bfloat16, torch.float16):
+                return tensor.to(converted.device, torch.float32)
+            return converted
+
+        return super()._apply(convert, recurse)
+
+
+class RMSNorm(Layer):
+    """`weight * x / sqrt(mean(x^2) + eps)` over the last axis. Report section 2.3.3."""
+
+    float32 = ("weight",)
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.rms_norm(x, self.weight, self.eps)
+
+
+@contextmanager
+def wrapped(layers: list[Layer], name: str, wrap: Callable[[Layer, Callable], Callable]) -> Iterator[None]:
+    """Inside, these layers call `wrap(layer, operation)` in place of the operation called `name`."""
+    before = [layer.ops for layer in layers]
+    try:
+        for layer in layers:
+            operation = wrap(layer, getattr(layer.ops, name))
+            layer.ops = layer.ops._replace(**{name: operation})
+        yield
+    finally:
+        for layer, table in zip(layers, before):
+            layer.ops = table
+
+
+Call = tuple[nn.Module, tuple, object]
+
+
+@contextmanager
+def watch(model: nn.Module, *kinds: type | str) -> Iterator[list[Call]]:
+    """Collect `(module, its inputs, its output)` of every call, in order.
+
+    kinds  types of modules whose calls are wanted, and names of operations: then the module is the one that calls
+    """
+    seen: list[Call] = []
+
+    def watched(layer: Layer, operation: Callable) -> Callable:
+        def call(*arguments):
+            output = operation(*arguments)
+            seen.append((layer, arguments, output))
+            return output
+
+        return call
+
+    def note(module: nn.Module, inputs: tuple, output: object) -> None:
+        seen.append((module, inputs, output))
+
+    with ExitStack() as stack:
+        for kind in kinds:
+            if isinstance(kind, str):
+                layers = [module for module in model.modules() if isinstance(module, Layer)]
+                stack.enter_context(wrapped(layers, kind, watched))
+            else:
+                for module in model.modules():
+                    if isinstance(module, kind):
+                        stack.callback(module.register_forward_hook(note).remove)
+        yield seen

@@ -1,0 +1,209 @@
+"""Derivatives beyond one backward pass: PLAIN has them all, FAST says in a sentence what to use instead."""
+
+import numpy as np
+import pytest
+import torch
+from op_cases import CASES
+from small import EXACT, TINY, normal, off, small_model, token_ids
+from torch.func import functional_call, grad, jvp, vmap
+
+from minidsv4.fast import FAST
+from minidsv4.ops import NO_TARGET, PLAIN, Ops
+from minidsv4.visibility import Visibility
+
+CPU = torch.device("cpu")
+CHOICES = ("top_entries", "stable_topk")  # indices: no derivative at all
+BY_HAND = ("attend", "sinkhorn", "affinities", "experts", "cross_entropy")  # of FAST: their gradients are written out
+SEES = Visibility(2, 3, window=2, n_window=4, device=CPU, ratio=2, n_entries=2)
+
+
+def small_case(name):
+    """`(function of tensors, tensors)`: the operation at a size that finite differences can afford."""
+    picked = torch.tensor([[[0, 1], [0, 1], [0, 1]]])
+    attended = normal(1, 3, 2, 3), normal(1, 4, 3, seed=1), normal(1, 2, 3, seed=2), normal(2, seed=3)
+    indexed = normal(1, 3, 2, 2, seed=4), normal(1, 3, 2, seed=5), normal(1, 2, 2, seed=6)
+    streams = normal(1, 2, 2, 3)
+    constant = (*attended[:3], SEES, attended[3])
+    cases = {
+        "rms_norm": (lambda f, x, w: f(x, w, 1e-3), (normal(2, 3), normal(3, seed=1))),
+        "rotate": (lambda f, x: f(x, torch.polar(torch.ones(2, 1).double(), normal(2, 1))), (normal(1, 2, 3),)),
+        "pool": (lambda f, v, g, b: f(v, g, b), (normal(1, 2, 3, 2), normal(1, 2, 3, 2, seed=1), normal(3, 2))),
+        "attend": (lambda f, q, w, e, s: f(q, w, e, SEES, s), attended),
+        "index_loss": (lambda f, *given: f(constant, given), indexed),
+        "stream_logits": (lambda f, x, w: f(x, w, 1e-3), (streams, normal(4, 6, seed=1))),
+        "sinkhorn": (lambda f, x: f(x, 5, 1e-3), (normal(1, 2, 3, 3),)),
+        "collapse": (lambda f, x, p: f(x, p), (streams, normal(1, 2, 2, seed=1))),
+        "write": (lambda f, *given: f(*given), (streams, normal(1, 2, 3), normal(1, 2, 2), normal(1, 2, 2, 2))),
+        "affinities": (lambda f, x, w: f(x, w), (normal(1, 2, 3), normal(4, 3, seed=1))),
+        "routing_weights": (lambda f, s: f(s, picked[:, :2], 1.5), (normal(1, 2, 4).abs(),)),
+        "swiglu": (lambda f, g, u: f(g, u, 0.7), (normal(2, 3), normal(2, 3, seed=1))),
+        "experts": (
+            lambda f, x, s, w13, w2: f(x, picked[0], s, w13, w2, 0.7),
+            (normal(3, 2), normal(3, 2, seed=1), normal(2, 4, 2, seed=2), normal(2, 2, 2, seed=3)),
+        ),
+        "cross_entropy": (
+            lambda f, h, w: f(h, w, torch.tensor([3, NO_TARGET, 0])),
+            (normal(3, 2), normal(4, 2, seed=1)),
+        ),
+    }
+    call, tensors = cases[name]
+    return call, [tensor.clone().requires_grad_() for tensor in tensors]
+
+
+differentiable = pytest.mark.parametrize("name", [name for name in Ops._fields if name not in CHOICES])
+
+
+# ---- second derivatives ----
+
+
+@differentiable
+def test_first_and_second_derivatives_of_plain_are_right(name):
+    call, tensors = small_case(name)
+    operation = getattr(PLAIN, name)
+    assert torch.autograd.gradcheck(lambda *given: call(operation, *given), tensors)
+    assert torch.autograd.gradgradcheck(lambda *given: call(operation, *given), tensors)
+
+
+def second_derivatives(table, name):
+    call, tensors = small_case(name)
+    gradients = torch.autograd.grad(call(getattr(table, name), *tensors).sin().sum(), tensors, create_graph=True)
+    return torch.autograd.grad(sum(part.square().sum() for part in gradients), tensors, allow_unused=True)
+
+
+@differentiable
+def test_second_derivatives_of_fast_are_refused_or_right_and_never_silently_wrong(name):
+    if name in BY_HAND:
+        with pytest.raises(ValueError, match=r"gives first derivatives only; call model.use\(PLAIN\)"):
+            second_derivatives(FAST, name)
+        return
+    for ours, expected in zip(second_derivatives(FAST, name), second_derivatives(PLAIN, name), strict=True):
+        if expected is None or (expected == 0).all():
+            assert ours is None or ours.abs().max() < EXACT
+        else:
+            assert off(ours, expected) < EXACT
+
+
+# ---- forward mode and torch.func ----
+
+
+@differentiable
+def test_forward_mode_of_plain_agrees_with_its_backward(name):
+    call, tensors = small_case(name)
+    assert torch.autograd.gradcheck(
+        lambda *given: call(getattr(PLAIN, name), *given), tensors, check_forward_ad=True, check_backward_ad=False
+    )
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_fast_says_in_one_sentence_to_use_plain(name):
+    call, tensors = small_case(name)
+
+    def run(first):
+        return call(getattr(FAST, name), first, *tensors[1:]).sum()
+
+    sentence = r"ops: the fast form of \w+ has a hand-written gradient.*model.use\(PLAIN\)"
+    plain = tensors[0].detach()
+    with pytest.raises(ValueError, match=sentence):
+        grad(run)(plain)
+    with pytest.raises(ValueError, match=sentence):
+        jvp(run, (plain,), (torch.ones_like(plain),))
+    with pytest.raises(ValueError, match=sentence):
+        vmap(run)(torch.stack([plain, plain]))
+
+
+# ---- whole models ----
+
+
+def plain_model():
+    return small_model(TINY).use(PLAIN)
+
+
+def loss_of(model, ids_BT):
+    """The cross-entropy of the next token as a function of the parameters."""
+
+    def loss(parameters):
+        logits_BTV = functional_call(model, parameters, (ids_BT,))
+        return torch.nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten())
+
+    return loss
+
+
+def parameters_of(model):
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def test_torch_func_grad_of_a_plain_model_is_its_backward():
+    model, ids_BT = plain_model(), token_ids(2, 20)
+    found = grad(loss_of(model, ids_BT))(parameters_of(model))
+    loss_of(model, ids_BT)(dict(model.named_parameters())).backward()
+    for name, parameter in model.named_parameters():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        assert (found[name] - expected).abs().max() < EXACT, name
+
+
+def test_jvp_of_a_plain_model_is_the_product_with_its_gradient():
+    model, ids_BT = plain_model(), token_ids(2, 20)
+    parameters = parameters_of(model)
+    direction = {name: normal(*part.shape, seed=place) for place, (name, part) in enumerate(parameters.items())}
+    loss = loss_of(model, ids_BT)
+    _, slope = jvp(loss, (parameters,), (direction,))
+    gradient = grad(loss)(parameters)
+    expected = sum((gradient[name] * direction[name]).sum() for name in parameters)
+    assert abs(slope - expected) < EXACT * abs(expected)
+
+
+def test_double_backward_of_a_plain_model_is_the_slope_of_its_gradient():
+    model, ids_BT = plain_model(), token_ids(2, 14)
+    weights = [model.layers[1].attn.wkv.weight, model.layers[2].ffn.experts.w2, model.layers[0].hc_attn.fn]
+    directions = [normal(*weight.shape, seed=seed) for seed, weight in enumerate(weights)]
+
+    def slope():
+        gradients = torch.autograd.grad(loss_of(model, ids_BT)({}), weights, create_graph=True)
+        return sum((gradient * direction).sum() for gradient, direction in zip(gradients, directions))
+
+    curvature = sum((g * d).sum() for g, d in zip(torch.autograd.grad(slope(), weights), directions)).item()
+    ends = []
+    for step in (1e-5, -2e-5):
+        for weight, direction in zip(weights, directions):
+            weight.data.add_(direction, alpha=step)
+        ends.append(slope().item())
+    assert abs(curvature - (ends[0] - ends[1]) / 2e-5) < 1e-5 * abs(curvature)  # what a central difference misses
+
+
+def test_vmap_over_models_gives_each_models_logits():
+    models, ids_BT = [small_model(TINY, seed).use(PLAIN) for seed in (0, 1)], token_ids(2, 20)
+    parameters, buffers = torch.func.stack_module_state(models)
+
+    def logits(parameters, buffers):
+        return functional_call(models[0], (parameters, buffers), (ids_BT,))
+
+    together = vmap(logits)({name: part.detach() for name, part in parameters.items()}, buffers)
+    for ours, model in zip(together, models):
+        assert off(ours, model(ids_BT).detach()) < EXACT
+
+
+def test_vmap_of_grad_gives_the_gradient_of_every_row_by_itself():
+    model, ids_BT = plain_model(), token_ids(3, 20)
+    parameters = parameters_of(model)
+    rows = vmap(lambda ids_T: grad(loss_of(model, ids_T[None]))(parameters))(ids_BT)
+    for b in range(3):
+        alone = grad(loss_of(model, ids_BT[b : b + 1]))(parameters)
+        assert all((rows[name][b] - alone[name]).abs().max() < EXACT for name in parameters)
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap"])
+def test_torch_func_on_a_model_that_runs_fast_says_to_use_plain(transform):
+    model, ids_BT = small_model(TINY), token_ids(2, 9)
+    loss, parameters = loss_of(model, ids_BT), parameters_of(model)
+    with pytest.raises(ValueError, match=r"model.use\(PLAIN\)"):
+        if transform == "grad":
+            grad(loss)(parameters)
+        elif transform == "jvp":
+            jvp(loss, (parameters,), (parameters,))
+        else:
+            vmap(loss)({name: torch.stack([part, part]) for name, part in parameters.items()})
+
+
+def test_the_random_cases_and_the_small_ones_are_of_the_same_operations():
+    assert {name for name in CASES if name not in CHOICES} == {name for name in Ops._fields if name not in CHOICES}
+    assert np.isfinite([small_case(name)[1][0].sum().item() for name in Ops._fields if name not in CHOICES]).all()
