@@ -151,7 +151,7 @@ def test_logits_of_which_none_is_the_likeliest_are_refused(broken, temperature):
         probabilities(logits_V, temperature)
 
 
-WEIGHTS = ("embed.weight", "layers.1.attn.wq_a.weight", "layers.1.ffn.gate.bias", "layers.2.hc_ffn.fn", "head.weight")
+WEIGHTS = ("embed.weight", "layers.1.attn.wq_a.weight", "layers.1.ffn.gate.weight", "layers.2.hc_ffn.fn", "head.weight")
 
 
 @pytest.mark.parametrize("speculate", [False, 2])

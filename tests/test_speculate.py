@@ -89,7 +89,7 @@ def test_a_cache_that_is_not_rolled_back_writes_another_text(name):
 
 
 def test_rejected_drafts_that_are_not_rolled_back_write_another_text(monkeypatch):
-    monkeypatch.setattr(v4.model.cache.Cache, "rewind", lambda cache, mark: None)
+    monkeypatch.setattr(v4.model.cache.Cache, "go_back", lambda cache, n_tokens, ends: None)
     assert v4.generate(model(), prompt(37), N_TOKENS, temperature=0, speculate=2) != plain(1.0, 0, 37)
 
 
@@ -229,7 +229,7 @@ def test_ctrl_c_anywhere_in_a_round_leaves_everything_as_it_was():
         writer.state,
         str(writer.speculation),
     )
-    assert n_calls == 2 * (3 + 1 + 2 * 2 + 3 + 1)  # layers and MTP catch up; MTP and head, twice; layers and head
+    assert n_calls == 2 * (3 + 1 + 2 + 3)  # layers and MTP catch up; MTP twice; layers
     for place in range(n_calls):
         with pytest.raises(KeyboardInterrupt):
             calls_of_a_round(writer, place)

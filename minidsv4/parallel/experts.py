@@ -291,8 +291,9 @@ class SpreadExperts(Experts):
         mine = layout.experts_of(self.group.rank()).tolist()
         self.w13, self.w2 = (nn.Parameter(matrix.detach()[mine]) for matrix in (experts.w13, experts.w2))
 
-    def forward(self, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) -> Tensor:
-        return expert_parallel_moe(x_TD, picked_TA, weight_TA, self, self.group, **self.settings)
+    def forward(self, x: Tensor, picked: Tensor, weight: Tensor) -> Tensor:
+        flat = (part.flatten(0, -2) for part in (x, picked, weight))
+        return expert_parallel_moe(*flat, self, self.group, **self.settings).view(x.shape)
 
 
 def shard(experts: Experts, group: dist.ProcessGroup | None = None, seats: tuple[int, ...] = ()) -> SpreadExperts:
