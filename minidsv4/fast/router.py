@@ -17,7 +17,10 @@ def affinities(x_BTD: Tensor, weight_ED: Tensor) -> Tensor:
 
 
 class SqrtSoftplus(FastFunction):
-    """`sqrt(softplus(z))`; its slope `sigmoid(z) / (2 sqrt(softplus(z)))` tends to `exp(z / 2) / 2` and so to 0."""
+    """`sqrt(softplus(z))`; its slope `sigmoid(z) / (2 sqrt(softplus(z)))` tends to `exp(z / 2) / 2` and so to 0.
+
+    The sigmoid is the slope of torch's softplus, which is 1 above 20.
+    """
 
     @staticmethod
     def forward(ctx, logit: Tensor) -> Tensor:
@@ -29,7 +32,8 @@ class SqrtSoftplus(FastFunction):
     @first_derivative_only
     def backward(ctx, grad: Tensor) -> Tensor:
         logit, root = ctx.saved_tensors
-        slope = torch.where(logit < EXP_IS_SOFTPLUS, torch.exp(logit / 2), logit.sigmoid() / root)
+        slope = torch.ops.aten.softplus_backward(root.reciprocal(), logit, beta=1.0, threshold=20.0)
+        slope = torch.where(logit < EXP_IS_SOFTPLUS, torch.exp(logit / 2), slope)
         return grad * slope / 2
 
 
