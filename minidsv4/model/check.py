@@ -39,12 +39,12 @@ def check_cache(model: nn.Module, ids_BT: Tensor, cache: Cache) -> None:
         )
     if (cache.config, cache.dtype) != (model.config, model.embed.weight.dtype):
         raise ValueError("cache: made for a model of another config or dtype; use this model's new_cache()")
-    if len(cache.layers) != len(model.layers):
-        raise ValueError(f"cache: made for {len(cache.layers)} layers, as for drafts; use this model's new_cache()")
+    if cache.kinds != tuple(block.attn.kind for block in model.layers):
+        raise ValueError("cache: its layers are of other kinds, as those for drafts; use this model's new_cache()")
 
 
-def check_last(last: int) -> int:
-    """`last`, or ValueError unless it is an integer from 1."""
-    if not isinstance(last, int) or isinstance(last, bool) or last < 1:
-        raise ValueError(f"last = {last!r} asks for no logits; it counts tokens, an integer from 1")
-    return last
+def check_count(name: str, n: int, otherwise: str) -> int:
+    """`n`, or ValueError, with what `otherwise` would happen, unless it is an integer from 1."""
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"{name} = {n!r} {otherwise}; it counts tokens, an integer from 1")
+    return n

@@ -15,7 +15,7 @@ from minidsv4.config import Config, LayerKind
 from minidsv4.fast import FAST
 from minidsv4.model.block import Block
 from minidsv4.model.cache import Cache
-from minidsv4.model.check import check_cache, check_ids, check_last
+from minidsv4.model.check import check_cache, check_count, check_ids
 from minidsv4.model.hyper_connection import HeadCollapse
 from minidsv4.model.layer import Layer, RMSNorm
 from minidsv4.model.losses import MTP_WEIGHT, Losses, model_losses
@@ -62,7 +62,7 @@ class Model(Layer):
         raises   ValueError: ids of a wrong type, shape or range, or a cache of another batch size or model
         """
         self.check(ids_BT, cache)
-        n_logits = ids_BT.shape[1] if last is None else check_last(last)
+        n_logits = ids_BT.shape[1] if last is None else check_count("last", last, "asks for no logits")
         if cache is None:
             return self.logits(self.streams(ids_BT, self.new_cache(len(ids_BT)))[:, -n_logits:])
         with torch.no_grad(), cache.all_or_nothing():
@@ -71,9 +71,9 @@ class Model(Layer):
     @torch.no_grad()
     def prefill(self, ids_BT: Tensor, cache: Cache, chunk: int = PREFILL_CHUNK) -> Tensor:
         """Logits [B, V] of a prompt's end; the prompt is taken in chunk by chunk, in memory that does not grow."""
-        self.check(ids_BT, cache)
-        if chunk < 1:
-            raise ValueError(f"prefill: chunk = {chunk} takes in nothing; it counts tokens, from 1")
+        check_ids(self.config, ids_BT)
+        check_cache(self, ids_BT, cache)
+        check_count("prefill: chunk", chunk, "takes in nothing")
         with cache.all_or_nothing():
             for ids in ids_BT.split(chunk, dim=1):
                 streams_BTND = self.streams(ids, cache)

@@ -199,9 +199,11 @@ def test_a_batch_is_refused_even_with_a_cache_for_it(model, step):
 def test_a_foreign_cache_and_none_are_refused(model, step):
     with pytest.raises(ValueError, match="another config"):
         step(token_ids(1, 1), small_model(TINY.replace(index_topk=5)).new_cache())
-    for cache in (None, model.new_draft_cache(), model.new_cache(kinds=[LayerKind.HCA] * 4)):
-        with pytest.raises(ValueError, match="a past of this model's layers"):
+    for cache in (model.new_draft_cache(), model.new_cache(kinds=[LayerKind.HCA] * 4)):
+        with pytest.raises(ValueError, match="layers are of other kinds"):
             step(token_ids(1, 1), cache)
+    with pytest.raises(ValueError, match="goes on from a past"):
+        step(token_ids(1, 1), None)
 
 
 def test_a_model_that_the_loops_do_not_know_is_refused():

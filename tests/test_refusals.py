@@ -1,0 +1,185 @@
+"""What a model and its cache refuse with a sentence, and what they do where other code would fail in silence."""
+
+import copy
+
+import pytest
+import torch
+from small import EXACT, TINY, off, small_model, token_ids
+
+import minidsv4 as v4
+from minidsv4.fast import FAST
+from minidsv4.model.layer import watch
+from minidsv4.ops import PLAIN
+
+both = pytest.mark.parametrize("table", [PLAIN, FAST], ids=["plain", "fast"])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+# ---- numbers of tokens and of sequences ----
+
+
+@pytest.mark.parametrize("last", [0, -1, 1.0, True, "2"])
+def test_a_last_that_asks_for_no_logits_is_refused(last, model):
+    for cache in (None, model.new_cache(2)):
+        with pytest.raises(ValueError, match=rf"last = {last!r} .* an integer from 1"):
+            model(token_ids(2, 5), cache, last=last)
+        assert cache is None or cache.n_tokens == 0
+
+
+def test_the_last_logits_are_those_of_the_whole_also_when_more_are_asked_for_than_there_are(model):
+    ids_BT = token_ids(2, 5)
+    whole = model(ids_BT)
+    assert off(model(ids_BT, last=2), whole[:, -2:]) < EXACT
+    assert off(model(ids_BT, last=9), whole) < EXACT
+
+
+@pytest.mark.parametrize("chunk", [0, -3, 2.5, True, None])
+def test_a_chunk_that_takes_in_nothing_is_refused(chunk, model):
+    cache = model.new_cache(2)
+    with pytest.raises(ValueError, match=rf"chunk = {chunk!r} .*from 1"):
+        model.prefill(token_ids(2, 5), cache, chunk=chunk)
+    assert cache.n_tokens == 0
+
+
+@pytest.mark.parametrize("batch_size", [0, -2, 1.5, None, True, "2"])
+def test_a_batch_size_that_counts_no_sequences_is_refused(batch_size, model):
+    for new in (model.new_cache, model.new_draft_cache):
+        with pytest.raises(ValueError, match=rf"batch_size = {batch_size!r} .*an integer from 1"):
+            new(batch_size)
+
+
+# ---- caches ----
+
+
+@pytest.mark.parametrize("cache", [{}, 3, "cache", [None], object()], ids=lambda cache: type(cache).__name__)
+def test_what_is_no_cache_is_refused(cache, model):
+    for call in (model, model.prefill):
+        with pytest.raises(ValueError, match=rf"cache: {type(cache).__name__} is no cache; .*new_cache\(\)"):
+            call(token_ids(2, 5), cache)
+
+
+def test_a_cache_for_drafts_or_of_other_layers_is_refused_by_the_model(model):
+    for cache in (model.new_draft_cache(2), model.new_cache(2, kinds=[v4.LayerKind.HCA] * len(model.layers))):
+        for call in (model, model.prefill):
+            with pytest.raises(ValueError, match="layers are of other kinds, as those for drafts"):
+                call(token_ids(2, 5), cache)
+
+
+def test_a_prompt_without_a_cache_to_take_it_in_is_refused(model):
+    with pytest.raises(ValueError, match="NoneType is no cache"):
+        model.prefill(token_ids(2, 5), None)
+
+
+def test_the_logits_of_a_call_with_a_cache_ask_for_no_gradient(model):
+    ids_BT, cache = token_ids(2, 20), model.new_cache(2)
+    assert model(ids_BT).requires_grad
+    for ids in ids_BT.split(7, dim=1):
+        assert not model(ids, cache).requires_grad
+    assert not model.prefill(ids_BT, model.new_cache(2)).requires_grad
+    assert not any(series.contents().requires_grad for series in cache.series())
+
+
+# ---- snapshots ----
+
+
+def contents(cache):
+    return [series.contents().clone() for series in cache.series()]
+
+
+def test_a_deep_copy_of_a_cache_and_its_snapshot_restores_and_leaves_the_original_alone(model):
+    ids_BT, cache = token_ids(2, 38), model.new_cache(2)
+    model(ids_BT[:, :20], cache)
+    snapshot, before = cache.snapshot(), contents(cache)
+    model(ids_BT[:, 20:30], cache)
+    later = contents(cache)
+    other, other_snapshot = copy.deepcopy((cache, snapshot))
+    other.restore(other_snapshot)
+    assert other.n_tokens == 20 and all(torch.equal(*pair) for pair in zip(contents(other), before))
+    assert cache.n_tokens == 30 and all(torch.equal(*pair) for pair in zip(contents(cache), later))
+    assert off(model(ids_BT[:, 20:], other), model(ids_BT)[:, 20:].detach()) < EXACT
+    with pytest.raises(ValueError, match="belongs to another cache"):
+        other.restore(snapshot)
+    with pytest.raises(ValueError, match="belongs to another cache"):
+        cache.restore(other_snapshot)
+    cache.restore(snapshot)
+    assert cache.n_tokens == 20
+
+
+def test_a_snapshot_of_a_cache_that_is_gone_is_refused_by_every_other_even_at_its_address(model):
+    cache = model.new_cache(2)
+    snapshot, address = cache.snapshot(), id(cache)
+    del cache
+    tried = [model.new_cache(2) for _ in range(50)]
+    for other in tried:  # one of them may lie where the first one lay
+        with pytest.raises(ValueError, match="belongs to another cache"):
+            other.restore(snapshot)
+    assert address  # an address that is used again must not open the door
+
+
+@pytest.mark.parametrize("thing", [None, 3, {}, object()], ids=lambda thing: type(thing).__name__)
+def test_what_is_no_snapshot_is_refused(thing, model):
+    with pytest.raises(ValueError, match="snapshot"):
+        model.new_cache(2).restore(thing)
+
+
+# ---- NaN ----
+
+
+@both
+def test_nan_weights_end_in_nan_logits_and_losses_and_in_no_exception(table):
+    sick = small_model().use(table)
+    with torch.no_grad():
+        sick.layers[0].attn.wkv.weight[0, 0] = torch.nan
+    ids_BT = token_ids(2, 60)
+    assert sick(ids_BT).isnan().all()
+    assert sick(ids_BT, sick.new_cache(2)).isnan().all()
+    assert sick.prefill(ids_BT, sick.new_cache(2), chunk=13).isnan().all()
+    losses = sick.loss(ids_BT)
+    losses.total.backward()
+    assert losses.total.isnan()
+
+
+@both
+def test_a_row_of_nan_leaves_the_logits_of_its_neighbour_alone(table):
+    model, ids_BT = small_model().use(table), token_ids(2, 60)
+    ids_BT[1] = ids_BT[1].clamp(max=TINY.vocab_size - 2)
+    ids_BT[0, 5] = TINY.vocab_size - 1  # a token that row 1 does not hold
+    healthy = model(ids_BT)[1].detach()
+    with torch.no_grad():
+        model.embed.weight[TINY.vocab_size - 1] = torch.nan
+    logits = model(ids_BT)
+    assert logits[0, 5:].isnan().all()
+    assert off(logits[1].detach(), healthy) < EXACT
+
+
+# ---- losses without anything to learn ----
+
+
+@both
+def test_a_batch_without_any_target_has_main_loss_0_and_finite_gradients(table):
+    model, ids_BT = small_model().use(table), token_ids(2, 20)
+    alone_BT = torch.arange(20).expand(2, -1)  # each token a document of its own: nothing follows it
+    losses = model.loss(ids_BT, alone_BT)
+    assert losses.main == 0 and losses.mtp == 0 and losses.indexer == 0 and losses.total.isfinite()
+    losses.total.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@both
+@pytest.mark.parametrize(("dtype", "logit"), [(torch.float32, -1200.0), (torch.float64, -8000.0)])
+def test_a_router_logit_far_below_zero_leaves_every_gradient_finite(dtype, logit, table):
+    """Where softplus underflows: below -104 in float32, -745 in float64."""
+    model, ids_BT = small_model(dtype=dtype).use(table), token_ids(2, 40)
+    with torch.no_grad():
+        for block in model.layers:
+            block.ffn.gate.weight[2] = -logit / 10  # times sums of some normed channels: some reach -|logit|
+    with watch(model, "affinities") as calls:
+        losses = model.loss(ids_BT)
+    losses.total.backward()
+    lowest = min((x_BTD @ weight_ED.T).min() for _, (x_BTD, weight_ED), _ in calls)
+    assert losses.total.isfinite() and lowest < (-104 if dtype == torch.float32 else -745)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
