@@ -261,7 +261,7 @@ def test_the_gradient_of_the_index_loss_is_right(n_picked, table):
 @both
 def test_scores_equal_to_the_log_of_the_attention_make_no_index_loss(table):
     query, window, entries, sees, sinks = example(20, n_past=20, n_entries=5)
-    share_BTC = teacher(attention_weights(query, window, entries, sees, sinks)[..., 40:].sum(2))
+    share_BTC = teacher(attention_weights(query, window, entries, sees, sinks)[..., 40:])
     said_BTC = share_BTC.log()
     said_BTC = said_BTC - said_BTC.amin() + 1  # positive: the ReLU lets it pass
     # One head an entry, whose key is the unit vector of that entry: the score is what the head weight says.
@@ -270,8 +270,10 @@ def test_scores_equal_to_the_log_of_the_attention_make_no_index_loss(table):
     assert abs(table.index_loss((query, window, entries, sees, sinks), indexed)) < 1e-15
 
 
-def test_the_teacher_is_a_share_of_what_is_read_and_0_where_nothing_is():
-    mass_BTC = normal(2, 4, 6).abs()
-    mass_BTC[1, 2] = 0
-    total_BT = teacher(mass_BTC).sum(-1)
+def test_the_teacher_is_the_attention_of_all_heads_as_a_share_and_0_where_nothing_is_read():
+    weight_BTHC = normal(2, 4, 3, 6).abs()
+    weight_BTHC[1, 2] = 0
+    share_BTC = teacher(weight_BTHC)
+    assert (share_BTC[0, 1] - weight_BTHC[0, 1].sum(0) / weight_BTHC[0, 1].sum()).abs().max() < 1e-15
+    total_BT = share_BTC.sum(-1)
     assert total_BT[1, 2] == 0 and (total_BT.flatten()[[0, 1, 2, 3, 4, 5, 7]] - 1).abs().max() < 1e-15

@@ -7,7 +7,7 @@ from small import EXACT, normal
 
 from minidsv4 import paper
 from minidsv4.fast import FAST
-from minidsv4.ops import PLAIN, affinities, expert, routing_weights, swiglu
+from minidsv4.ops import PLAIN, expert, swiglu
 
 D, E, F, LIMIT = 8, 9, 5, 0.7
 both = pytest.mark.parametrize("table", [PLAIN, FAST], ids=["plain", "fast"])
@@ -37,9 +37,10 @@ def loop_over_experts(x_TD, picked_TA, weight_TA, w13_EFD, w2_EDF, limit):
 # ---- the router ----
 
 
-def test_affinities_agree_with_the_loops_of_the_paper():
+@both
+def test_affinities_agree_with_the_loops_of_the_paper(table):
     x_BTD, weight_ED = 3 * normal(2, 5, D), normal(E, D, seed=1)
-    score_BTE = affinities(x_BTD, weight_ED)
+    score_BTE = table.affinities(x_BTD, weight_ED)
     for b, t in [(0, 0), (1, 3)]:
         expected = paper.affinities(x_BTD[b, t].numpy(), weight_ED.numpy())
         assert torch.allclose(score_BTE[b, t], torch.from_numpy(expected), rtol=1e-13, atol=0)
@@ -56,56 +57,57 @@ def slope_by_hand(logit):
 LOGITS = [-800.0, -745.2, -300.5, -120.0, -104.5, -37.0, -36.0, -35.0, -1.0, 0.0, 1.0, 19.5, 21.0, 200.0]
 
 
+@both
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_affinities_and_their_slopes_are_right_at_every_logit_where_softplus_underflows_too(dtype):
+def test_affinities_and_their_slopes_are_right_at_every_logit_where_softplus_underflows_too(dtype, table):
     logit, wide = torch.tensor(LOGITS, dtype=dtype), np.array(LOGITS)
     x_BTD, weight_ED = torch.ones(1, 1, 1, dtype=dtype, requires_grad=True), logit[:, None].requires_grad_()
-    score_E = affinities(x_BTD, weight_ED)[0, 0]
+    score_E = table.affinities(x_BTD, weight_ED)[0, 0]
     d_x, d_weight = torch.autograd.grad(score_E.sum(), (x_BTD, weight_ED))
     expected = torch.from_numpy(np.where(wide < -300, np.exp(wide / 2), np.sqrt(np.logaddexp(0.0, wide))))
     slope = torch.from_numpy(slope_by_hand(wide))
     # float32 knows -60 to 4e-6, and so exp(-60); torch's softplus is z itself above 20: 2e-9 of the slope are missing.
     tolerance = torch.where(logit > 20, 2e-9, 1e-14).double() if dtype == torch.float64 else torch.tensor(1e-5)
-    assert ((score_E.double() - expected).abs() <= tolerance * expected + tiny(dtype)).all()
-    assert ((d_weight[:, 0].double() - slope).abs() <= tolerance * slope + tiny(dtype)).all()
+    lost = torch.finfo(dtype).smallest_normal ** 0.5  # the root of what underflows: 1e-19 in float32, 1e-154 in float64
+    assert ((score_E.double() - expected).abs() <= tolerance * expected + lost).all()
+    assert ((d_weight[:, 0].double() - slope).abs() <= tolerance * slope + torch.finfo(dtype).tiny).all()
     assert d_x.isfinite().all()
 
 
-def tiny(dtype):
-    """What a dtype cannot tell from 0: float32 knows no exp(-400)."""
-    return torch.finfo(dtype).tiny
-
-
+@both
 @pytest.mark.parametrize("logit", [-120.0, -800.0])
-def test_one_expert_far_below_the_others_leaves_all_gradients_finite(logit):
+def test_one_expert_far_below_the_others_leaves_all_gradients_finite(logit, table):
     x_BTD, weight_ED = torch.ones(1, 3, 1, requires_grad=True), torch.tensor([[logit], [0.5], [1.0]]).requires_grad_()
-    score_BTE = affinities(x_BTD, weight_ED)
-    weight_BTA = routing_weights(score_BTE, torch.tensor([[[2, 1]] * 3]), 1.5)
+    score_BTE = table.affinities(x_BTD, weight_ED)
+    weight_BTA = table.routing_weights(score_BTE, torch.tensor([[[2, 1]] * 3]), 1.5)
     gradients = torch.autograd.grad(weight_BTA[..., 0].sum(), (x_BTD, weight_ED))
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert gradients[1][1:].abs().min() > 0 and gradients[1][0].abs() < 1e-10
 
 
-def test_routing_weights_are_those_of_the_paper_and_sum_to_the_route_scale():
-    score_BTE = affinities(normal(2, 5, D), normal(E, D, seed=1))
+@both
+def test_routing_weights_are_those_of_the_paper_and_sum_to_the_route_scale(table):
+    score_BTE = table.affinities(normal(2, 5, D), normal(E, D, seed=1))
     picked_BTA = normal(2, 5, E, seed=2).argsort(-1)[..., :3]
-    weight_BTA = routing_weights(score_BTE, picked_BTA, 2.5)
+    weight_BTA = table.routing_weights(score_BTE, picked_BTA, 2.5)
     assert (weight_BTA.sum(-1) - 2.5).abs().max() < EXACT
     for b, t in [(0, 0), (1, 3)]:
         _, expected = paper.route(score_BTE[b, t].numpy(), 3, 2.5, fixed=picked_BTA[b, t].tolist())
         assert (weight_BTA[b, t] - torch.from_numpy(expected)).abs().max() < EXACT
 
 
-def test_routing_weights_of_scores_that_are_all_0_are_0_and_finite():
-    weight_BTA = routing_weights(torch.zeros(1, 1, 3).double(), torch.tensor([[[0, 2]]]), 2.5)
+@both
+def test_routing_weights_of_scores_that_are_all_0_are_0_and_finite(table):
+    weight_BTA = table.routing_weights(torch.zeros(1, 1, 3).double(), torch.tensor([[[0, 2]]]), 2.5)
     assert (weight_BTA == 0).all()
 
 
-def test_the_gradients_of_the_router_are_right():
+@both
+def test_the_gradients_of_the_router_are_right(table):
     tensors = normal(1, 3, 4).requires_grad_(), normal(5, 4, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(affinities, tensors)
+    assert torch.autograd.gradcheck(table.affinities, tensors)
     score_BTE = normal(1, 3, 5).abs().requires_grad_()
-    assert torch.autograd.gradcheck(lambda s: routing_weights(s, torch.tensor([[[0, 4]] * 3]), 1.5), (score_BTE,))
+    assert torch.autograd.gradcheck(lambda s: table.routing_weights(s, torch.tensor([[[0, 4]] * 3]), 1.5), (score_BTE,))
 
 
 # ---- the clamp ----
@@ -145,9 +147,10 @@ def test_16_bits_are_clamped_in_float32():
 def test_an_expert_agrees_with_the_loops_of_the_paper():
     x_TD, w13_FD, w2_DF = 3 * normal(4, D), normal(2 * F, D, seed=1), normal(D, F, seed=2)
     w1, w3 = w13_FD.numpy()[:F], w13_FD.numpy()[F:]
-    ours = expert(x_TD, w13_FD, w2_DF, LIMIT)
+    weight = normal(4, 1, seed=3)
+    ours = expert(x_TD, w13_FD, w2_DF, LIMIT, weight)
     for t in range(4):
-        expected = paper.expert(x_TD[t].numpy(), w1, w2_DF.numpy(), w3, LIMIT)
+        expected = weight[t].item() * paper.expert(x_TD[t].numpy(), w1, w2_DF.numpy(), w3, LIMIT)
         assert (ours[t] - torch.from_numpy(expected)).abs().max() < EXACT
 
 
