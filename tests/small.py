@@ -1,17 +1,22 @@
 """What several tests share: a small model whose every parameter is off its start, and its tensors for `paper.py`."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import minidsv4 as v4
 from minidsv4.checkpoint import to_released
 from minidsv4.config import LayerKind
+from minidsv4.fast import FAST
 from minidsv4.model.cache import LayerMemory, new_layer_memory
+from minidsv4.model.layer import Layer
 from minidsv4.model.rope import Positions, frequencies
+from minidsv4.ops import PLAIN, Ops
 from minidsv4.visibility import Visibility
 
 TINY = v4.Config.tiny()
 CPU = torch.device("cpu")
+both_tables = pytest.mark.parametrize("table", [PLAIN, FAST], ids=["plain", "fast"])
 EXACT = 1e-10  # float64 rounds at 1e-16; a few layers and sums of some hundred terms make 1e-12 to 1e-13 of it
 
 
@@ -43,6 +48,14 @@ def disturb(module: nn.Module, seed: int = 0) -> nn.Module:
 def small_model(config: v4.Config = TINY, seed: int = 0, dtype: torch.dtype = torch.float64) -> v4.Model:
     """A model of this config in this dtype, disturbed."""
     return disturb(v4.Model(config).to(dtype), seed)
+
+
+def with_ops(module: nn.Module, table: Ops) -> nn.Module:
+    """The module itself, every part of which now runs these operations."""
+    for part in module.modules():
+        if isinstance(part, Layer):
+            part.ops = table
+    return module
 
 
 def numpy_of(module: nn.Module) -> dict:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import EXACT, TINY, disturb, memory_of, normal, numpy_of, positions_of
+from small import EXACT, TINY, both_tables, disturb, memory_of, normal, numpy_of, positions_of, with_ops
 
 import minidsv4 as v4
 from minidsv4 import paper
@@ -26,21 +26,23 @@ def run(layer, x_BTD, cuts=None, config=TINY, shift=0):
     return torch.cat(out, dim=1)
 
 
+@both_tables
 @every_kind
 @pytest.mark.parametrize("n_tokens", [1, 11, 12, 13, 38])
-def test_a_layer_agrees_with_the_loops_of_the_paper(kind, n_tokens):
-    layer, x_BTD = build(kind), normal(2, n_tokens, TINY.hidden_size)
+def test_a_layer_agrees_with_the_loops_of_the_paper(kind, n_tokens, table):
+    layer, x_BTD = with_ops(build(kind), table), normal(2, n_tokens, TINY.hidden_size)
     ours = run(layer, x_BTD)
     for b in range(2):
         expected = torch.from_numpy(paper.attention_layer(numpy_of(layer), x_BTD[b].numpy(), kind.name, TINY))
         assert (ours[b] - expected).abs().max() < EXACT
 
 
+@both_tables
 @every_kind
 @pytest.mark.parametrize("cuts", [[1] * 38, [2, 1, 9, 12, 14], [7, 7, 7, 17], [37, 1]], ids=str)
 @torch.no_grad()
-def test_any_cutting_into_chunks_gives_the_same_output(kind, cuts):
-    layer, x_BTD = build(kind), normal(2, 38, TINY.hidden_size)
+def test_any_cutting_into_chunks_gives_the_same_output(kind, cuts, table):
+    layer, x_BTD = with_ops(build(kind), table), normal(2, 38, TINY.hidden_size)
     assert (run(layer, x_BTD, cuts) - run(layer, x_BTD)).abs().max() < EXACT
 
 

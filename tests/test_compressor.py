@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import CPU, EXACT, TINY, disturb, memory_of, normal, numpy_of, positions_of
+from small import CPU, EXACT, TINY, both_tables, disturb, memory_of, normal, numpy_of, positions_of, with_ops
 
 import minidsv4 as v4
 from minidsv4 import paper
@@ -40,10 +40,11 @@ def pooled(layer, x_BTD):
     return inputs, output
 
 
+@both_tables
 @both
 @pytest.mark.parametrize("n_tokens", [1, 11, 12, 13, 38])
-def test_entries_agree_with_the_loops_of_the_paper(name, n_tokens):
-    layer, x_BTD = build(name), normal(2, n_tokens, TINY.hidden_size)
+def test_entries_agree_with_the_loops_of_the_paper(name, n_tokens, table):
+    layer, x_BTD = with_ops(build(name), table), normal(2, n_tokens, TINY.hidden_size)
     freqs = paper.layer_frequencies(name, TINY)
     ours = entries(layer, name, x_BTD)
     assert ours.shape == (2, n_tokens // KINDS[name][2], TINY.head_dim)

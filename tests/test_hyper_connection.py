@@ -1,9 +1,7 @@
 """mHC: coefficients and mixing as in the loops, and what a nearly doubly stochastic matrix promises."""
 
-import pytest
 import torch
-from einops import rearrange
-from small import EXACT, TINY, disturb, memory_of, normal, numpy_of, off, positions_of
+from small import EXACT, TINY, both_tables, disturb, memory_of, normal, numpy_of, off, positions_of, with_ops
 
 import minidsv4 as v4
 from minidsv4 import paper
@@ -18,18 +16,8 @@ def write(streams_BTND, y_BTD, mix):
     return v4.FAST.write(streams_BTND, y_BTD, mix.post_BTN, mix.carry_BTij)
 
 
-def sinkhorn(logits, iterations, eps):
-    """Of matrices [old, new, tokens]."""
-    mix = v4.FAST.sinkhorn(rearrange(logits, "i j t -> 1 t i j"), iterations, eps)
-    return rearrange(mix, "b t i j -> i j (b t)")
-
-
 def build(seed=0):
     return disturb(HyperConnection(TINY).double(), seed)
-
-
-def logits(n_tokens, std, seed=0):
-    return std * normal(N, N, n_tokens, seed=seed)
 
 
 def by_hand(streams_BTND, site):
@@ -37,8 +25,9 @@ def by_hand(streams_BTND, site):
     return [paper.stream_maps(streams_TND.numpy(), names, "attn", TINY) for streams_TND in streams_BTND]
 
 
-def test_the_coefficients_agree_with_the_loops_of_the_paper():
-    site, streams_BTND = build(), normal(B, T, N, D)
+@both_tables
+def test_the_coefficients_agree_with_the_loops_of_the_paper(table):
+    site, streams_BTND = with_ops(build(), table), normal(B, T, N, D)
     mix = site(streams_BTND)
     for b, maps in enumerate(by_hand(streams_BTND, site)):
         for t, expected in enumerate(maps):
@@ -57,70 +46,13 @@ def test_reading_a_layer_and_writing_back_agree_with_the_loops_of_the_paper():
         assert (ours[b] - torch.from_numpy(expected)).abs().max() < EXACT
 
 
-def test_the_head_collapse_agrees_with_the_loops_of_the_paper():
-    head, streams_BTND = disturb(HeadCollapse(TINY).double()), normal(B, T, N, D)
+@both_tables
+def test_the_head_collapse_agrees_with_the_loops_of_the_paper(table):
+    head, streams_BTND = with_ops(disturb(HeadCollapse(TINY).double()), table), normal(B, T, N, D)
     ours, params = head(streams_BTND), numpy_of(head)
     for b, t in [(0, 0), (1, 3)]:
         expected = paper.head_collapse(streams_BTND[b, t].numpy(), params["fn"], params["base"], params["scale"])
         assert (ours[b, t] - torch.from_numpy(expected)).abs().max() < EXACT
-
-
-# ---- Sinkhorn ----
-
-
-@pytest.mark.parametrize("n_tokens", [1, 64, 65, 300])
-@pytest.mark.parametrize("iterations", [1, 2, 20])
-def test_sinkhorn_agrees_with_the_loops_of_the_paper_for_few_and_for_many_tokens(n_tokens, iterations):
-    raw = logits(n_tokens, 3.0)
-    ours = sinkhorn(raw, iterations, 1e-6)
-    for t in (0, n_tokens // 2, n_tokens - 1):
-        expected = torch.from_numpy(paper.sinkhorn(raw[..., t].numpy(), iterations, 1e-6))
-        assert (ours[..., t] - expected).abs().max() < 1e-14  # 40 divisions of numbers below 1
-
-
-@pytest.mark.parametrize("std", [0.1, 1.0, 3.0, 10.0])
-def test_new_streams_are_means_of_old_ones_tightly_and_old_ones_are_kept_loosely(std):
-    carry = sinkhorn(logits(2000, std), 20, 1e-6)
-    assert (carry >= 0).all()
-    assert (carry.sum(0) - 1).abs().max() < 2e-6  # the columns come last: eps, once in a divisor and once in a sum
-    rows = {0.1: 2e-6, 1.0: 1e-2, 3.0: 0.15, 10.0: 0.3}[std]  # 20 rounds do not reach the limit for large logits
-    assert (carry.sum(1) - 1).abs().max() < rows
-    assert std == 0.1 or (carry.sum(1) - 1).abs().max() > 2e-6
-
-
-def test_a_product_of_many_carries_does_not_grow():
-    product, carry = torch.eye(N, dtype=torch.float64), sinkhorn(logits(64, 1.0), 20, 1e-6)
-    for t in range(64):
-        product = carry[..., t].T @ product  # B = carry transposed
-        assert torch.linalg.matrix_norm(product, 2) < 1.01  # 1 for a doubly stochastic matrix; rows miss 1 by 1e-3
-
-
-@pytest.mark.parametrize("strength", [0.1, 2.0], ids=["settles early", "does not settle"])
-def test_the_gradient_of_sinkhorn_is_right(strength):
-    assert torch.autograd.gradcheck(lambda z: sinkhorn(z, 20, 1e-3), (logits(3, strength).requires_grad_(),))
-
-
-def test_stopping_at_a_round_that_changes_nothing_changes_no_bit(monkeypatch):
-    equal, changed = torch.equal, {}
-    for strength in (0.1, 0.6, 3.0):
-        raw, verdicts = logits(5, strength).float(), []
-        early = sinkhorn(raw, 20, 1e-6)
-        with monkeypatch.context() as patched:
-            patched.setattr(
-                torch, "equal", lambda *pair, verdicts=verdicts: verdicts.append(equal(*pair))
-            )  # never stops
-            whole = sinkhorn(raw, 20, 1e-6)
-        changed[strength] = not any(verdicts)
-        assert equal(early, whole)
-    assert not changed[0.1] and changed[3.0]
-
-
-def test_sinkhorn_keeps_its_input_and_survives_large_logits():
-    raw = logits(70, 300.0)
-    before = raw.clone()
-    carry = sinkhorn(raw, 20, 1e-6)
-    assert torch.equal(raw, before)
-    assert carry.isfinite().all() and (carry.sum(0) - 1).abs().max() < 2e-6
 
 
 # ---- the site ----
@@ -158,14 +90,6 @@ def test_permuting_streams_with_their_parameters_permutes_what_is_written():
     ).abs().max() < EXACT
     ours = write(streams_BTND[:, :, order], y_BTD, permuted)
     assert (ours - write(streams_BTND, y_BTD, mix)[:, :, order]).abs().max() < EXACT
-
-
-def test_the_carry_goes_from_its_first_index_to_its_second():
-    streams_BTND, mix = normal(B, T, N, D), build()(normal(B, T, N, D))
-    carry = torch.zeros_like(mix.carry_BTij)
-    carry[..., 1, 3] = 1.0  # old stream 1 becomes new stream 3
-    new = write(streams_BTND, torch.zeros(B, T, D).double(), mix._replace(carry_BTij=carry))
-    assert torch.equal(new[:, :, 3], streams_BTND[:, :, 1]) and (new[:, :, :3] == 0).all()
 
 
 def one_hot(site, first=0):

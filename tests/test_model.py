@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from small import EXACT, TINY, numpy_of, off, small_model, token_ids
+from small import EXACT, TINY, both_tables, numpy_of, off, small_model, token_ids
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import minidsv4 as v4
@@ -33,18 +33,20 @@ def drafted(ids_BT, net=None):
 # ---- the definition ----
 
 
+@both_tables
 @pytest.mark.parametrize("n_tokens", [1, 12, 26])
-def test_logits_agree_with_the_loops_of_the_paper(n_tokens):
-    ids_BT = token_ids(2, n_tokens)
-    ours, params = model()(ids_BT), numpy_of(model())
+def test_logits_agree_with_the_loops_of_the_paper(n_tokens, table):
+    net, ids_BT = small_model().use(table), token_ids(2, n_tokens)
+    ours, params = net(ids_BT).detach(), numpy_of(net)
     for b in range(2):
         assert off(ours[b], paper.model_logits(params, TINY, ids_BT[b].tolist())) < EXACT
 
 
+@both_tables
 @pytest.mark.parametrize("n_tokens", [2, 12, 19])
-def test_mtp_logits_agree_with_the_loops_of_the_paper(n_tokens):
-    ids_BT = token_ids(2, n_tokens)
-    ours, params = drafted(ids_BT), numpy_of(model())
+def test_mtp_logits_agree_with_the_loops_of_the_paper(n_tokens, table):
+    net, ids_BT = small_model().use(table), token_ids(2, n_tokens)
+    ours, params = drafted(ids_BT, net).detach(), numpy_of(net)
     for b in range(2):
         assert off(ours[b], paper.mtp_logits(params, TINY, ids_BT[b].tolist())) < EXACT
 

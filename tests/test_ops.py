@@ -2,15 +2,13 @@
 
 import pytest
 import torch
-from small import EXACT, TINY, normal, positions_of
+from small import EXACT, TINY, both_tables, normal, positions_of
 
 import minidsv4 as v4
 from minidsv4 import paper
-from minidsv4.fast import FAST
-from minidsv4.ops import NO_TARGET, PLAIN, rms_norm, upcast
+from minidsv4.ops import NO_TARGET, rms_norm, upcast
 
 ROUNDING = 1e-14  # a few operations in float64, values near 1
-both = pytest.mark.parametrize("table", [PLAIN, FAST], ids=["plain", "fast"])
 CSA = v4.LayerKind.CSA
 
 
@@ -31,7 +29,7 @@ def test_upcast_widens_16_bits_only():
 # ---- RMSNorm ----
 
 
-@both
+@both_tables
 def test_norms_with_and_without_a_weight_agree_with_the_loops_of_the_paper(table):
     x_BTD, weight_D = normal(2, 5, 6), normal(6, seed=1)
     for b, t in [(0, 0), (1, 3)]:
@@ -77,7 +75,7 @@ def test_16_bits_are_normed_in_float32_and_rounded_once(weight, dtype):
 # ---- partial RoPE ----
 
 
-@both
+@both_tables
 def test_rotating_agrees_with_the_loops_for_every_head_and_back(table):
     x_BTHK = normal(2, 5, 3, TINY.head_dim)
     turn, speed = turns(5, first=9)[:, None], paper.layer_frequencies("CSA", TINY)
@@ -87,13 +85,13 @@ def test_rotating_agrees_with_the_loops_for_every_head_and_back(table):
             assert torch.allclose(ours[b, t, h], expected, rtol=0, atol=ROUNDING)
 
 
-@both
+@both_tables
 def test_turning_and_turning_back_gives_the_vector_itself(table):
     x_BTK = normal(2, 7, TINY.head_dim)
     assert (table.rotate(table.rotate(x_BTK, turns(7)), turns(7).conj()) - x_BTK).abs().max() < ROUNDING
 
 
-@both
+@both_tables
 def test_only_the_last_channels_turn_and_they_keep_their_length(table):
     x_BTK = normal(2, 7, TINY.head_dim)
     turned, rest = table.rotate(x_BTK, turns(7, first=1)), TINY.head_dim - TINY.qk_rope_head_dim
@@ -102,14 +100,14 @@ def test_only_the_last_channels_turn_and_they_keep_their_length(table):
     assert (turned.norm(dim=-1) - x_BTK.norm(dim=-1)).abs().max() < ROUNDING
 
 
-@both
+@both_tables
 def test_a_vector_of_an_odd_number_of_channels_turns_like_the_end_of_one_channel_more(table):
     x_BTK = normal(2, 7, TINY.head_dim)
     turned = table.rotate(x_BTK, turns(7))
     assert torch.equal(table.rotate(x_BTK[..., 1:], turns(7)), turned[..., 1:])
 
 
-@both
+@both_tables
 def test_what_is_turned_is_left_as_it_was_and_hands_its_gradient_back_turned(table):
     x_BTK = normal(2, 7, TINY.head_dim).requires_grad_()
     before = x_BTK.detach().clone()
@@ -119,7 +117,7 @@ def test_what_is_turned_is_left_as_it_was_and_hands_its_gradient_back_turned(tab
     assert (x_BTK.grad - table.rotate(pull_BTK, turns(7).conj())).abs().max() < ROUNDING
 
 
-@both
+@both_tables
 def test_a_dot_product_of_turned_vectors_depends_only_on_the_distance(table):
     query_K, key_K = normal(2, TINY.head_dim)
 
@@ -130,7 +128,7 @@ def test_a_dot_product_of_turned_vectors_depends_only_on_the_distance(table):
     assert abs(dot(7, 2) - dot(7, 3)) > 1e-3
 
 
-@both
+@both_tables
 def test_a_16_bit_vector_is_turned_in_float32_and_keeps_its_dtype(table):
     x_BTK = normal(2, 7, TINY.head_dim)
     turn_TR = turns(7, first=1000)
@@ -150,7 +148,7 @@ def nats_by_hand(logits_TV, target_T):
     return sum(found) / len(found)
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("n_tokens", [1, 10, 255, 256, 257, 600])
 def test_cross_entropy_agrees_with_the_loops_of_the_paper(n_tokens, table):
     hidden_TD, head_VD = normal(n_tokens, 5), normal(7, 5, seed=1)
@@ -160,14 +158,14 @@ def test_cross_entropy_agrees_with_the_loops_of_the_paper(n_tokens, table):
     assert abs(table.cross_entropy(hidden_TD, head_VD, target_T).item() - expected) < EXACT
 
 
-@both
+@both_tables
 def test_the_gradients_of_cross_entropy_are_right_and_scale_with_what_comes_from_above(table):
     hidden_TD, head_VD = normal(6, 5).requires_grad_(), normal(7, 5, seed=1).requires_grad_()
     target_T = torch.tensor([0, 6, NO_TARGET, 3, 3, NO_TARGET])
     assert torch.autograd.gradcheck(lambda h, w: 3 * table.cross_entropy(h, w, target_T), (hidden_TD, head_VD))
 
 
-@both
+@both_tables
 def test_without_any_target_the_loss_is_0_and_so_are_its_gradients(table):
     hidden_TD, head_VD = normal(6, 5).requires_grad_(), normal(7, 5, seed=1).requires_grad_()
     loss = table.cross_entropy(hidden_TD, head_VD, torch.full((6,), NO_TARGET))
@@ -176,7 +174,7 @@ def test_without_any_target_the_loss_is_0_and_so_are_its_gradients(table):
         assert (gradient == 0).all()
 
 
-@both
+@both_tables
 def test_a_16_bit_head_sums_in_float32_and_gets_gradients_of_its_own_dtype(table):
     hidden_TD, head_VD = normal(600, 5).bfloat16(), normal(7, 5, seed=1).bfloat16()
     target_T = torch.randint(7, (600,), generator=torch.Generator().manual_seed(0))

@@ -4,15 +4,13 @@ import numpy as np
 import pytest
 import torch
 from op_cases import CASES
-from small import CPU, EXACT, normal
+from small import CPU, EXACT, both_tables, normal
 
 from minidsv4 import paper
-from minidsv4.fast import FAST
-from minidsv4.ops import PLAIN, attention_weights, teacher
+from minidsv4.ops import attention_weights, teacher
 from minidsv4.visibility import Visibility
 
 B, H, K, WINDOW, RATIO = 2, 3, 6, 7, 4
-both = pytest.mark.parametrize("table", [PLAIN, FAST], ids=["plain", "fast"])
 picked_or_all = pytest.mark.parametrize("n_picked", [None, 4], ids=["all entries", "picked entries"])
 
 
@@ -55,7 +53,7 @@ def attend_by_hand(query_BTHK, window_BSK, entries_BCK, sees, sinks_H):
 # ---- attention ----
 
 
-@both
+@both_tables
 @picked_or_all
 @pytest.mark.parametrize(("n_tokens", "n_past"), [(1, 0), (1, 6), (9, 3), (23, 0)])
 def test_attention_agrees_with_the_loops_of_the_paper(n_tokens, n_past, n_picked, table):
@@ -63,14 +61,14 @@ def test_attention_agrees_with_the_loops_of_the_paper(n_tokens, n_past, n_picked
     assert (table.attend(*case) - attend_by_hand(*case)).abs().max() < EXACT
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("n_tokens", [63, 64, 65, 129])
 def test_lengths_around_a_block_agree_with_the_loops(n_tokens, table):
     case = example(n_tokens, n_past=2, n_entries=9, n_picked=3)
     assert (table.attend(*case) - attend_by_hand(*case)).abs().max() < EXACT
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("seed", range(12))
 def test_random_shapes_windows_and_documents_agree_with_the_loops(seed, table):
     case = CASES["attend"](np.random.default_rng(seed))
@@ -78,7 +76,7 @@ def test_random_shapes_windows_and_documents_agree_with_the_loops(seed, table):
     assert (table.attend(*case) - expected).abs().max() < EXACT * max(1, expected.abs().max())
 
 
-@both
+@both_tables
 def test_a_pick_that_is_not_yet_visible_stands_for_none_whatever_else_is_picked(table):
     query, window, entries, sees, sinks = example(23)
     picks_BTP = normal(B, 23, 5, seed=4).argsort(-1)[..., :3].sort(-1).values  # no look at what is visible
@@ -86,7 +84,7 @@ def test_a_pick_that_is_not_yet_visible_stands_for_none_whatever_else_is_picked(
     assert (table.attend(*case) - attend_by_hand(*case)).abs().max() < EXACT
 
 
-@both
+@both_tables
 def test_a_changed_token_moves_the_queries_whose_window_holds_it_and_no_other(table):
     query, window, entries, sees, sinks = example(23, n_past=4, n_entries=0)
     before = table.attend(query, window, entries, sees, sinks)
@@ -118,7 +116,7 @@ def test_weights_are_the_softmax_with_a_sink_of_the_paper():
         assert (weight_BTHS[b, t, h, places] - torch.from_numpy(expected)).abs().max() < EXACT
 
 
-@both
+@both_tables
 def test_a_sink_at_minus_infinity_is_ordinary_softmax(table):
     query, window, entries, sees, sinks = example(9)
     out = table.attend(query, window, entries, sees, torch.full_like(sinks, -torch.inf))
@@ -129,13 +127,13 @@ def test_a_sink_at_minus_infinity_is_ordinary_softmax(table):
     assert (out - expected.transpose(1, 2)).abs().max() < EXACT
 
 
-@both
+@both_tables
 def test_a_large_sink_takes_everything(table):
     query, window, entries, sees, sinks = example(9)
     assert table.attend(query, window, entries, sees, torch.full_like(sinks, 1e4)).abs().max() == 0
 
 
-@both
+@both_tables
 def test_large_scores_stay_finite(table):
     query, window, entries, sees, sinks = example(9, n_picked=3)
     case = [part.requires_grad_() for part in (query * 1e5, window, entries, sinks)]
@@ -144,7 +142,7 @@ def test_large_scores_stay_finite(table):
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), case))
 
 
-@both
+@both_tables
 def test_the_order_of_the_entries_does_not_matter(table):
     query, window, entries, sees, sinks = example(9, n_past=20)
     assert sees.entry_map().all()
@@ -156,7 +154,7 @@ def test_the_order_of_the_entries_does_not_matter(table):
     assert (found[0] - found[1]).abs().max() < EXACT < (found[0] - whole).abs().max()
 
 
-@both
+@both_tables
 def test_picking_every_entry_is_reading_all_of_them(table):
     query, window, entries, sees, sinks = example(23)
     picked = sees._replace(picks_BTP=torch.arange(5).expand(B, 23, 5))
@@ -164,7 +162,7 @@ def test_picking_every_entry_is_reading_all_of_them(table):
     assert difference.abs().max() < EXACT
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("n_picked", [None, 2], ids=["all entries", "picked entries"])
 def test_the_gradient_of_attention_is_right(n_picked, table):
     query, window, entries, sees, sinks = example(9, n_past=1, n_entries=2, n_picked=n_picked, window=4)
@@ -172,7 +170,7 @@ def test_the_gradient_of_attention_is_right(n_picked, table):
     assert torch.autograd.gradcheck(lambda q, w, e, s: table.attend(q, w, e, sees, s), tensors)
 
 
-@both
+@both_tables
 def test_16_bit_queries_are_scored_in_float32_and_keep_their_dtype(table):
     query, window, entries, sees, sinks = example(9)
     narrow = [part.bfloat16() for part in (query, window, entries, sinks)]
@@ -210,7 +208,7 @@ def index_losses_by_hand(attended, indexed):
     return nats
 
 
-@both
+@both_tables
 @picked_or_all
 @pytest.mark.parametrize(("n_tokens", "n_past"), [(4, 0), (23, 0), (1, 30), (65, 3)])
 def test_the_index_loss_is_the_mean_of_the_papers_over_the_queries_that_read_an_entry(
@@ -221,7 +219,7 @@ def test_the_index_loss_is_the_mean_of_the_papers_over_the_queries_that_read_an_
     assert abs(table.index_loss(attended, indexed).item() - sum(nats) / len(nats)) < EXACT
 
 
-@both
+@both_tables
 @picked_or_all
 def test_queries_that_read_no_entry_of_their_own_document_do_not_count(n_picked, table):
     document_BT = torch.tensor([[0] * 11 + [11] * 2 + [13] * 57, [0] * 30 + [30] * 40])
@@ -232,7 +230,7 @@ def test_queries_that_read_no_entry_of_their_own_document_do_not_count(n_picked,
     assert abs(table.index_loss(attended, indexed).item() - sum(nats) / len(nats)) < EXACT
 
 
-@both
+@both_tables
 def test_where_no_query_reads_an_entry_the_index_loss_is_0(table):
     for n_tokens in (2, RATIO - 1):
         assert table.index_loss(*index_example(n_tokens)) == 0
@@ -240,7 +238,7 @@ def test_where_no_query_reads_an_entry_the_index_loss_is_0(table):
     assert table.index_loss(*index_example(20, document_BT=alone)) == 0
 
 
-@both
+@both_tables
 def test_the_index_loss_teaches_the_indexer_and_not_the_attention(table):
     attended, indexed = index_example(23, n_picked=3)
     pupils = [part.requires_grad_() for part in indexed]
@@ -250,7 +248,7 @@ def test_the_index_loss_teaches_the_indexer_and_not_the_attention(table):
     assert all(gradient is None for gradient in gradients[3:])
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("n_picked", [None, 2], ids=["all entries", "picked entries"])
 def test_the_gradient_of_the_index_loss_is_right(n_picked, table):
     attended, indexed = index_example(9, n_past=3, n_picked=n_picked)
@@ -258,7 +256,7 @@ def test_the_gradient_of_the_index_loss_is_right(n_picked, table):
     assert torch.autograd.gradcheck(lambda *given: table.index_loss(attended, given), tensors)
 
 
-@both
+@both_tables
 def test_scores_equal_to_the_log_of_the_attention_make_no_index_loss(table):
     query, window, entries, sees, sinks = example(20, n_past=20, n_entries=5)
     share_BTC = teacher(attention_weights(query, window, entries, sees, sinks)[..., 40:])

@@ -6,15 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_cases import CASES
-from small import EXACT, normal, one_document
+from small import EXACT, both_tables, normal, one_document
 
 from minidsv4 import paper
-from minidsv4.fast import FAST
 from minidsv4.fast.top_entries import index_scores as fast_index_scores
 from minidsv4.fast.top_entries import scores_in_parts
 from minidsv4.ops import PLAIN, index_scores, pool, slot_weights
 
-both = pytest.mark.parametrize("table", [PLAIN, FAST], ids=["plain", "fast"])
 both_scores = pytest.mark.parametrize(
     "scores", [index_scores, fast_index_scores, scores_in_parts], ids=["plain", "fast", "in parts"]
 )
@@ -103,7 +101,7 @@ def test_the_gradient_of_the_scores_is_right():
 # ---- the top-k ----
 
 
-@both
+@both_tables
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(
     rows=st.integers(1, 12).flatmap(
@@ -121,7 +119,7 @@ def test_among_equal_scores_the_lower_place_wins_whatever_the_ties(table, rows, 
         assert {p for p in places if row[p] > -torch.inf} == {p for p in best if row[p] > -torch.inf}
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("hidden", [0.0, 0.9], ids=["all visible", "a tenth visible"])
 @pytest.mark.parametrize("levels", [2, 40, 1000000], ids=["nearly all tie", "many ties", "no tie"])
 @pytest.mark.parametrize(("n_entries", "k"), [(997, 3), (1000, 16), (4096, 5)])
@@ -132,19 +130,19 @@ def test_the_places_are_those_of_a_stable_sort(n_entries, k, levels, hidden, tab
     assert torch.equal(table.stable_topk(score, k), best)
 
 
-@both
+@both_tables
 def test_all_equal_scores_give_the_first_places(table):
     assert table.stable_topk(torch.zeros(2, 5, 9), 4).tolist() == [[[0, 1, 2, 3]] * 5] * 2
 
 
-@both
+@both_tables
 def test_a_tie_in_one_row_does_not_disturb_the_others(table):
     score = torch.stack([torch.tensor([0.0, 3.0, 0.0, 0.0, 1.0]), torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])])
     score = torch.cat([score, torch.full((1, 5), -torch.inf)])
     assert table.stable_topk(score, 3)[:2].tolist() == [[0, 1, 4], [0, 1, 2]]
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("n_nan", [1, 2, 3, 4, 40])
 @pytest.mark.parametrize(("n_entries", "k"), [(4, 2), (7, 3), (100, 3), (1000, 16)])
 def test_a_row_with_nan_ends_in_no_exception_and_changes_no_healthy_row(n_entries, k, n_nan, table):
@@ -157,7 +155,7 @@ def test_a_row_with_nan_ends_in_no_exception_and_changes_no_healthy_row(n_entrie
     assert found.min() >= 0 and found.max() < n_entries
 
 
-@both
+@both_tables
 def test_a_row_of_nan_beside_a_row_of_zeros_leaves_it_its_first_places(table):
     assert table.stable_topk(torch.tensor([[torch.nan] * 4, [0.0] * 4]), 2)[1].tolist() == [0, 1]
 
@@ -165,7 +163,7 @@ def test_a_row_of_nan_beside_a_row_of_zeros_leaves_it_its_first_places(table):
 # ---- the choice ----
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("seed", range(10))
 def test_the_picks_of_each_query_are_those_of_the_paper_in_ascending_order(seed, table):
     query, weight, keys, sees, k = CASES["top_entries"](np.random.default_rng(seed))
@@ -180,7 +178,7 @@ def test_the_picks_of_each_query_are_those_of_the_paper_in_ascending_order(seed,
         assert found == set(paper.select_entries(score_C, k, n_visible))
 
 
-@both
+@both_tables
 def test_a_query_picks_as_many_entries_as_it_may_and_all_while_there_are_few(table):
     sees = one_document(90, ratio=3, n_entries=30)
     query, weight, keys = normal(2, 90, 4, 8), normal(2, 90, 4, seed=1), normal(2, 30, 8, seed=2)
@@ -188,7 +186,7 @@ def test_a_query_picks_as_many_entries_as_it_may_and_all_while_there_are_few(tab
     assert sees.entry_map().sum(-1).tolist() == [[min(6, (t + 1) // 3) for t in range(90)]] * 2
 
 
-@both
+@both_tables
 def test_equal_scores_pick_the_lower_entries(table):
     sees = one_document(90, ratio=3, n_entries=30)
     query, weight, keys = normal(2, 90, 4, 8), torch.zeros(2, 90, 4).double(), normal(2, 30, 8, seed=2)
@@ -197,7 +195,7 @@ def test_equal_scores_pick_the_lower_entries(table):
         assert sees.entry_map()[1, t].nonzero().flatten().tolist() == list(range(min(6, (t + 1) // 3)))
 
 
-@both
+@both_tables
 def test_nothing_of_another_document_is_picked(table):
     document_BT = (torch.arange(90) // 30 * 30).expand(2, -1)
     sees = one_document(90, ratio=3, n_entries=30, document_BT=document_BT)
@@ -211,7 +209,7 @@ def test_nothing_of_another_document_is_picked(table):
         assert picked[:, part].sum(-1).max() == 6
 
 
-@both
+@both_tables
 def test_a_nan_query_does_not_change_what_its_neighbour_picks(table):
     sees = one_document(90, ratio=3, n_entries=30)
     query, weight, keys = normal(2, 90, 4, 8), normal(2, 90, 4, seed=1), normal(2, 30, 8, seed=2)

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from small import EXACT, normal
+from small import EXACT, both_tables, normal
 
 from minidsv4 import paper
 from minidsv4.fast import FAST
-from minidsv4.ops import PLAIN, expert, swiglu
+from minidsv4.ops import expert, swiglu
 
 D, E, F, LIMIT = 8, 9, 5, 0.7
-both = pytest.mark.parametrize("table", [PLAIN, FAST], ids=["plain", "fast"])
 
 
 def example(n_tokens, n_active, seed=0):
@@ -37,7 +36,7 @@ def loop_over_experts(x_TD, picked_TA, weight_TA, w13_EFD, w2_EDF, limit):
 # ---- the router ----
 
 
-@both
+@both_tables
 def test_affinities_agree_with_the_loops_of_the_paper(table):
     x_BTD, weight_ED = 3 * normal(2, 5, D), normal(E, D, seed=1)
     score_BTE = table.affinities(x_BTD, weight_ED)
@@ -57,7 +56,7 @@ def slope_by_hand(logit):
 LOGITS = [-800.0, -745.2, -300.5, -120.0, -104.5, -37.0, -36.0, -35.0, -1.0, 0.0, 1.0, 19.5, 21.0, 200.0]
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_affinities_and_their_slopes_are_right_at_every_logit_where_softplus_underflows_too(dtype, table):
     logit, wide = torch.tensor(LOGITS, dtype=dtype), np.array(LOGITS)
@@ -74,7 +73,7 @@ def test_affinities_and_their_slopes_are_right_at_every_logit_where_softplus_und
     assert d_x.isfinite().all()
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("logit", [-120.0, -800.0])
 def test_one_expert_far_below_the_others_leaves_all_gradients_finite(logit, table):
     x_BTD, weight_ED = torch.ones(1, 3, 1, requires_grad=True), torch.tensor([[logit], [0.5], [1.0]]).requires_grad_()
@@ -85,7 +84,7 @@ def test_one_expert_far_below_the_others_leaves_all_gradients_finite(logit, tabl
     assert gradients[1][1:].abs().min() > 0 and gradients[1][0].abs() < 1e-10
 
 
-@both
+@both_tables
 def test_routing_weights_are_those_of_the_paper_and_sum_to_the_route_scale(table):
     score_BTE = table.affinities(normal(2, 5, D), normal(E, D, seed=1))
     picked_BTA = normal(2, 5, E, seed=2).argsort(-1)[..., :3]
@@ -96,13 +95,13 @@ def test_routing_weights_are_those_of_the_paper_and_sum_to_the_route_scale(table
         assert (weight_BTA[b, t] - torch.from_numpy(expected)).abs().max() < EXACT
 
 
-@both
+@both_tables
 def test_routing_weights_of_scores_that_are_all_0_are_0_and_finite(table):
     weight_BTA = table.routing_weights(torch.zeros(1, 1, 3).double(), torch.tensor([[[0, 2]]]), 2.5)
     assert (weight_BTA == 0).all()
 
 
-@both
+@both_tables
 def test_the_gradients_of_the_router_are_right(table):
     tensors = normal(1, 3, 4).requires_grad_(), normal(5, 4, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(table.affinities, tensors)
@@ -157,7 +156,7 @@ def test_an_expert_agrees_with_the_loops_of_the_paper():
 # ---- the sum over experts ----
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("n_active", [1, 2, 3, 9])
 @pytest.mark.parametrize("n_tokens", [1, 7, 40])
 def test_experts_equal_the_loop_over_experts(n_tokens, n_active, table):
@@ -173,7 +172,7 @@ def test_sorted_experts_equal_the_loop_over_experts_bit_for_bit(n_tokens, n_acti
     assert torch.equal(FAST.experts(*case), loop_over_experts(*case))
 
 
-@both
+@both_tables
 def test_experts_that_nobody_picks_do_nothing_and_get_no_gradient(table):
     x_TD, _, weight_TA, w13_EFD, w2_EDF, limit = example(7, 2)
     w13_EFD.requires_grad_()
@@ -185,7 +184,7 @@ def test_experts_that_nobody_picks_do_nothing_and_get_no_gradient(table):
     assert touched.nonzero().flatten().tolist() == [3, 8]
 
 
-@both
+@both_tables
 def test_an_expert_named_twice_counts_twice(table):
     x_TD, _, _, *weights = example(7, 2)
     twice = table.experts(x_TD, torch.full((7, 2), 4), torch.tensor([[0.25, 0.5]] * 7).double(), *weights)
@@ -193,14 +192,14 @@ def test_an_expert_named_twice_counts_twice(table):
     assert (twice - once).abs().max() < EXACT
 
 
-@both
+@both_tables
 def test_the_order_of_the_tokens_does_not_matter(table):
     (x_TD, picked_TA, weight_TA, *weights), order = example(40, 2), normal(40, seed=3).argsort()
     mixed = table.experts(x_TD[order], picked_TA[order], weight_TA[order], *weights)
     assert (mixed - table.experts(x_TD, picked_TA, weight_TA, *weights)[order]).abs().max() < EXACT
 
 
-@both
+@both_tables
 def test_the_gradient_of_the_experts_is_that_of_the_loop(table):
     found = []
     for form in (table.experts, loop_over_experts):
@@ -212,7 +211,7 @@ def test_the_gradient_of_the_experts_is_that_of_the_loop(table):
         assert (ours - expected).abs().max() < EXACT * expected.abs().max()
 
 
-@both
+@both_tables
 def test_16_bit_experts_are_near_float32_and_keep_their_dtype(table):
     x_TD, picked_TA, weight_TA, w13_EFD, w2_EDF, limit = example(40, 3)
     x, w13, w2, weight = x_TD.bfloat16(), w13_EFD.bfloat16(), w2_EDF.bfloat16(), weight_TA.float()

@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from small import EXACT, normal, off
+from small import EXACT, both_tables, normal, off
 
 from minidsv4 import paper
-from minidsv4.fast import FAST
 from minidsv4.ops import PLAIN
 
 B, T, N, D = 2, 5, 4, 24
-both = pytest.mark.parametrize("table", [PLAIN, FAST], ids=["plain", "fast"])
 
 
 def logits(n_tokens, std, seed=0):
@@ -25,7 +23,7 @@ def example():
 # ---- reading and writing ----
 
 
-@both
+@both_tables
 def test_logits_of_a_site_agree_with_the_loops_of_the_paper(table):
     streams_BTND, fn = normal(B, T, N, D), normal((2 + N) * N, N * D, seed=1)
     ours = table.stream_logits(streams_BTND, fn, 1e-3)
@@ -34,7 +32,7 @@ def test_logits_of_a_site_agree_with_the_loops_of_the_paper(table):
         assert off(ours[b, t], expected) < EXACT
 
 
-@both
+@both_tables
 def test_reading_a_layer_and_writing_back_agree_with_the_loops_of_the_paper(table):
     streams_BTND, _, pre_BTN, carry_BTij = example()
     post_BTN = normal(B, T, N, seed=9)
@@ -46,7 +44,7 @@ def test_reading_a_layer_and_writing_back_agree_with_the_loops_of_the_paper(tabl
         assert (ours[b] - torch.from_numpy(expected)).abs().max() < EXACT
 
 
-@both
+@both_tables
 def test_the_carry_goes_from_its_first_index_to_its_second(table):
     streams_BTND, y_BTD, post_BTN, carry_BTij = example()
     carry_BTij = torch.zeros_like(carry_BTij)
@@ -55,7 +53,7 @@ def test_the_carry_goes_from_its_first_index_to_its_second(table):
     assert torch.equal(new[:, :, 3], streams_BTND[:, :, 1]) and (new[:, :, :3] == 0).all()
 
 
-@both
+@both_tables
 def test_permuting_streams_with_their_coefficients_permutes_what_is_written(table):
     (streams_BTND, y_BTD, post_BTN, carry_BTij), order = example(), torch.tensor([2, 0, 3, 1])
     shuffled = table.write(
@@ -66,7 +64,7 @@ def test_permuting_streams_with_their_coefficients_permutes_what_is_written(tabl
     assert (collapsed - table.collapse(streams_BTND, post_BTN)).abs().max() < EXACT
 
 
-@both
+@both_tables
 def test_gradients_of_reading_and_writing_are_right(table):
     streams_BTND, y_BTD, post_BTN, carry_BTij = normal(1, 2, 3, 4), normal(1, 2, 4), normal(1, 2, 3), normal(1, 2, 3, 3)
     tensors = [part.requires_grad_() for part in (streams_BTND, y_BTD, post_BTN, carry_BTij)]
@@ -76,7 +74,7 @@ def test_gradients_of_reading_and_writing_are_right(table):
     assert torch.autograd.gradcheck(lambda x, w: table.stream_logits(x, w, 1e-3), (tensors[0], fn))
 
 
-@both
+@both_tables
 def test_16_bit_streams_are_mixed_in_float32_and_keep_their_dtype(table):
     streams_BTND, y_BTD, post_BTN, carry_BTij = (part.float() for part in example())
     narrow, y = streams_BTND.bfloat16(), y_BTD.bfloat16()
@@ -94,7 +92,7 @@ def test_16_bit_streams_are_mixed_in_float32_and_keep_their_dtype(table):
 # ---- Sinkhorn ----
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("n_tokens", [1, 64, 65, 300])
 @pytest.mark.parametrize("iterations", [1, 2, 20])
 def test_sinkhorn_agrees_with_the_loops_of_the_paper_for_few_and_for_many_tokens(n_tokens, iterations, table):
@@ -105,7 +103,7 @@ def test_sinkhorn_agrees_with_the_loops_of_the_paper_for_few_and_for_many_tokens
         assert (ours[0, t] - expected).abs().max() < 1e-14  # 40 divisions of numbers below 1
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("std", [0.1, 1.0, 3.0, 10.0])
 def test_new_streams_are_means_of_old_ones_tightly_and_old_ones_are_kept_loosely(std, table):
     carry = table.sinkhorn(logits(2000, std), 20, 1e-6)
@@ -116,7 +114,7 @@ def test_new_streams_are_means_of_old_ones_tightly_and_old_ones_are_kept_loosely
     assert std == 0.1 or (carry.sum(3) - 1).abs().max() > 2e-6
 
 
-@both
+@both_tables
 def test_a_product_of_many_carries_does_not_grow(table):
     product, carry = torch.eye(N, dtype=torch.float64), table.sinkhorn(logits(64, 1.0), 20, 1e-6)[0]
     for t in range(64):
@@ -124,14 +122,14 @@ def test_a_product_of_many_carries_does_not_grow(table):
         assert torch.linalg.matrix_norm(product, 2) < 1.01  # 1 for a doubly stochastic matrix; rows miss 1 by 1e-3
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("strength", [0.1, 2.0], ids=["settles early", "does not settle"])
 def test_the_gradient_of_sinkhorn_is_right(strength, table):
     raw = logits(3, strength).requires_grad_()
     assert torch.autograd.gradcheck(lambda z: table.sinkhorn(z, 20, 1e-3), (raw,))
 
 
-@both
+@both_tables
 def test_sinkhorn_keeps_its_input_and_survives_large_logits(table):
     raw = logits(70, 300.0)
     before = raw.clone()
@@ -140,7 +138,7 @@ def test_sinkhorn_keeps_its_input_and_survives_large_logits(table):
     assert carry.isfinite().all() and (carry.sum(2) - 1).abs().max() < 2e-6
 
 
-@both
+@both_tables
 @pytest.mark.parametrize("std", [1.0, 30.0, 1000.0])
 def test_large_gradients_through_large_logits_stay_finite_and_are_those_of_plain(std, table):
     raw, pull = logits(9, std).requires_grad_(), 1e4 * normal(1, 9, N, N, seed=5)
@@ -150,7 +148,7 @@ def test_large_gradients_through_large_logits_stay_finite_and_are_those_of_plain
     assert (gradient - expected).abs().max() < EXACT * 1e4  # in units of the pull: most of it cancels
 
 
-@both
+@both_tables
 def test_a_single_stream_is_carried_whole(table):
     carry = table.sinkhorn(normal(B, T, 1, 1), 20, 1e-6)
     assert (carry - 1).abs().max() < 2e-6  # eps

@@ -4,14 +4,10 @@ import copy
 
 import pytest
 import torch
-from small import EXACT, TINY, off, small_model, token_ids
+from small import EXACT, TINY, both_tables, off, small_model, token_ids
 
 import minidsv4 as v4
-from minidsv4.fast import FAST
 from minidsv4.model.layer import watch
-from minidsv4.ops import PLAIN
-
-both = pytest.mark.parametrize("table", [PLAIN, FAST], ids=["plain", "fast"])
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +125,7 @@ def test_what_is_no_snapshot_is_refused(thing, model):
 # ---- NaN ----
 
 
-@both
+@both_tables
 def test_nan_weights_end_in_nan_logits_and_losses_and_in_no_exception(table):
     sick = small_model().use(table)
     with torch.no_grad():
@@ -143,7 +139,7 @@ def test_nan_weights_end_in_nan_logits_and_losses_and_in_no_exception(table):
     assert losses.total.isnan()
 
 
-@both
+@both_tables
 def test_a_row_of_nan_leaves_the_logits_of_its_neighbour_alone(table):
     model, ids_BT = small_model().use(table), token_ids(2, 60)
     ids_BT[1] = ids_BT[1].clamp(max=TINY.vocab_size - 2)
@@ -159,7 +155,7 @@ def test_a_row_of_nan_leaves_the_logits_of_its_neighbour_alone(table):
 # ---- losses without anything to learn ----
 
 
-@both
+@both_tables
 def test_a_batch_without_any_target_has_main_loss_0_and_finite_gradients(table):
     model, ids_BT = small_model().use(table), token_ids(2, 20)
     alone_BT = torch.arange(20).expand(2, -1)  # each token a document of its own: nothing follows it
@@ -169,7 +165,7 @@ def test_a_batch_without_any_target_has_main_loss_0_and_finite_gradients(table):
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-@both
+@both_tables
 @pytest.mark.parametrize(("dtype", "logit"), [(torch.float32, -1200.0), (torch.float64, -8000.0)])
 def test_a_router_logit_far_below_zero_leaves_every_gradient_finite(dtype, logit, table):
     """Where softplus underflows: below -104 in float32, -745 in float64."""

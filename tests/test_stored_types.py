@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import CPU, TINY, off, small_model, token_ids
+from small import CPU, TINY, both_tables, off, small_model, token_ids
 
 import minidsv4 as v4
 from minidsv4.fast import FAST
@@ -11,7 +11,6 @@ from minidsv4.model.layer import Layer, RMSNorm, watch
 from minidsv4.ops import PLAIN
 
 ISLANDS = ("attn_sink", ".ape", "gate.bias", "norm.weight", ".fn", ".base", ".scale")
-both = pytest.mark.parametrize("table", [PLAIN, FAST], ids=["plain", "fast"])
 narrow = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
 
@@ -78,7 +77,7 @@ def test_every_layer_that_names_an_island_has_it():
             assert all(isinstance(getattr(module, name), torch.Tensor) for name in module.float32)
 
 
-@both
+@both_tables
 @narrow
 def test_logits_of_a_16_bit_model_are_float32_with_and_without_a_cache(dtype, table):
     model, ids_BT = small_model(dtype=torch.float32).to(dtype).use(table), token_ids(2, 20)
@@ -87,7 +86,7 @@ def test_logits_of_a_16_bit_model_are_float32_with_and_without_a_cache(dtype, ta
     assert model.prefill(ids_BT, model.new_cache(2)).dtype == torch.float32
 
 
-@both
+@both_tables
 @narrow
 def test_a_16_bit_model_trains_and_every_gradient_has_the_dtype_of_its_parameter(dtype, table):
     model = small_model(dtype=torch.float32).to(dtype).use(table)
@@ -98,7 +97,7 @@ def test_a_16_bit_model_trains_and_every_gradient_has_the_dtype_of_its_parameter
         assert parameter.grad.dtype == parameter.dtype and parameter.grad.isfinite().all(), name
 
 
-@both
+@both_tables
 def test_what_is_released_in_float32_is_computed_in_float32(table):
     model = small_model(dtype=torch.float32).bfloat16().use(table)
     with watch(model, "pool", "stream_logits", "affinities", "swiglu") as calls:
