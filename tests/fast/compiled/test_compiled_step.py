@@ -226,7 +226,7 @@ def test_a_model_that_the_loops_do_not_know_is_refused():
 
 
 def test_fused_and_speculate_together_are_refused(model):
-    with pytest.raises(ValueError, match="checks several tokens a pass"):
+    with pytest.raises(ValueError, match="verifies several tokens a pass"):
         v4.generate(model, [1], 2, fused=True, speculate=True)
 
 
