@@ -21,7 +21,7 @@ class FastFunction(torch.autograd.Function):
         try:
             return cls.apply(*arguments)
         except RuntimeError as error:
-            if "functorch" not in str(error) and "forward" not in str(error):
+            if "functorch" not in str(error) and "forward AD" not in str(error):
                 raise
             what = "takes no part in torch.func or forward mode"
             raise ValueError(HAND_WRITTEN.format(cls.__name__, what)) from error
