@@ -8,10 +8,8 @@ import argparse
 import gzip
 import hashlib
 import io
-import os
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from minidsv4.cost import ranks as cost_ranks
 from minidsv4.cost import report as cost_report
 from minidsv4.cost.baselines import at_own_widths
 from minidsv4.course import plots
+from minidsv4.files import atomic_folder, writable_folder
 from minidsv4.model.cache import KINDS
 from minidsv4.model.model import Model
 from minidsv4.serve.generation import generate
@@ -68,7 +67,7 @@ class Run:
 
 def tour(arguments: argparse.Namespace) -> int:
     """Corpus, tokenizer, model, training, held-out test, completions, cache, picture; one screen of report."""
-    began, folder = time.perf_counter(), writable(Path(arguments.out))
+    began, folder = time.perf_counter(), writable_folder(arguments.out)
     again = f"python -m minidsv4 tour --resume --out {folder}"
     saved = arguments.resume
     try:
@@ -249,27 +248,15 @@ def smoothed(losses: list[float], n_points: int = 50) -> tuple[list[float], list
 # --- the folder of a run ---
 
 
-def writable(folder: Path) -> Path:
-    """The folder, made if need be; refused before any work is done where nothing can be written into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise OSError(f"--out {folder}: cannot be written to ({error.strerror}); give another folder") from error
-
-
 def save_run(run: Run, folder: Path) -> None:
-    """Write everything into a scratch folder, then move it into place: an old run stays whole until the new one is."""
+    """Write model, tokenizer and state together: an old run stays whole until the new one is."""
     state = io.BytesIO()
     torch.save({"trainer": run.trainer.state_dict(), "seed": run.seed, "before": run.before}, state)
     try:
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
+        with atomic_folder(folder) as scratch:
             save(run.model, scratch)
-            run.tokenizer.save(Path(scratch, "tokenizer.json"))
-            Path(scratch, STATE).write_bytes(state.getvalue())
-            for file in sorted(Path(scratch).iterdir()):
-                os.replace(file, folder / file.name)
+            run.tokenizer.save(scratch / "tokenizer.json")
+            (scratch / STATE).write_bytes(state.getvalue())
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"tour: {folder} cannot be saved to ({reason}); free some space or give another --out") from error

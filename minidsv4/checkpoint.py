@@ -8,10 +8,7 @@ tensors are in the released formats as well (`lowbit/formats.py`), and `load` re
 """
 
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minidsv4.config import Config, LayerKind
+from minidsv4.files import atomic_folder
 from minidsv4.lowbit import formats
 from minidsv4.model.model import Model
 
@@ -145,23 +143,17 @@ def _write(folder: str | Path, config: dict, tensors: dict[str, Tensor]) -> Path
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-    except OSError as error:
-        raise OSError(
-            f"save: cannot write into {folder.name!r} ({error.strerror}); choose a folder you may write to"
-        ) from error
-    try:
-        save_file(tensors, scratch / _FILE, metadata={"format": "pt"})
-        (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         shards = _shards(folder)  # of an older checkpoint in pieces: they would be read instead
-        for file in (_FILE, "config.json"):
-            os.replace(scratch / file, folder / file)
+        with atomic_folder(folder) as scratch:
+            save_file(tensors, scratch / _FILE, metadata={"format": "pt"})
+            (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         for name in shards - {_FILE} | ({_INDEX} if shards else set()):
             (folder / name).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"save: writing to {folder.name!r} failed ({error}); what stood there is untouched") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        raise OSError(
+            f"save: cannot write into {folder.name!r} ({error}); what stood there is untouched. Free some space, or "
+            "choose a folder you may write to"
+        ) from error
     return folder
 
 

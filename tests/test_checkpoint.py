@@ -524,7 +524,7 @@ def test_a_failed_save_leaves_the_old_checkpoint_as_it_was(broken, weights, tmp_
             args[0].write_bytes(b"half a file")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os if broken == "os.replace" else checkpoint, broken.split(".")[-1], fail)
+    monkeypatch.setattr(os if broken == "os.replace" else checkpoint, broken.split(".")[-1], fail)
     with pytest.raises(OSError, match="what stood there is untouched"):
         v4.save(small_model(seed=1, dtype=torch.float32), tmp_path, weights=weights)
     monkeypatch.undo()

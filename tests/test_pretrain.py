@@ -171,7 +171,7 @@ def test_a_full_disk_on_the_way_costs_nothing_and_at_the_end_gives_a_sentence(tm
     with pytest.raises(OSError, match="cannot be saved to"):
         run.keep()
     assert (tmp_path / "training.pt").read_bytes() == before
-    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".new")]
+    assert {path.name for path in tmp_path.iterdir()} == {"training.pt", "log.jsonl"}
 
 
 def test_a_log_taken_up_again_has_no_line_of_what_is_done_again(tmp_path):

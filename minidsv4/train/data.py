@@ -18,6 +18,8 @@ import tokenizers
 import torch
 from torch import Tensor
 
+from minidsv4.files import atomic_file
+
 LEFT_OUT = {  # folders, by name: tests, what others installed, and what is tables rather than programs
     *("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data"),
 }
@@ -274,7 +276,8 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json`, which `tokenizers` and transformers open as well."""
-        Path(path).write_text(self.inner.to_str(), encoding="utf-8")
+        with atomic_file(path) as scratch:
+            scratch.write_text(self.inner.to_str(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":

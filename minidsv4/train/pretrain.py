@@ -9,13 +9,11 @@ import copy
 import hashlib
 import json
 import math
-import os
 import pickle
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -27,6 +25,7 @@ from tqdm import tqdm
 
 from minidsv4.checkpoint import save
 from minidsv4.config import Config
+from minidsv4.files import atomic_file, writable_folder
 from minidsv4.model.model import Model
 from minidsv4.train.data import Batch, Mixture, Packed, Tokenizer, python_source
 from minidsv4.train.loop import STAGES, Recipe, Trainer, bits_per_byte
@@ -192,7 +191,7 @@ class Log:
 
     def __init__(self, path: Path, after: int):
         kept = _lines(path, after) if after else []
-        with _in_place_of(path) as scratch:
+        with atomic_file(path) as scratch:
             scratch.write_text("".join(f"{line}\n" for line in kept))
         self.file = path.open("a", buffering=1)
 
@@ -216,19 +215,6 @@ def read_log(path: str | Path) -> list[dict]:
 def _lines(path: Path, after: int) -> list[str]:
     """The lines of a log up to a step."""
     return [json.dumps(record) for record in read_log(path) if record["step"] <= after] if path.is_file() else []
-
-
-@contextmanager
-def _in_place_of(path: Path) -> Iterator[Path]:
-    """A scratch file that takes the path's place in one move once it is whole, and is gone after an error."""
-    scratch = path.with_name(f".{path.name}.new")
-    try:
-        yield scratch
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 class Run:
@@ -303,7 +289,7 @@ class Run:
         state = {"plan": self.plan.fields, "digest": self.texts.digest()}
         state |= {"model": self.model.state_dict(), "trainer": self.trainer.state_dict()}
         try:
-            with _in_place_of(self.folder / STATE) as scratch:
+            with atomic_file(self.folder / STATE) as scratch:
                 torch.save(state, scratch)
         except (OSError, RuntimeError) as error:  # torch says RuntimeError for a full disk
             raise OSError(f"train: {self.folder} cannot be saved to ({error}); free some space and go on") from error
@@ -358,8 +344,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Train by a recipe; 130 after Ctrl-C, which keeps what was learned."""
     torch.set_num_threads(arguments.threads)
-    folder = Path(arguments.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = writable_folder(arguments.out)
     if arguments.resume and (arguments.steps or arguments.minutes):
         raise ValueError("--resume: a run keeps the steps that it began with; leave --steps and --minutes out")
     plan = Plan.read(arguments.recipe)

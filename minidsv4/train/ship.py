@@ -1,12 +1,11 @@
 """The small checkpoint that the package ships, and how a finished run becomes it. `python -m minidsv4 ship`."""
 
 import argparse
-import os
-import tempfile
 from importlib import resources
 from pathlib import Path
 
 from minidsv4.checkpoint import load, save
+from minidsv4.files import atomic_folder
 from minidsv4.model.model import Model
 from minidsv4.train.data import Tokenizer
 
@@ -56,14 +55,12 @@ def ship(run: str | Path, folder: str | Path) -> dict[str, int]:
     model, tokenizer = load(run), Tokenizer.load(Path(run) / TOKENIZER)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
+    with atomic_folder(folder) as scratch:
         save(model, scratch, weights="fp8")
-        tokenizer.save(Path(scratch, TOKENIZER))
-        sizes = {name: Path(scratch, name).stat().st_size for name in FILES}
+        tokenizer.save(scratch / TOKENIZER)
+        sizes = {name: (scratch / name).stat().st_size for name in FILES}
         if sum(sizes.values()) > LIMIT:
             raise ValueError(f"ship: {sum(sizes.values()):,} bytes are too many; at most {LIMIT:,} are shipped")
-        for name in FILES:
-            os.replace(Path(scratch, name), folder / name)
     return sizes
 
 

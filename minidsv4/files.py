@@ -1,0 +1,57 @@
+"""Atomic writes: a file takes its name once it is whole, and what stood there before stays until then.
+
+Everything is written into a temporary folder beside its target, so that several processes may write at once: the last
+one that finishes wins.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder, whose files move into `folder` together when the block ends; after an error none does.
+
+    Each is on the disk before the first is moved. They move in reverse order of their names, so the weights of a model
+    are there before the `config.json` that tells how to read them. Files of other names stay as they are.
+
+    folder  exists
+    yields  the path of the temporary folder, which is gone afterwards
+    raises  OSError where nothing can be written
+    """
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
+        yield Path(scratch)
+        written = sorted(Path(scratch).iterdir(), reverse=True)
+        for path in written:
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+        for path in written:
+            os.replace(path, Path(folder, path.name))
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """A temporary path to write to, which takes the place of `path` when the block ends without an error.
+
+    raises  OSError where nothing can be written
+    """
+    path = Path(path)
+    with atomic_folder(path.parent) as scratch:
+        yield scratch / path.name
+
+
+def writable_folder(folder: str | Path) -> Path:
+    """The folder, made if need be.
+
+    raises  OSError with a sentence where nothing can be written into it
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise OSError(f"--out {folder}: cannot be written to ({error.strerror}); give another folder") from error
