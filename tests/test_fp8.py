@@ -98,10 +98,10 @@ def test_each_block_has_the_scale_of_its_own_numbers_and_an_edge_block_too():
 
 def test_other_blocks_than_128_are_cut_and_put_together_alike():
     weight = spread_out(10, 7)
-    codes, scale = fp8.quantise(weight, block=3)
-    assert scale.shape == (4, 3)
-    alone = torch.cat([torch.cat([through(part) for part in rows.split(3, 1)], 1) for rows in weight.split(3)])
-    assert torch.equal(fp8.dequantise(codes, scale, block=3), alone)
+    codes, scale = fp8.quantise(weight, block=(3, 2))
+    assert scale.shape == (4, 4)
+    alone = torch.cat([torch.cat([through(part) for part in rows.split(2, 1)], 1) for rows in weight.split(3)])
+    assert torch.equal(fp8.dequantise(codes, scale, block=(3, 2)), alone)
 
 
 def test_a_block_of_zeros_stays_zero_and_leaves_its_neighbour_alone():
@@ -118,6 +118,22 @@ def test_the_smallest_and_largest_numbers_of_float32_have_a_scale(size):
     assert ((through(weight) - weight).abs() <= (2**-4 * weight.abs()).clamp(min=lost)).all()
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_block_with_a_number_that_is_not_finite_is_nan_and_no_other_block_is(bad):
+    x = spread_out(5, 70)
+    x[1, 40] = bad
+    read = fp8.dequantise(*fp8.round_blocks(x, fp8.ROW_BLOCK), block=fp8.ROW_BLOCK)
+    wrong = torch.zeros(5, 70, dtype=torch.bool)
+    wrong[1, 32:64] = True
+    assert torch.equal(read.isnan(), wrong)
+
+
+@pytest.mark.parametrize("shape", [(0, 70), (4, 0)])
+def test_no_rows_and_no_columns_have_no_scales(shape):
+    codes, scale = fp8.round_blocks(torch.ones(shape), fp8.ROW_BLOCK)
+    assert codes.shape == shape and scale.numel() == 0
+
+
 # --- properties ---
 
 
@@ -131,7 +147,7 @@ def test_the_smallest_and_largest_numbers_of_float32_have_a_scale(size):
 def test_no_number_is_off_by_more_than_half_a_step(rows, columns, seed, power):
     weight = spread_out(rows, columns, seed) * 2.0**power
     codes, scale = fp8.quantise(weight)
-    step = 2**-10 * fp8.over_blocks(scale.float(), weight.shape, 128)
+    step = 2**-10 * fp8.over_blocks(scale.float(), weight.shape, fp8.BLOCK)
     assert ((through(weight) - weight).abs() <= torch.maximum(2**-4 * weight.abs(), step)).all()
     assert codes.float().abs().amax() <= 448
 

@@ -24,7 +24,7 @@ from minidsv4.parallel import (
     sum_gradients,
 )
 from minidsv4.parallel.transport import Transport
-from minidsv4.parallel.wire import from_fp8, to_fp8
+from minidsv4.parallel.wire import Wire
 
 E, T, D = 32, 23, TINY.hidden_size
 SIZES = {1: [T], 2: [19, 4], 4: [5, 0, 17, 1], 8: [3, 0, 7, 0, 1, 4, 0, 8]}  # tokens of each rank
@@ -224,7 +224,7 @@ def test_no_tokens_on_any_rank_are_no_problem(odd):
 @pytest.mark.parametrize(("dispatch", "combine"), FORMATS)
 def test_formats_round_tokens_on_the_way_there_and_results_on_the_way_back_and_nothing_else(odd, dispatch, combine):
     x, weight, _ = (tensor.detach() for tensor in inputs(3, torch.float64))
-    sent = {"exact": x, "bf16": x.bfloat16().double(), "fp8": from_fp8(*to_fp8(x)).double()}[dispatch]
+    sent = Wire(dispatch).unpack(Wire(dispatch).pack(x), like=x)
     expected = all_experts()(sent, picks("skewed", 3)[:, :1], weight[:, :1])
     expected = expected.bfloat16().double() if combine == "bf16" else expected
     for strategy in ("waves", "allgather"):

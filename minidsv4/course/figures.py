@@ -30,6 +30,7 @@ from minidsv4.cost.hardware import DEVICES
 from minidsv4.course import plots
 from minidsv4.course.record import record
 from minidsv4.experiments import recall, streams
+from minidsv4.lowbit import rounding
 from minidsv4.model.indexer import Hadamard
 from minidsv4.model.layer import watch
 from minidsv4.model.model import Model
@@ -293,20 +294,11 @@ def _found_in_4_bits(loud, seed):
     query_BTUZ, weight_BTU, key_BSZ = (torch.randn(size, dtype=torch.float64) for size in sizes)
     query_BTUZ[..., ::32] /= loud
     key_BSZ[..., ::32] *= loud
-    pairs = ((query_BTUZ, key_BSZ), (turn(query_BTUZ), _mxfp4(turn(key_BSZ))), (query_BTUZ, _mxfp4(key_BSZ)))
+    in_4_bits = rounding.Mxfp4().round
+    pairs = ((query_BTUZ, key_BSZ), (turn(query_BTUZ), in_4_bits(turn(key_BSZ))), (query_BTUZ, in_4_bits(key_BSZ)))
     pairs = (*pairs, (turn(query_BTUZ), key_BSZ))
     exact, *others = (stable_topk(index_scores(query, weight_BTU.abs(), key), 32) for query, key in pairs)
     return ((picks[..., None] == exact[..., None, :]).any(-1).double().mean().item() for picks in others)
-
-
-def _mxfp4(x):
-    """Blocks of 32 over `2^ceil(log2(largest / 6))`, each value to the nearest level of e2m1, ties to even."""
-    blocks = x.unflatten(-1, (-1, 32))
-    mantissa, exponent = torch.frexp(blocks.abs().amax(-1, keepdim=True).clamp_min(6 * 2.0**-126) / 6)
-    scale = torch.ldexp(torch.ones_like(mantissa), exponent - (mantissa == 0.5).int())
-    level = blocks / scale
-    step = 0.5 * (1 + (level.abs() >= 2) + 2 * (level.abs() >= 4))  # levels lie 0.5, 1 or 2 apart
-    return ((level / step).round() * step * scale).flatten(-2)
 
 
 # Held-out losses after 0, 24, ... 240 steps of `race.learn(seed, kind, 240, every=24, rate=0.01)`, seeds 0 to 2: each

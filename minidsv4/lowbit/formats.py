@@ -22,7 +22,7 @@ QUANTISATION = {  # the field `quantization_config` of the released config.json
     "fmt": "e4m3",
     "quant_method": "fp8",
     "scale_fmt": "ue8m0",
-    "weight_block_size": [fp8.BLOCK, fp8.BLOCK],
+    "weight_block_size": list(fp8.BLOCK),
 }
 
 

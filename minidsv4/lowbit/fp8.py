@@ -1,7 +1,7 @@
-"""FP8 e4m3 with one power-of-two scale for a block of 128 x 128 numbers, as released checkpoints keep most matrices.
+"""FP8 e4m3 with a power-of-two scale for each block of numbers: 128 x 128 of a weight, 32 neighbours of a row sent.
 
-A number is `fp8 * scale`. The scale is a byte too (e8m0: 2^(byte - 127)), so the format takes 8 + 8/16384 bits a
-number. Released names: `X.weight` in FP8, and `X.scale` beside it.
+A number is `fp8 * scale`. The scale is a byte too (e8m0: 2^(byte - 127), and 255 is NaN), so released matrices take
+8 + 8/16384 bits a number. Released names: `X.weight` in FP8, and `X.scale` beside it.
 """
 
 import math
@@ -10,36 +10,45 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BLOCK = 128
+BLOCK = (128, 128)  # rows, columns: of released weights
+ROW_BLOCK = (1, 32)  # of rows that travel between ranks
 LARGEST = 448.0  # of e4m3: 1.75 * 2^8
 SMALLEST_SCALE = 2.0**-126  # the smallest of float32 that keeps all its digits; blocks of zeros get it
+NAN_EXPONENT = 128  # of e8m0
 
 
-def quantise(weight: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
+def quantise(weight: Tensor, block: tuple[int, int] = BLOCK) -> tuple[Tensor, Tensor]:
     """Round a matrix to FP8, each block with the smallest power of two that keeps it within 448.
 
     A number is off by at most 2^-4 of itself (three bits follow the leading one, and rounding is to the nearest, ties
     to even) or, where that is more, by 2^-10 of its block's scale (steps next to zero are 2^-9).
 
     weight   [rows, columns], any float dtype; float64 is rounded to float32 first, as torch's own cast does
-    block    rows, and columns, that share a scale; at the last row and column a block may be smaller
+    block    rows and columns that share a scale; at the last row and column a block may be smaller
     returns  float8_e4m3fn [rows, columns], and float8_e8m0fnu with an element a block
     raises   ValueError for what is no matrix, and for NaN and infinities
     """
-    weight = finite_matrix(weight)
-    scale = smallest_scale(F.max_pool2d(weight.abs()[None], block, ceil_mode=True)[0], LARGEST)
-    return to_e4m3(weight / over_blocks(scale.float(), weight.shape, block)), scale
+    return round_blocks(finite_matrix(weight), block)
 
 
-def dequantise(fp8: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32, block: int = BLOCK) -> Tensor:
+def round_blocks(x: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """What `quantise` returns for any rows, also for none; a block with NaN or an infinity becomes NaN as a whole."""
+    x = x.float()
+    scale = block_scales(x, LARGEST, block)
+    return to_e4m3(x / over_blocks(scale.float(), x.shape, block)), scale
+
+
+def dequantise(
+    fp8: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32, block: tuple[int, int] = BLOCK
+) -> Tensor:
     """`fp8 * scale`, exact in float32, float64 and bfloat16.
 
     raises  ValueError where there is not one scale a block
     """
-    right = tuple(math.ceil(size / block) for size in fp8.shape)
+    right = tuple(math.ceil(size / of) for size, of in zip(fp8.shape, block))
     if tuple(scale.shape) != right:
         given, shape = tuple(scale.shape), tuple(fp8.shape)
-        raise ValueError(f"fp8: scale has shape {given}; {shape} in blocks of {block} x {block} needs {right}")
+        raise ValueError(f"fp8: scale has shape {given}; {shape} in blocks of {block} needs {right}")
     return fp8.to(dtype) * over_blocks(scale.float().to(dtype), fp8.shape, block)
 
 
@@ -48,19 +57,28 @@ def to_e4m3(x: Tensor) -> Tensor:
     return x.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
 
 
-def smallest_scale(largest: Tensor, limit: float) -> Tensor:
-    """The smallest power of two s with `largest / s <= limit`, from 2^-126, as e8m0.
+def block_scales(x: Tensor, limit: float, block: tuple[int, int]) -> Tensor:
+    """The scale of each block, e8m0: the smallest power of two s from 2^-126 with `|x| / s <= limit`.
 
-    largest  float32, from 0: the largest absolute value of each block
-    limit    the largest number of the format that shares the scale
+    x      float32 [rows, columns]; a block with NaN or an infinity has the scale NaN
+    limit  the largest number of the format that shares the scale
     """
+    largest = block_maxima(x.abs(), block)
     fraction, exponent = torch.frexp(largest.clamp(min=limit * SMALLEST_SCALE))
     limit_fraction, limit_exponent = math.frexp(limit)
-    return e8m0(exponent - limit_exponent + (fraction > limit_fraction))
+    exponent = exponent - limit_exponent + (fraction > limit_fraction)
+    return e8m0(exponent.where(largest.isfinite(), NAN_EXPONENT))
+
+
+def block_maxima(x: Tensor, block: tuple[int, int]) -> Tensor:
+    """The largest number of each block, and at least 0."""
+    height, width = block
+    padded = F.pad(x, (0, -x.shape[1] % width, 0, -x.shape[0] % height))
+    return padded.unflatten(1, (-1, width)).unflatten(0, (-1, height)).amax((1, 3))
 
 
 def e8m0(exponent: Tensor) -> Tensor:
-    """2^exponent as bytes: exponent + 127; exponents from -127 to 127."""
+    """2^exponent as bytes: exponent + 127; exponents from -127 to 127, and 128 for NaN."""
     return (exponent + 127).to(torch.uint8).view(torch.float8_e8m0fnu)
 
 
@@ -69,10 +87,11 @@ def exponents(scale: Tensor) -> Tensor:
     return scale.view(torch.uint8).int() - 127
 
 
-def over_blocks(scale: Tensor, shape: torch.Size, block: int) -> Tensor:
+def over_blocks(scale: Tensor, shape: torch.Size, block: tuple[int, int]) -> Tensor:
     """Each block's scale at each of its numbers."""
     rows, columns = shape
-    return scale.repeat_interleave(block, 0)[:rows].repeat_interleave(block, 1)[:, :columns]
+    height, width = block
+    return scale.repeat_interleave(height, 0)[:rows].repeat_interleave(width, 1)[:, :columns]
 
 
 def finite_matrix(weight: Tensor) -> Tensor:

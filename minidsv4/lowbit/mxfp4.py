@@ -6,7 +6,6 @@ index in the low half. Released names: `experts.N.w1.weight` (int8 bytes) and `e
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from minidsv4.lowbit import fp8
 
@@ -28,9 +27,8 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     weight = fp8.finite_matrix(weight)
     if weight.shape[1] % GROUP:
         raise ValueError(f"mxfp4: {weight.shape[1]} columns do not fill groups of {GROUP}; take a multiple of {GROUP}")
-    groups = weight.unflatten(1, (-1, GROUP))
-    scale = fp8.smallest_scale(groups.abs().amax(-1), LARGEST)
-    return pack(encode(groups / scale.float()[..., None]).flatten(1)), scale
+    scale = fp8.block_scales(weight, LARGEST, (1, GROUP))
+    return pack(encode(weight / fp8.over_blocks(scale.float(), weight.shape, (1, GROUP)))), scale
 
 
 def dequantise(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -42,11 +40,11 @@ def dequantise(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32
     right = (rows, 2 * n_bytes // GROUP)
     if tuple(scale.shape) != right or 2 * n_bytes % GROUP:
         raise ValueError(f"mxfp4: scale has shape {tuple(scale.shape)}; codes of {(rows, n_bytes)} bytes need {right}")
-    groups = decode(unpack(packed), dtype).unflatten(1, (-1, GROUP))
-    return (groups * scale.float().to(dtype)[..., None]).flatten(1)
+    numbers = decode(unpack(packed), dtype)
+    return numbers * fp8.over_blocks(scale.float().to(dtype), numbers.shape, (1, GROUP))
 
 
-def to_fp8(packed: Tensor, scale: Tensor, block: int = fp8.BLOCK) -> tuple[Tensor, Tensor]:
+def to_fp8(packed: Tensor, scale: Tensor, block: tuple[int, int] = fp8.BLOCK) -> tuple[Tensor, Tensor]:
     """The same numbers in FP8: a block's scale is its largest MXFP4 scale over 2^6, so that 6 becomes 384 of 448.
 
     FP4 has fewer digits than e4m3, so only a number too small for e4m3 can be lost. All of FP4 are multiples of 0.5,
@@ -56,10 +54,10 @@ def to_fp8(packed: Tensor, scale: Tensor, block: int = fp8.BLOCK) -> tuple[Tenso
     returns  what `fp8.quantise` returns; other scales than it would choose, the same numbers as `dequantise`
     raises   ValueError where something would be lost
     """
-    each = fp8.exponents(scale).repeat_interleave(GROUP, 1)
-    largest = F.max_pool2d(each[None].float(), block, ceil_mode=True)[0].int()
-    shared = fp8.e8m0((largest - 6).clamp(min=-127))
     exact = dequantise(packed, scale)
+    each = fp8.over_blocks(scale.float(), exact.shape, (1, GROUP))
+    exponent = torch.frexp(fp8.block_maxima(each, block)).exponent - 1
+    shared = fp8.e8m0((exponent - 6).clamp(min=-127))
     weight = fp8.to_e4m3(exact / fp8.over_blocks(shared.float(), exact.shape, block))
     if not torch.equal(fp8.dequantise(weight, shared, block=block), exact):
         raise ValueError("mxfp4: scales within a block differ by more than 2^14; FP8 cannot hold its smallest numbers")

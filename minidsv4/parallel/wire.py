@@ -1,18 +1,17 @@
-"""What rows are while they travel: as they are, in bfloat16, or in FP8 with a power of two for every 32 numbers.
+"""What rows are while they travel: as they are, in bfloat16, or in FP8 with a scale for every 32 numbers.
 
-D width. Report section 3.1 sends rows to experts in FP8 and results back in BF16. gloo carries no FP8 tensors, so all
-formats but "exact" travel as bytes.
+Report section 3.1 sends rows to experts in FP8 and results back in BF16. gloo carries no FP8 tensors, so all formats
+but "exact" travel as bytes. The FP8 is that of `lowbit/fp8.py`; NaN and infinities arrive as NaN, with their 32.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from minidsv4.lowbit import fp8
 
 FORMATS = ("exact", "bf16", "fp8")
-BLOCK = 32  # numbers that share a power of two
-LARGEST = 448.0  # of float8_e4m3fn
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,9 @@ class Wire:
         """Rows as they are, or as rows of bytes."""
         if self.format == "exact":
             return rows
-        n_rounded = rows.shape[1] - self.n_exact
-        parts = [rows[:, :n_rounded].bfloat16()] if self.format == "bf16" else to_fp8(rows[:, :n_rounded])
-        return torch.cat([as_bytes(part) for part in (*parts, rows[:, n_rounded:])], dim=1)
+        rounded, exact = rows.split([rows.shape[1] - self.n_exact, self.n_exact], dim=1)
+        parts = [rounded.bfloat16()] if self.format == "bf16" else fp8.round_blocks(rounded, fp8.ROW_BLOCK)
+        return torch.cat([as_bytes(part) for part in (*parts, exact)], dim=1)
 
     def unpack(self, packed: Tensor, like: Tensor) -> Tensor:
         """Rows of the width and dtype of `like`, from what `pack` made."""
@@ -39,8 +38,9 @@ class Wire:
         if self.format == "bf16":
             rounded = from_bytes(rounded, torch.bfloat16)
         else:
-            numbers, exponents = rounded.split([n_rounded, rounded.shape[1] - n_rounded], dim=1)
-            rounded = from_fp8(from_bytes(numbers, torch.float8_e4m3fn), exponents)
+            numbers, scales = rounded.split([n_rounded, rounded.shape[1] - n_rounded], dim=1)
+            in_fp8 = from_bytes(numbers, torch.float8_e4m3fn)
+            rounded = fp8.dequantise(in_fp8, from_bytes(scales, torch.float8_e8m0fnu), block=fp8.ROW_BLOCK)
         return torch.cat([rounded.to(like.dtype), from_bytes(exact, like.dtype)], dim=1)
 
 
@@ -53,23 +53,3 @@ def from_bytes(part: Tensor, dtype: torch.dtype) -> Tensor:
     """Numbers from columns of bytes; copied, as numbers must begin where a number may."""
     numbers = part.flatten().clone().view(dtype)
     return numbers.view(len(part), part.shape[1] // dtype.itemsize)
-
-
-def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """FP8 numbers and, for each block of 32 in a row, the power of two that they are multiplied by, biased by 127.
-
-    x        [rows, D]; numbers below 2^-127 may vanish
-    returns  float8_e4m3fn [rows, D], uint8 [rows, D / 32 rounded up]; each within 1/16 of x, or of the block's least
-    """
-    width = x.shape[1]
-    blocks = F.pad(x.float(), (0, -width % BLOCK)).unflatten(1, (-1, BLOCK))
-    mantissa, exponent = torch.frexp(blocks.abs().amax(-1) / LARGEST)  # the block fits below 448 times 2^exponent
-    exponent = (exponent - (mantissa == 0.5).to(exponent.dtype)).clamp(-126, 127)
-    numbers = torch.ldexp(blocks, -exponent[..., None]).to(torch.float8_e4m3fn)
-    return numbers.flatten(1)[:, :width], (exponent + 127).to(torch.uint8)
-
-
-def from_fp8(numbers: Tensor, exponents: Tensor) -> Tensor:
-    """The float32 numbers that `to_fp8` rounded to; exact."""
-    scale = torch.ldexp(torch.ones(exponents.shape, device=numbers.device), exponents.int() - 127)
-    return numbers.float() * scale.repeat_interleave(BLOCK, dim=1)[:, : numbers.shape[1]]
