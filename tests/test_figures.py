@@ -5,6 +5,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import FancyBboxPatch
 
 from minidsv4.course import figures, plots
+from minidsv4.course.plots import model_map
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
@@ -47,7 +48,7 @@ def test_each_part_of_the_map_can_be_lit(part):
     colours = [patch.get_facecolor() for patch in plots.map_of_model(part).axes[0].patches]
     plain = [patch.get_facecolor() for patch in plots.map_of_model().axes[0].patches]
     changed = sum(lit != unlit for lit, unlit in zip(colours, plain))
-    boxes = plots.MODEL_BOXES + plots.BLOCK_BOXES + plots.ATTENTION_BOXES + plots.CACHE_BOXES
+    boxes = model_map.MODEL_BOXES + model_map.BLOCK_BOXES + model_map.ATTENTION_BOXES + model_map.CACHE_BOXES
     assert changed == sum(box[0] == part for box in boxes) > 0
 
 

@@ -28,6 +28,7 @@ from minidsv4.config import Config, LayerKind
 from minidsv4.cost import V32, flops, megamoe, memory, schedule
 from minidsv4.cost.hardware import DEVICES
 from minidsv4.course import plots
+from minidsv4.course.plots import HEADING
 from minidsv4.course.record import record
 from minidsv4.experiments import recall, streams
 from minidsv4.lowbit import rounding
@@ -43,8 +44,6 @@ from minidsv4.train.data import Batches, Tokenizer, programs
 from minidsv4.train.loop import Recipe, Trainer
 from minidsv4.train.muon import SCHEDULE
 from minidsv4.train.routing import Anticipation
-
-HEADING = {"fontsize": 10, "fontweight": "bold", "x": 0.01, "ha": "left"}  # of a figure with several panels
 
 
 def flops_and_cache():

@@ -1,0 +1,47 @@
+"""Every picture of the course as a function that returns a matplotlib Figure, and the style that all share.
+
+Modules by subject: `style`, `model_map`, `attention` (notebooks 01, 04), `compression` (02, 03, 05), `streams` (06),
+`experts` (07), `speculation` (08), `training` (09, 10), `parallel` (13, 14), `bench`.
+"""
+
+from minidsv4.course.plots.attention import masks, moved_text, reach
+from minidsv4.course.plots.bench import bench_curves, bench_ratios
+from minidsv4.course.plots.compression import cache_growth, pooled_tokens, recall_in_4_bits
+from minidsv4.course.plots.experts import bias_rule
+from minidsv4.course.plots.model_map import PARTS, map_of_model
+from minidsv4.course.plots.parallel import cut_row, gain_by_batch, gantt, overlap_by_ratio
+from minidsv4.course.plots.speculation import drafting, mtp_shift
+from minidsv4.course.plots.streams import streams_through_depth
+from minidsv4.course.plots.style import COLOURS, DPI, HEADING, INK, use_style
+from minidsv4.course.plots.training import newton_schulz, planted_recall, race, schedule, training_log
+
+__all__ = [
+    "COLOURS",
+    "DPI",
+    "HEADING",
+    "INK",
+    "PARTS",
+    "bench_curves",
+    "bench_ratios",
+    "bias_rule",
+    "cache_growth",
+    "cut_row",
+    "drafting",
+    "gain_by_batch",
+    "gantt",
+    "map_of_model",
+    "masks",
+    "moved_text",
+    "mtp_shift",
+    "newton_schulz",
+    "overlap_by_ratio",
+    "planted_recall",
+    "pooled_tokens",
+    "race",
+    "reach",
+    "recall_in_4_bits",
+    "schedule",
+    "streams_through_depth",
+    "training_log",
+    "use_style",
+]
