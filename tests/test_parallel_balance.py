@@ -106,8 +106,17 @@ def test_a_lucky_order_can_be_better_than_greedy_packing():
 
 def test_heaviest_first_to_the_lightest_pack_with_room():
     # 9 to pack 0, 8 to pack 1, 3 to pack 1, which is then full: 2 goes to pack 0 although that one is not heavier yet.
-    assert balanced_packing(torch.tensor([2, 9, 3, 8]), 2).tolist() == [0, 0, 1, 1]
-    assert balanced_packing(torch.tensor([9, 1, 1, 1]), 2).tolist() == [0, 1, 1, 0]
+    assert balanced_packing(torch.tensor([2, 9, 3, 8]), 2, most=2).tolist() == [0, 0, 1, 1]
+    assert balanced_packing(torch.tensor([9, 1, 1, 1]), 2, most=2).tolist() == [0, 1, 1, 0]
+
+
+def test_packs_of_any_number_of_items_take_the_heaviest_first_and_then_what_evens_them():
+    assert balanced_packing(torch.tensor([9, 1, 1, 1]), 2).tolist() == [0, 1, 1, 1]
+    load = torch.tensor([5, 9, 4, 7, 6, 5])
+    pack = balanced_packing(load, 3)
+    assert pack.tolist() == [2, 0, 0, 1, 2, 1]
+    assert torch.zeros(3, dtype=load.dtype).index_add(0, pack, load).tolist() == [13, 12, 11]
+    assert balanced_packing(torch.ones(0), 2).tolist() == []
 
 
 def test_copies_go_to_the_hottest_expert_until_another_is_hotter():
@@ -171,9 +180,11 @@ def test_the_load_of_a_table_counts_each_ids_experts():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: place(torch.ones(6), 4), "4 packs cannot share 6 items"),
-        (lambda: place(torch.ones(6), 0), "0 packs cannot share 6 items"),
-        (lambda: place(torch.ones(6), 3, 1), "3 packs cannot share 7 items"),
+        (lambda: place(torch.ones(6), 4), "4 ranks cannot share 6 slots"),
+        (lambda: place(torch.ones(6), 0), "0 ranks cannot share 6 slots"),
+        (lambda: place(torch.ones(6), 3, 1), "3 ranks cannot share 7 slots"),
+        (lambda: balanced_packing(torch.ones(6), 2, most=2), "n_packs = 2 of at most 2 cannot hold 6 items"),
+        (lambda: balanced_packing(torch.ones(0), 0), "n_packs = 0"),
         (lambda: place(torch.ones(6), 3, -3), "n_slots = 3 cannot hold 6 experts"),
         (lambda: place(torch.tensor([1.0, -1.0]), 2), "a load counts tokens"),
         (lambda: place(torch.tensor([1.0, float("nan")]), 2), "a load counts tokens"),

@@ -7,7 +7,7 @@ import torch
 
 from minidsv4 import Model
 from minidsv4.parallel.launch import run_ranks
-from minidsv4.parallel.zero import ShardedMuon, balance, experts_in_order, padding, round_stochastically, share_out
+from minidsv4.parallel.zero import ShardedMuon, experts_in_order, padding, round_stochastically, share_out
 from minidsv4.train.muon import muon, places
 from tests.small import TINY, normal, small_model
 
@@ -116,16 +116,16 @@ def test_the_vector_of_experts_holds_all_down_then_all_up_then_all_gate():
     assert len({item.size for item in items}) == 1  # so that an even split cuts none
 
 
-def test_the_heaviest_go_first_to_the_lightest_share():
-    sizes = [5, 9, 4, 7, 6, 5]
-    shares = balance(sizes, 3)
-    assert shares == [[1, 2], [0, 3], [4, 5]] or sorted(sum(sizes[i] for i in share) for share in shares) == [
-        11,
-        12,
-        13,
-    ]
-    assert sorted(thing for share in shares for thing in share) == list(range(6))
-    assert [len(share) for share in balance([9, 1, 1, 1, 1, 1], 2, most=3)] == [3, 3]
+def test_a_limit_on_the_matrices_of_a_share_is_kept_and_leaves_its_matrices_in_order():
+    shares = share_out(Model(TINY), n_ranks=16).dense
+    n = sum(map(len, shares))
+    most = -(-n // 16)
+    even = share_out(Model(TINY), n_ranks=16, most=most).dense
+    assert max(map(len, shares)) > most >= max(map(len, even))
+    order = [place.name for place in places(Model(TINY))]
+    for share in shares + even:
+        at = [order.index(item.name) for item in share]
+        assert at == sorted(at)
 
 
 def test_padding_is_what_the_largest_share_asks_of_the_others():
@@ -144,9 +144,16 @@ def test_the_report_has_a_line_for_each_kind_of_parameter():
     assert lines[1].split()[1:5] == ["4", "shares", "of", str(n // 4)] or n % 4
 
 
-@pytest.mark.parametrize("wrong", [{"n_ranks": 0}, {"n_ranks": 2, "cap": 0}, {"n_ranks": 2, "most": 3}])
-def test_an_impossible_plan_is_refused(wrong):
-    with pytest.raises(ValueError, match="share"):
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"n_ranks": 0}, "share_out: n_ranks = 0, cap = None"),
+        ({"n_ranks": 2, "cap": 0}, "share_out: n_ranks = 2, cap = 0"),
+        ({"n_ranks": 2, "most": 3}, "n_packs = 2 of at most 3 cannot hold"),
+    ],
+)
+def test_an_impossible_plan_is_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
         share_out(Model(TINY), **wrong)
 
 

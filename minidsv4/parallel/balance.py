@@ -60,7 +60,9 @@ def place(load_E: Tensor, n_ranks: int, n_redundant: int = 0) -> Placement:
     """
     copies_E = replicate_experts(load_E, len(load_E) + n_redundant)
     held = torch.arange(len(load_E)).repeat_interleave(copies_E)
-    rank = balanced_packing((load_E.double() / copies_E)[held], n_ranks)
+    if n_ranks < 1 or len(held) % n_ranks:
+        raise ValueError(f"place: {n_ranks} ranks cannot share {len(held)} slots evenly; the number must divide them")
+    rank = balanced_packing((load_E.double() / copies_E)[held], n_ranks, len(held) // n_ranks)
     return Placement(held[rank.argsort(stable=True)].unflatten(0, (n_ranks, -1)))
 
 
@@ -80,26 +82,29 @@ def replicate_experts(load_E: Tensor, n_slots: int) -> Tensor:
     return copies_E
 
 
-def balanced_packing(load: Tensor, n_packs: int) -> Tensor:
-    """The pack of each item: heaviest first, each to the lightest pack with room; all packs get equally many.
+def balanced_packing(load: Tensor, n_packs: int, most: int | None = None) -> Tensor:
+    """The pack of each item: heaviest first, each to the lightest pack with room.
 
     Packs then differ by no more than the heaviest item. It is a rule of thumb: a lucky order can be a little better.
 
     load     weight of each item [items]
+    most     items in a pack; None is any number
     returns  integers [items]; of equal items, and of equal packs, the first goes first
-    raises   ValueError where the items cannot be shared out evenly
+    raises   ValueError for no pack, and where `most` leaves no room for all
     """
-    if n_packs < 1 or len(load) % n_packs:
+    room = len(load) if most is None else most
+    if n_packs < 1 or room * n_packs < len(load):
         raise ValueError(
-            f"balanced_packing: {n_packs} packs cannot share {len(load)} items; the number must divide them"
+            f"balanced_packing: n_packs = {n_packs} of at most {room} cannot hold {len(load)} items; raise one"
         )
-    room = [len(load) // n_packs] * n_packs
-    weight, pack = [0.0] * n_packs, torch.empty(len(load), dtype=torch.int64)
+    pack = torch.empty(len(load), dtype=torch.int64)
+    held = [0] * n_packs
+    weight = [0.0] * n_packs
     for item in load.double().argsort(descending=True, stable=True).tolist():
-        lightest = min((p for p in range(n_packs) if room[p]), key=weight.__getitem__)
+        lightest = min((p for p in range(n_packs) if held[p] < room), key=weight.__getitem__)
         pack[item] = lightest
+        held[lightest] += 1
         weight[lightest] += load[item].item()
-        room[lightest] -= 1
     return pack
 
 

@@ -16,6 +16,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from minidsv4.ops import upcast
+from minidsv4.parallel.balance import balanced_packing
 from minidsv4.parallel.launch import contact
 from minidsv4.train.muon import WHOLE, Muon, Place, cut, places
 
@@ -51,25 +52,6 @@ class Item(NamedTuple):
     def size(self) -> int:
         """How many numbers."""
         return self.of(self.parameter).numel()
-
-
-def balance(sizes: Sequence[int], n_shares: int, most: int | None = None) -> list[list[int]]:
-    """Share out whole things: from the heaviest on, each to the lightest share.
-
-    sizes    of the things
-    most     things in a share; None is any number
-    returns  the things' places in `sizes`, share by share
-    raises   ValueError where `most` leaves no room for all
-    """
-    if n_shares < 1 or (most is not None and most * n_shares < len(sizes)):
-        raise ValueError(f"balance: n_shares = {n_shares} of at most {most} cannot hold {len(sizes)} matrices")
-    shares, loads = [[] for _ in range(n_shares)], [0] * n_shares
-    for thing in sorted(range(len(sizes)), key=lambda thing: -sizes[thing]):
-        with_room = [share for share in range(n_shares) if most is None or len(shares[share]) < most]
-        lightest = min(with_room, key=loads.__getitem__)
-        shares[lightest].append(thing)
-        loads[lightest] += sizes[thing]
-    return [sorted(share) for share in shares]
 
 
 def padding(loads: Sequence[int]) -> float:
@@ -111,11 +93,12 @@ def share_out(model: nn.Module, n_ranks: int, cap: int | None = None, most: int 
         raise ValueError(f"share_out: n_ranks = {n_ranks}, cap = {cap} share nothing out; both count from 1")
     found = places(model)
     dense = [item for place in found if place.parts and place.parameter.ndim == 2 for item in _matrices(place)]
-    shares = balance([item.size for item in dense], min(n_ranks, cap or n_ranks), most)
+    n_shares = min(n_ranks, cap or n_ranks)
+    share = balanced_packing(torch.tensor([item.size for item in dense]), n_shares, most).tolist()
     experts = experts_in_order(found)
     each = -(-len(experts) // n_ranks)  # rounded up: the last ranks may have fewer, or none
     return Shares(
-        [[dense[i] for i in share] for share in shares],
+        [[item for item, of in zip(dense, share) if of == number] for number in range(n_shares)],
         [experts[rank * each : (rank + 1) * each] for rank in range(n_ranks)],
         [_stretches(found, rank, n_ranks) for rank in range(n_ranks)],
     )
