@@ -1,10 +1,11 @@
 """DeepSeek-V4's mathematics on one page: every operation that is not a plain matrix product.
 
-Letters are those of `dims.py`: B batch, T tokens (queries), S window tokens or pooled slots, D width, H heads, K head
-width, R rotary part, M tokens per entry, C compressed entries, P picked entries, U index heads, Z index width, E
-experts, A active experts, F expert width, N streams (i old, j new), V vocabulary. Equation numbers are the report's.
-`PLAIN` names all of them. `minidsv4.fast.FAST` holds exact replacements with the same signatures, held equal by tests.
-What is held in 16 bits is computed in float32 where the released model does so; float64 stays float64.
+Letters are those of `dims.py`: B batch, T tokens (queries), S window tokens or pooled slots, D
+width, H heads, K head width, R rotary part, M tokens per entry, C compressed entries, P picked
+entries, U index heads, Z index width, E experts, A active experts, F expert width, N streams (i
+old, j new), V vocabulary. Equation numbers are the report's. `PLAIN` names all of them.
+`minidsv4.fast.FAST` holds exact replacements with the same signatures, held equal by tests. What
+is held in 16 bits is computed in float32 where the released model does so; float64 stays float64.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def upcast(x: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """`weight * x / sqrt(mean(x^2) + eps)` over the last axis; without a weight for the query heads."""
+    """`weight * x / sqrt(mean(x^2) + eps)` over the last axis; query heads have no weight."""
     scale = None if weight is None else upcast(weight)
     return F.rms_norm(upcast(x), x.shape[-1:], scale, eps).to(x.dtype)
 
@@ -47,17 +48,18 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
     return torch.cat([still, turned.to(x.dtype)], dim=-1)
 
 
-# ---- compressed entries and their choice ----------------------------------------------------------------------------
+# ---- compressed entries and their choice --------------------------------------------------------
 
 
 def slot_weights(gates_BCSK: Tensor, bias_SK: Tensor) -> Tensor:
-    """`softmax over slots of (gate + position bias)`, in each channel separately [B, C, S, K]; eqs. (11), (22)."""
+    """`softmax(gate + position bias)` over slots, by channel [B, C, S, K]; eqs. (11), (22)."""
     return (upcast(gates_BCSK) + upcast(bias_SK)).softmax(dim=2)
 
 
 def pool(values_BCSK: Tensor, gates_BCSK: Tensor, bias_SK: Tensor) -> Tensor:
-    """Entries [B, C, K]: the weighted sum of each entry's S slots, channel by channel; eqs. (12), (23)."""
-    return reduce(slot_weights(gates_BCSK, bias_SK) * upcast(values_BCSK), "b c s k -> b c k", "sum")
+    """Entries [B, C, K]: the weighted sum of S slots, channel by channel; eqs. (12), (23)."""
+    weighted_BCSK = slot_weights(gates_BCSK, bias_SK) * upcast(values_BCSK)
+    return reduce(weighted_BCSK, "b c s k -> b c k", "sum")
 
 
 def index_scores(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ def index_scores(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor) -> Te
 
 
 def stable_topk(score: Tensor, k: int) -> Tensor:
-    """Indices of the k largest values of the last axis, ascending; of equal values the lower index wins."""
+    """Indices of the k largest values of the last axis, ascending; on ties the lower wins."""
     best = score.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     return best.sort(dim=-1).values
 
@@ -81,15 +83,16 @@ def top_entries(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, sees: 
     return stable_topk(score_BTC.masked_fill(~sees.entry_map(), -torch.inf), k)
 
 
-# ---- core attention -------------------------------------------------------------------------------------------------
+# ---- core attention -----------------------------------------------------------------------------
 
 
 def attention_weights(
     query_BTHK: Tensor, window_BSK: Tensor, entries_BCK: Tensor, sees: Visibility, sinks_H: Tensor
 ) -> Tensor:
-    """`exp(z_s) / (sum exp(z) + exp(sink))` of what each query sees, 0 elsewhere [B, T, H, S + C]; eq. (27)."""
+    """`exp(z_s) / (sum exp(z) + exp(sink))`, 0 if unseen [B, T, H, S + C]; eq. (27)."""
     keys_BSK = torch.cat([upcast(window_BSK), upcast(entries_BCK)], dim=1)
-    score_BTHS = einsum(upcast(query_BTHK), keys_BSK, "b t h k, b s k -> b t h s") * query_BTHK.shape[-1] ** -0.5
+    dots_BTHS = einsum(upcast(query_BTHK), keys_BSK, "b t h k, b s k -> b t h s")
+    score_BTHS = dots_BTHS * query_BTHK.shape[-1] ** -0.5
     hidden_BTHS = rearrange(~sees.map(), "b t s -> b t 1 s")
     score_BTHS = score_BTHS.masked_fill(hidden_BTHS, -torch.inf)
     sink_BTHS = repeat(upcast(sinks_H), "h -> b t h 1", b=len(query_BTHK), t=query_BTHK.shape[1])
@@ -97,7 +100,7 @@ def attention_weights(
 
 
 def attend(query_BTHK: Tensor, window_BSK: Tensor, entries_BCK: Tensor, sees: Visibility, sinks_H: Tensor) -> Tensor:
-    """Core attention: the entries, keys and values at once, weighted by `attention_weights`; eqs. (19), (26).
+    """Core attention; an entry is key and value at once. Eqs. (19), (26).
 
     query_BTHK   normed and rotated
     window_BSK   entries of the last S tokens
@@ -111,9 +114,10 @@ def attend(query_BTHK: Tensor, window_BSK: Tensor, entries_BCK: Tensor, sees: Vi
 
 
 def index_loss(attended: tuple, indexed: tuple) -> Tensor:
-    """`KL(p || softmax(I))` over the entries read, mean over the queries that read any; DeepSeek-V3.2's recipe.
+    """`KL(p || softmax(I))` over the entries read, mean over queries that read any; as in V3.2.
 
-    p is the attention on each entry, summed over heads and divided by its sum: heads that read more teach more.
+    p is the attention on each entry, summed over heads and divided by its sum over entries. A head
+    that attends more to entries counts for more.
 
     attended  the arguments of `attend`
     indexed   the arguments of `index_scores`
@@ -128,25 +132,25 @@ def index_loss(attended: tuple, indexed: tuple) -> Tensor:
 
 
 def teacher(weight_BTHC: Tensor) -> Tensor:
-    """Attention on entries, summed over heads, divided by its sum over entries [B, T, C]; 0 where nothing is read."""
+    """Attention on entries, summed over heads, over its sum [B, T, C]; 0 where none is read."""
     mass_BTC = reduce(weight_BTHC, "b t h c -> b t c", "sum")
     total = reduce(mass_BTC, "b t c -> b t 1", "sum")
     return mass_BTC / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
-# ---- residual streams -----------------------------------------------------------------------------------------------
+# ---- residual streams ---------------------------------------------------------------------------
 
 
 def stream_logits(streams_BTND: Tensor, fn: Tensor, eps: float) -> Tensor:
-    """`RMSNorm(all streams of a token as one vector) fn^T`, without a norm weight; the products of eqs. (3)-(5)."""
+    """`RMSNorm(a token's streams as one vector) fn^T`, no norm weight; in eqs. (3)-(5)."""
     flat = rearrange(upcast(streams_BTND), "b t n d -> b t (n d)")
     return F.linear(rms_norm(flat, None, eps), upcast(fn))
 
 
 def sinkhorn(logits_BTij: Tensor, iterations: int, eps: float) -> Tensor:
-    """Nearly doubly stochastic matrices, eq. (2), by dividing rows, then columns by their sums in turn; eq. (8).
+    """Nearly doubly stochastic matrices, eq. (2): rows and columns divided by their sums; eq. (8).
 
-    returns  [B, T, old, new]; the sum over old streams is 1 within 2 eps, that over new streams nearly 1
+    returns  [B, T, old, new]; over old streams the sum is 1 within 2 eps, over new ones nearly 1
     """
     mix = logits_BTij.softmax(dim=-1) + eps  # the first division of the rows
     mix = mix / (reduce(mix, "b t i j -> b t 1 j", "sum") + eps)
@@ -162,19 +166,20 @@ def collapse(streams_BTND: Tensor, pre_BTN: Tensor) -> Tensor:
 
 
 def write(streams_BTND: Tensor, y_BTD: Tensor, post_BTN: Tensor, carry_BTij: Tensor) -> Tensor:
-    """New stream j: `post[j] y + sum_i carry[i, j] stream[i]`, eq. (1); its B is the transpose of `carry`."""
+    """New stream j: `post[j] y + sum_i carry[i, j] stream[i]`; eq. (1), whose B is carry^T."""
     carried_BTND = einsum(carry_BTij, upcast(streams_BTND), "b t i j, b t i d -> b t j d")
     written_BTND = einsum(post_BTN, upcast(y_BTD), "b t n, b t d -> b t n d")
     return (carried_BTND + written_BTND).to(streams_BTND.dtype)
 
 
-# ---- experts --------------------------------------------------------------------------------------------------------
+# ---- experts ------------------------------------------------------------------------------------
 
 
 def affinities(x_BTD: Tensor, weight_ED: Tensor) -> Tensor:
     """The router's scores `sqrt(softplus(x . weight))` [B, T, E].
 
-    Far below zero it is `exp(z / 2)`, written so, since the root's slope at an underflowing softplus is 0 / 0.
+    Far below zero softplus underflows, and the slope of its root would be 0 / 0: `exp(z / 2)`
+    there.
     """
     logit = F.linear(upcast(x_BTD), upcast(weight_ED))
     tiny = logit < EXP_IS_SOFTPLUS
@@ -183,19 +188,19 @@ def affinities(x_BTD: Tensor, weight_ED: Tensor) -> Tensor:
 
 
 def routing_weights(score_BTE: Tensor, picked_BTA: Tensor, scale: float) -> Tensor:
-    """The picked experts' scores [B, T, A], divided by their sum and multiplied by the route scale."""
+    """Scores of the picked experts [B, T, A], divided by their sum, times the route scale."""
     chosen_BTA = score_BTE.gather(-1, picked_BTA)
     total = reduce(chosen_BTA, "b t a -> b t 1", "sum")
     return scale * chosen_BTA / (total + 1e-20)
 
 
 def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
-    """`silu(min(gate, limit)) * clip(up, -limit, limit)`: clamped before the nonlinearity, the gate from above only."""
+    """`silu(min(gate, limit)) * clip(up, -limit, limit)`: the gate is clamped from above only."""
     return F.silu(upcast(gate).clamp(max=limit)) * upcast(up).clamp(-limit, limit)
 
 
 def expert(x: Tensor, w13_FD: Tensor, w2_DF: Tensor, limit: float, weight: Tensor) -> Tensor:
-    """One expert on its tokens [..., D]; `w13_FD` holds gate over up. The routing weight enters before `w2_DF`."""
+    """`w2 (weight * swiglu(w1 x, w3 x))` of an expert's tokens [..., D]; `w13_FD` is w1 over w3."""
     gate, up = F.linear(x, w13_FD).chunk(2, dim=-1)
     inner = swiglu(gate, up, limit) * weight
     return F.linear(inner.to(x.dtype), w2_DF)
@@ -215,11 +220,11 @@ def experts(x: Tensor, picked: Tensor, weight: Tensor, w13_EFD: Tensor, w2_EDF: 
     return total.to(x.dtype)
 
 
-# ---- losses ---------------------------------------------------------------------------------------------------------
+# ---- losses -------------------------------------------------------------------------------------
 
 
 def cross_entropy(hidden_TD: Tensor, head_VD: Tensor, target_T: Tensor) -> Tensor:
-    """Nats per token of the vocabulary head's predictions; mean over tokens with a target, 0 if none has one."""
+    """Nats per token of the vocabulary head; mean over tokens with a target, 0 if none has one."""
     logits_TV = F.linear(upcast(hidden_TD), upcast(head_VD))
     nats = F.cross_entropy(logits_TV, target_T, ignore_index=NO_TARGET, reduction="sum")
     return nats / (target_T != NO_TARGET).sum().clamp(min=1)

@@ -1,8 +1,9 @@
 """Visibility: which tokens and which compressed entries each query of one attention call sees.
 
-B batch, T queries, S tokens of the window, C compressed entries, P picked entries, W window, M tokens per entry.
-Report sections 2.3.1 and 2.3.2. Every position, that of a document's first token too, is counted in tokens from the
-start of the row. The one place that says who sees what: attention, indexer, losses and pictures ask it.
+B batch, T queries, S tokens of the window, C compressed entries, P picked entries, W window, M
+tokens per entry. Report sections 2.3.1 and 2.3.2. Every position, that of a document's first token
+too, is counted in tokens from the start of the row. The one place that says who sees what:
+attention, indexer, losses and pictures ask it.
 """
 
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor
 
 
 def finished(position, ratio: int):
-    """Entries of `ratio` tokens whose last token is at or before `position`: `floor((t + 1) / M)`; int or tensor.
+    """Entries whose M tokens all lie at or before position t: `floor((t + 1) / M)`; int or tensor.
 
     The report prints `floor(t / M)`; the released code counts the query's own token, as here.
     """
@@ -30,8 +31,9 @@ class Visibility(NamedTuple):
     device       where maps are made
     ratio        M, tokens per compressed entry
     n_entries    C, compressed entries of the row; 0 in layers without a compressor
-    picks_BTP    indices of the entries that the indexer picked; None where every visible entry is read
-    document_BT  position of the first token of each query's document; None where the row is one document
+    picks_BTP    indices of the entries that the indexer picked; None: every visible entry is read
+    document_BT  position of the first token of each query's document; None: the row is one
+                 document
     """
 
     start: int
@@ -45,14 +47,14 @@ class Visibility(NamedTuple):
     document_BT: Tensor | None = None
 
     def map(self) -> Tensor:
-        """What each query sees, `[1 or B, T, S + C]` boolean: the tokens of the window, then the entries."""
+        """What each query sees `[1 or B, T, S + C]`: tokens of the window, then entries."""
         tokens = self.token_map()
         entries = self.entry_map()
         n_batch = max(len(tokens), len(entries))
         return torch.cat([tokens.expand(n_batch, -1, -1), entries.expand(n_batch, -1, -1)], dim=-1)
 
     def token_map(self) -> Tensor:
-        """The tokens that each query sees `[1 or B, T, S]`: the last W up to its own, of its document."""
+        """Tokens that each query sees `[1 or B, T, S]`: the last W of its document."""
         newest = self.start + self.n_queries
         source = torch.arange(newest - self.n_window, newest, device=self.device)
         source = rearrange(source, "s -> 1 1 s")
@@ -63,12 +65,13 @@ class Visibility(NamedTuple):
         return seen & (source >= rearrange(self.document_BT, "b t -> b t 1"))
 
     def entry_map(self) -> Tensor:
-        """The compressed entries that each query reads `[1 or B, T, C]`: visible ones, of these the picked ones."""
+        """Entries that each query reads `[1 or B, T, C]`: those visible and, in CSA, picked."""
         entry = torch.arange(self.n_entries, device=self.device)
         seen = self.visible(rearrange(entry, "c -> 1 1 c"))
         if self.picks_BTP is None:
             return seen
-        nothing = torch.zeros(*self.picks_BTP.shape[:2], self.n_entries, dtype=torch.bool, device=self.device)
+        shape = (*self.picks_BTP.shape[:2], self.n_entries)
+        nothing = torch.zeros(shape, dtype=torch.bool, device=self.device)
         return seen & nothing.scatter(-1, self.picks_BTP, True)
 
     def visible(self, entry: Tensor) -> Tensor:
@@ -96,7 +99,7 @@ class Visibility(NamedTuple):
         return min(finished(self.start + query, self.ratio), self.n_entries)
 
     def part(self, first: int, stop: int) -> "Visibility":
-        """The same for the queries `first .. stop - 1` alone, and for those tokens that one of them can see."""
+        """The same for queries `first .. stop - 1` and the tokens that any of them can see."""
         n_later = self.n_queries - stop
         n_reach = self.window + stop - first - 1
         return self._replace(

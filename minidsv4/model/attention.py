@@ -1,8 +1,9 @@
-"""Hybrid attention: a window in every layer, with compressed entries picked (CSA) or all of them (HCA) beside it.
+"""Hybrid attention: a window, and compressed entries, all (HCA) or picked ones (CSA).
 
-B batch, T tokens, S tokens of the window, D width, Q query rank, H heads, K head width, G output groups, O rank per
-group, C compressed entries. Report section 2.3, equations (13), (18)-(27). Released names: `attn.{wq_a, q_norm, wq_b,
-wkv, kv_norm, wo_a, wo_b, attn_sink}`. One key-value head serves all query heads, and its values are its keys.
+B batch, T tokens, S tokens of the window, D width, Q query rank, H heads, K head width, G output
+groups, O rank per group, C compressed entries. Report section 2.3, equations (13), (18)-(27).
+Released names: `attn.{wq_a, q_norm, wq_b, wkv, kv_norm, wo_a, wo_b, attn_sink}`. One key-value
+head serves all query heads, and its values are its keys.
 """
 
 import torch
@@ -43,7 +44,7 @@ class WindowAttention(Layer):
         self.wo_b = nn.Linear(latent, width, bias=False)
 
     def forward(self, x_BTD: Tensor, positions: Positions, memory: LayerMemory) -> Tensor:
-        """Attention output [B, T, D]; `memory` holds what came before and takes these tokens in."""
+        """Attention output [B, T, D]; `memory` holds the past and takes these tokens in."""
         turn_TR = positions.turns()
         turn_THR = rearrange(turn_TR, "t r -> t 1 r")  # the same for all heads
         latent_BTQ = self.q_norm(self.wq_a(x_BTD))  # eqs. (13), (24)
@@ -54,12 +55,13 @@ class WindowAttention(Layer):
         entries_BCK, sees = self.compressed(x_BTD, latent_BTQ, positions, memory)
         out_BTHK = self.ops.attend(query_BTHK, window_BSK, entries_BCK, sees, self.attn_sink)
         memory.window.keep(self.window)
-        return self.project(self.ops.rotate(out_BTHK, turn_THR.conj()))  # values carry their position: turn it back
+        turned_back = self.ops.rotate(out_BTHK, turn_THR.conj())  # values were rotated as keys
+        return self.project(turned_back)
 
     def compressed(
         self, x_BTD: Tensor, latent_BTQ: Tensor, positions: Positions, memory: LayerMemory
     ) -> tuple[Tensor, Visibility]:
-        """The compressed entries [B, C, K], here none, and who sees what of them and of the window."""
+        """Compressed entries [B, C, K], here none, and who sees what of them and the window."""
         window_BSK = memory.window.contents()
         sees = Visibility(
             start=positions.start,
@@ -76,7 +78,7 @@ class WindowAttention(Layer):
         return entry_BTK
 
     def project(self, out_BTHK: Tensor) -> Tensor:
-        """Heads in G groups, each group to O channels by its own matrix, all of these to the model width."""
+        """Grouped output projection: each of G groups of heads to O channels, these to D."""
         grouped = rearrange(out_BTHK, "b t (g h) k -> b t g (h k)", g=self.groups)
         weight_GOK = rearrange(self.wo_a.weight, "(g o) k -> g o k", g=self.groups)
         latent = einsum(grouped, weight_GOK, "b t g k, g o k -> b t g o")
@@ -84,7 +86,7 @@ class WindowAttention(Layer):
 
 
 class HCAttention(WindowAttention):
-    """Heavily compressed attention (HCA): every query also reads all finished entries of M' tokens each."""
+    """Heavily compressed attention (HCA): every query also reads all entries of M' tokens each."""
 
     kind = LayerKind.HCA
     compressor_class = Compressor
@@ -104,7 +106,7 @@ class HCAttention(WindowAttention):
 
 
 class CSAttention(HCAttention):
-    """Compressed sparse attention (CSA): of overlapped entries of M tokens each query reads k, picked by an indexer."""
+    """Compressed sparse attention (CSA): every query also reads k entries that an indexer picks."""
 
     kind = LayerKind.CSA
     compressor_class = OverlapCompressor

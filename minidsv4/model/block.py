@@ -1,7 +1,7 @@
-"""One block: attention and experts, each read from and written back to the residual streams by an mHC site.
+"""One block: attention and experts; an mHC site reads from and writes to the residual streams.
 
-B batch, T tokens, N streams, D width. Report section 2, figure 2. Released names: `layers.N.{attn, ffn, attn_norm,
-ffn_norm, hc_attn_*, hc_ffn_*}`.
+B batch, T tokens, N streams, D width. Report section 2, figure 2. Released names: `layers.N.{attn,
+ffn, attn_norm, ffn_norm, hc_attn_*, hc_ffn_*}`.
 """
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from minidsv4.model.rope import Positions
 
 
 class Block(Layer):
-    """`streams -> read -> norm -> attention -> write -> read -> norm -> experts -> write -> streams`."""
+    """Two sub-layers, attention and experts, each as `collapse -> norm -> sub-layer -> write`."""
 
     def __init__(self, config: Config, kind: LayerKind, routing: Routing):
         super().__init__()
@@ -28,7 +28,7 @@ class Block(Layer):
         self.hc_ffn = HyperConnection(config)
 
     def forward(self, streams_BTND: Tensor, ids_BT: Tensor, positions: Positions, memory: LayerMemory) -> Tensor:
-        """The streams [B, T, N, D] after this block; `memory` holds what came before and takes these tokens in."""
+        """The streams [B, T, N, D] after it; `memory` holds the past and takes these tokens in."""
         mix = self.hc_attn(streams_BTND)
         x_BTD = self.ops.collapse(streams_BTND, mix.pre_BTN)
         y_BTD = self.attn(self.attn_norm(x_BTD), positions, memory)

@@ -1,8 +1,8 @@
-"""What must be remembered of the past, and nothing else; the attention code is the same with and without it.
+"""The key-value cache: what each layer keeps of earlier tokens, and going back in it.
 
-B batch, W window, C entries, K head width, Z index width, M tokens per entry. Report section 3.6.1. Per layer: the
-last W window entries, the raw series of the open compression window, the previous window's half for the overlap, the
-finished entries, the indexer's keys.
+B batch, W window, C entries, K head width, Z index width, M tokens per entry. Report section
+3.6.1. Per layer: the last W window entries, the raw series of the open compression window, the
+previous window's half for the overlap, the finished entries, the indexer's keys.
 """
 
 import bisect
@@ -19,10 +19,10 @@ KINDS = ("window", "tail state", "CSA entries", "indexer keys", "HCA entries")
 
 
 class Series:
-    """A sequence [B, S, width] that grows at the end and may be dropped from the front.
+    """A tensor [B, S, width] that grows at its end; its oldest values can be dropped.
 
-    Finished values are never overwritten: a full buffer is copied into one half as large again, so that appending
-    costs O(1) a token on average and an older view (or snapshot) stays what it was.
+    Finished values are never overwritten: a full buffer is copied into one half as large again, so
+    that appending costs O(1) a token on average and an older view (or snapshot) stays what it was.
     """
 
     def __init__(self, empty: Tensor):
@@ -90,16 +90,21 @@ SeriesState = tuple[Tensor, int, int]  # the buffer, and where what is remembere
 
 @dataclass
 class CompressorMemory:
-    """One compressor's past: raw series of the open window, the previous window's half, finished entries."""
+    """What one compressor keeps.
 
-    open: Series  # [B, S < M, values and gates of every half]
-    previous: Series  # [B, M, value and gate of one half]; empty before the first window closes, and in HCA
-    entries: Series  # [B, C, K]
+    open      values and gates of the tokens of the unfinished window [B, S < M, all halves]
+    previous  values and gates of the last finished window, one half [B, M, ...]; CSA only
+    entries   finished entries [B, C, K]
+    """
+
+    open: Series
+    previous: Series
+    entries: Series
 
 
 @dataclass
 class LayerMemory:
-    """One layer's past: the window, and for CSA and HCA its compressor (and the indexer's)."""
+    """What one layer keeps: the window, and in CSA and HCA what its compressors keep."""
 
     kind: LayerKind
     window: Series
@@ -115,7 +120,7 @@ class LayerMemory:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A point in the life of one cache, to be given back to `Cache.restore`."""
+    """A state of one cache, to be given to `Cache.restore`."""
 
     owner: object = field(repr=False)
     number: int
@@ -124,7 +129,7 @@ class Snapshot:
 
 
 class Cache:
-    """The memory of one batch of sequences that grow together.
+    """The key-value cache of a batch of sequences of equal length.
 
     config      of the model it belongs to
     batch_size  sequences side by side
@@ -153,7 +158,7 @@ class Cache:
         self._n_taken = 0
 
     def report(self) -> dict[str, int]:
-        """Bytes remembered, by kind: window, tail state, CSA entries, indexer keys, HCA entries."""
+        """Bytes by kind: window, tail state, CSA entries, indexer keys, HCA entries."""
         total = dict.fromkeys(KINDS, 0)
         for layer in self.layers:
             total["window"] += layer.window.n_bytes()
@@ -177,13 +182,13 @@ class Cache:
         return [series for layer in self.layers for series in layer.series()]
 
     def snapshot(self) -> Snapshot:
-        """This point in time; costs a few numbers a layer, since finished values are never overwritten."""
+        """The present state; a few numbers a layer, since values are never overwritten."""
         self._n_taken += 1
         self._numbers.append(self._n_taken)
         return Snapshot(self._identity, self._n_taken, self.n_tokens, [series.ends() for series in self.series()])
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to `snapshot`, exactly and as often as wanted; snapshots taken after it are void from here on.
+        """Go back to `snapshot`, exactly; it stays valid, snapshots taken after it do not.
 
         raises  ValueError for what is no snapshot of this cache, or one that is void
         """
@@ -209,7 +214,7 @@ class Cache:
             raise
 
     def go_back(self, n_tokens: int, ends: list[SeriesState]) -> None:
-        """Put every series back to where it was when the cache held `n_tokens`."""
+        """Put every series back to where it was at `n_tokens` tokens."""
         self.n_tokens = n_tokens
         for series, series_ends in zip(self.series(), ends):
             series.set_ends(series_ends)
@@ -218,7 +223,7 @@ class Cache:
 def new_layer_memory(
     config: Config, kind: LayerKind, batch_size: int, dtype: torch.dtype, device: torch.device
 ) -> LayerMemory:
-    """An empty past for one layer of this kind; raw series are float32 where the model is held in 16 bits."""
+    """Nothing kept yet, for a layer of this kind; raw series are float32 in 16-bit models."""
     raw = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
     def series(width: int, dtype: torch.dtype = dtype) -> Series:

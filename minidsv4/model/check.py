@@ -1,4 +1,4 @@
-"""What a model refuses before anything is touched: ids that name no tokens, and caches of another model.
+"""Input checks of a model: token ids out of range, caches of another model.
 
 B batch, T tokens.
 """

@@ -1,7 +1,8 @@
 """Compressors: M tokens become one entry, by a softmax over tokens in every channel separately.
 
-B batch, T tokens, C entries, M tokens per entry, S slots pooled, K entry width. Report sections 2.3.1 and 2.3.2,
-equations (9)-(12) and (20)-(23). Released names: `compressor.{wkv, wgate, ape, norm}`.
+B batch, T tokens, C entries, M tokens per entry, S slots pooled, K entry width. Report sections
+2.3.1 and 2.3.2, equations (9)-(12) and (20)-(23). Released names: `compressor.{wkv, wgate, ape,
+norm}`.
 """
 
 import torch
@@ -57,12 +58,12 @@ class Compressor(Layer):
 
 
 class OverlapCompressor(Compressor):
-    """CSA: entry i pools window i (second half of the channels) and window i - 1 (first half); eqs. (9)-(12)."""
+    """CSA: entry i pools window i (second half of channels) and i - 1 (first); eqs. (9)-(12)."""
 
     n_halves = 2
 
     def pool_windows(self, closed_BCMK: Tensor, positions: Positions, memory: CompressorMemory) -> Tensor:
-        """One entry a window [B, C, K], from 2 M slots: those of the previous window, then those of its own."""
+        """One entry a window [B, C, K], from 2 M slots: the previous window's, then its own."""
         halves = rearrange(closed_BCMK, "b c m (two half k) -> half b c m (two k)", two=2, half=2)
         as_previous, as_current = halves
         previous = self.shifted(as_previous, positions, memory)
@@ -73,7 +74,7 @@ class OverlapCompressor(Compressor):
         return self.ops.pool(values, gates, bias_SK)
 
     def shifted(self, as_previous_BCMK: Tensor, positions: Positions, memory: CompressorMemory) -> Tensor:
-        """What each window finds before it [B, C, M, K]: window i - 1, or nothing where that is no part of its text."""
+        """The window before each window [B, C, M, K]; `nothing` where its document has none."""
         before = memory.previous.contents()
         if len(memory.previous) == 0:
             before = self.nothing(as_previous_BCMK[:, 0])
@@ -85,16 +86,16 @@ class OverlapCompressor(Compressor):
         return torch.where(rearrange(first_BC, "b c -> b c 1 1"), self.nothing(shifted), shifted)
 
     def opens_document(self, n_closed: int, positions: Positions, memory: CompressorMemory) -> Tensor:
-        """Which of the windows [B, C] that close now find no whole window of their document before them.
+        """Which windows closing now [B, C] have no whole window of their document before them.
 
-        A window's last token tells, as it is always one of this call: of a document that begins inside the window
-        nobody reads the entry.
+        The document is that of a window's last token, which is always a token of this call. Where
+        a document begins inside the window, no query reads its entry.
         """
         window = torch.arange(n_closed, device=positions.document_BT.device) + len(memory.entries)
         last = (window + 1) * self.ratio - 1 - positions.start
         return positions.document_BT[:, last] > (window - 1) * self.ratio
 
     def nothing(self, like: Tensor) -> Tensor:
-        """What the first window finds before it: value 0 and gate -inf, so a weight of exp(-inf) = 0."""
+        """Slots without weight: value 0 and gate -inf, so a softmax weight of exp(-inf) = 0."""
         values, gates = rearrange(torch.zeros_like(like), "... (two k) -> two ... k", two=2)
         return torch.cat([values, gates - torch.inf], dim=-1)

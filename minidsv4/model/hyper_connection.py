@@ -1,7 +1,8 @@
-"""Manifold-constrained hyper-connections (mHC): N residual streams, mixed by a nearly doubly stochastic matrix.
+"""Manifold-constrained hyper-connections (mHC): N residual streams and how they are mixed.
 
-B batch, T tokens, N streams, D width; i old stream, j new stream. Report section 2.2, equations (1)-(8). Released
-names: `hc_attn_{fn, base, scale}`, `hc_ffn_{...}`, `hc_head_{...}`. Coefficients are computed in float32 at least.
+B batch, T tokens, N streams, D width; i old stream, j new stream. Report section 2.2, equations
+(1)-(8). Released names: `hc_attn_{fn, base, scale}`, `hc_ffn_{...}`, `hc_head_{...}`. Coefficients
+are computed in float32 at least.
 """
 
 import math
@@ -19,7 +20,7 @@ DIAGONAL_AT_START = 4.0  # softmax of (4, 0, 0, 0): a stream keeps 95% of itself
 
 
 class Mix(NamedTuple):
-    """The coefficients of one site for every token: read `pre`, write `post`, carry over `carry` [old, new]."""
+    """Coefficients of a site for every token: `pre` reads, `post` writes, `carry` mixes streams."""
 
     pre_BTN: Tensor
     post_BTN: Tensor
@@ -27,7 +28,7 @@ class Mix(NamedTuple):
 
 
 class HyperConnection(Layer):
-    """One mHC site: how a sub-layer reads the streams and how its output is written back; eqs. (3)-(8)."""
+    """One mHC site: how a sub-layer reads the streams and how it is written back; eqs. (3)-(8)."""
 
     float32 = ("fn", "base", "scale")
 
@@ -54,7 +55,8 @@ class HyperConnection(Layer):
         pre_BTN = (pre_gate * pre + pre_bias).sigmoid() + self.eps  # eqs. (3), (6); eps is the released code's
         post_BTN = 2 * (post_gate * post + post_bias).sigmoid()  # eqs. (4), (7)
         carry_BTij = rearrange(carry_gate * carry + carry_bias, "b t (i j) -> b t i j", i=n)  # eq. (5)
-        return Mix(pre_BTN, post_BTN, self.ops.sinkhorn(carry_BTij, self.iterations, self.eps))  # eq. (8)
+        carry_BTij = self.ops.sinkhorn(carry_BTij, self.iterations, self.eps)  # eq. (8)
+        return Mix(pre_BTN, post_BTN, carry_BTij)
 
 
 def read_bias(n_streams: int) -> Tensor:
@@ -63,7 +65,7 @@ def read_bias(n_streams: int) -> Tensor:
 
 
 class HeadCollapse(Layer):
-    """The last read: streams to one vector for the vocabulary head, with sigmoid gates and no Sinkhorn."""
+    """The last read: streams to the head's one vector, by sigmoid gates, without Sinkhorn."""
 
     float32 = ("fn", "base", "scale")
 
@@ -79,5 +81,7 @@ class HeadCollapse(Layer):
     def forward(self, streams_BTND: Tensor) -> Tensor:
         """What the head reads [B, T, D], before the last norm."""
         logits_BTN = self.ops.stream_logits(streams_BTND, self.fn, self.rms_eps)
-        gate_BTN = (self.scale.to(logits_BTN.dtype) * logits_BTN + self.base.to(logits_BTN.dtype)).sigmoid()
-        return self.ops.collapse(streams_BTND, gate_BTN + self.eps)
+        scale = self.scale.to(logits_BTN.dtype)
+        bias = self.base.to(logits_BTN.dtype)
+        gate_BTN = (scale * logits_BTN + bias).sigmoid() + self.eps
+        return self.ops.collapse(streams_BTND, gate_BTN)

@@ -1,8 +1,9 @@
-"""The lightning indexer: scores every compressed entry cheaply and keeps the best k for each query.
+"""The lightning indexer: cheap scores of all compressed entries; each query keeps the best k.
 
-B batch, T queries, U index heads, Z index width, C entries, P picked entries. Report section 2.3.1, equations
-(13)-(17). Released names: `indexer.{wq_b, weights_proj}`, `indexer.compressor.*`. A top-k has no gradient, so the
-forward runs without one; what teaches the indexer is a loss of its own, `ops.index_loss`.
+B batch, T queries, U index heads, Z index width, C entries, P picked entries. Report section
+2.3.1, equations (13)-(17). Released names: `indexer.{wq_b, weights_proj}`, `indexer.compressor.*`.
+A top-k has no gradient, so the forward runs without one; what teaches the indexer is a loss of its
+own, `ops.index_loss`.
 """
 
 import torch
@@ -19,7 +20,7 @@ from minidsv4.visibility import Visibility
 
 
 def hadamard_signs(width: int) -> Tensor:
-    """The Walsh-Hadamard matrix of 1 and -1, exact in every dtype; the identity where `width` is no power of two."""
+    """The Walsh-Hadamard matrix of 1 and -1; the identity where `width` is no power of two."""
     signs = torch.ones(1, 1)
     while len(signs) < width:
         above = torch.cat([signs, signs], dim=1)
@@ -31,7 +32,8 @@ def hadamard_signs(width: int) -> Tensor:
 class Hadamard(nn.Module):
     """The last axis times the orthonormal Walsh-Hadamard matrix.
 
-    On queries and keys alike it leaves every score as it is, and spreads outliers before both go to 4 bits.
+    On queries and keys alike it leaves every score as it is, and spreads outliers before both go
+    to 4 bits.
     """
 
     def __init__(self, width: int):
@@ -48,7 +50,7 @@ class Hadamard(nn.Module):
 
 
 class KeyCompressor(OverlapCompressor):
-    """The indexer's keys: entries of width Z, turned by the Hadamard matrix before they are stored."""
+    """The indexer's keys: entries of width Z, times the Hadamard matrix before they are stored."""
 
     def __init__(self, config: Config):
         super().__init__(config.hidden_size, config.index_head_dim, config.ratio_of(LayerKind.CSA), config.rms_norm_eps)
@@ -60,7 +62,7 @@ class KeyCompressor(OverlapCompressor):
 
 
 class Indexer(Layer):
-    """`I[t, c] = sum_u w[t, u] relu(q[t, u] . k[c])`, then the k best visible entries; eqs. (13)-(17)."""
+    """`I[t, c] = sum_u w[t, u] relu(q[t, u] . k[c])`, and its k best entries; eqs. (13)-(17)."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -82,7 +84,7 @@ class Indexer(Layer):
         return self.ops.top_entries(query_BTUZ, weight_BTU, keys_BCZ, sees, self.n_picked)
 
     def queries(self, x_BTD: Tensor, latent_BTQ: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
-        """Index queries [B, T, U, Z] and head weights [B, T, U], times Z^-0.5 U^-0.5; eqs. (14), (15)."""
+        """Index queries [B, T, U, Z]; head weights [B, T, U] times (U Z)^-0.5; eqs. (14), (15)."""
         query_BTUZ = rearrange(self.wq_b(latent_BTQ), "b t (u z) -> b t u z", u=self.heads)
         turned_BTUZ = self.ops.rotate(query_BTUZ, rearrange(positions.turns(), "t r -> t 1 r"))
         weight_BTU = upcast(self.weights_proj(x_BTD)) * self.scale

@@ -1,4 +1,4 @@
-"""What every part of the model shares: its table of operations, the tensors that stay in float32, and being watched."""
+"""What all parts share: a table of operations, tensors that stay in float32, calls to watch."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,8 +13,8 @@ from minidsv4.ops import Ops
 class Layer(nn.Module):
     """A module that computes by `self.ops`; `Model.use` gives the whole model another table.
 
-    float32  names of its own parameters and buffers that stay in float32 where the model is held in 16 bits, because
-             they are released so
+    float32  names of its own parameters and buffers that stay in float32 where the model is held
+             in 16 bits, because they are released so
     """
 
     ops: Ops = FAST
@@ -27,7 +27,9 @@ class Layer(nn.Module):
 
         def convert(tensor: Tensor) -> Tensor:
             converted = fn(tensor)
-            if any(tensor is island for island in islands) and converted.dtype in (torch.bfloat16, torch.float16):
+            if converted.dtype not in (torch.bfloat16, torch.float16):
+                return converted
+            if any(tensor is island for island in islands):
                 return tensor.to(converted.device, torch.float32)
             return converted
 
@@ -50,7 +52,7 @@ class RMSNorm(Layer):
 
 @contextmanager
 def wrapped(layers: list[Layer], name: str, wrap: Callable[[Layer, Callable], Callable]) -> Iterator[None]:
-    """Inside, these layers call `wrap(layer, operation)` in place of the operation called `name`."""
+    """Inside, these layers call `wrap(layer, operation)` for the operation called `name`."""
     before = [layer.ops for layer in layers]
     try:
         for layer in layers:
@@ -69,7 +71,8 @@ Call = tuple[nn.Module, tuple, object]
 def watch(model: nn.Module, *kinds: type | str) -> Iterator[list[Call]]:
     """Collect `(module, its inputs, its output)` of every call, in order.
 
-    kinds  types of modules whose calls are wanted, and names of operations: then the module is the one that calls
+    kinds  types of modules whose calls are wanted, and names of operations: then the module is the
+           one that calls
     """
     seen: list[Call] = []
 

@@ -1,7 +1,8 @@
-"""What the model is trained on: next token, the token after it (MTP), balanced experts, and the indexer's own loss.
+"""Training losses: next token, the token after it (MTP), balance of experts, indexer.
 
-B batch, T tokens, D width, N streams, E experts, A active experts, V vocabulary. Report sections 2.1 and 4.2; weights
-of DeepSeek-V3. The inner values are watched from outside, so a forward knows nothing of losses.
+B batch, T tokens, D width, N streams, E experts, A active experts, V vocabulary. Report sections
+2.1 and 4.2; weights of DeepSeek-V3. The inner values are watched from outside, so a forward knows
+nothing of losses.
 """
 
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ BALANCE_WEIGHT = 1e-4
 
 
 class Losses(NamedTuple):
-    """Nats per token; `total = main + mtp_weight mtp + 1e-4 balance + indexer`; the last two are summed over layers."""
+    """`total = main + mtp_weight mtp + 1e-4 balance + indexer`, in nats; the last two summed."""
 
     total: Tensor
     main: Tensor
@@ -33,7 +34,7 @@ class Losses(NamedTuple):
 
 
 def model_losses(model: nn.Module, ids_BT: Tensor, document_BT: Tensor | None, mtp_weight: float) -> Losses:
-    """All losses of one batch of rows. No token is predicted from, or attends to, another document.
+    """All losses of a batch of rows; no token is predicted from, or attends to, another document.
 
     ids_BT       at least 3 tokens: position i predicts i + 1, the MTP block i + 2
     document_BT  position of the first token of each token's document, or None
@@ -47,7 +48,9 @@ def model_losses(model: nn.Module, ids_BT: Tensor, document_BT: Tensor | None, m
     with watch(model, LearnedRouter, Indexer, "attend") as calls:
         streams_BTND = model.streams(ids_BT, model.new_cache(len(ids_BT)), document_BT)
         main = text_loss(model, streams_BTND, targets(ids_BT, document_BT, 1))
-        mtp = mtp_loss(model, streams_BTND, ids_BT, document_BT) if model.mtp else main.new_zeros(())
+        mtp = main.new_zeros(())
+        if model.mtp:
+            mtp = mtp_loss(model, streams_BTND, ids_BT, document_BT)
     balance = main.new_zeros(())
     for module, _, routed in calls:
         if isinstance(module, LearnedRouter):
@@ -55,11 +58,12 @@ def model_losses(model: nn.Module, ids_BT: Tensor, document_BT: Tensor | None, m
     indexer = main.new_zeros(())
     for call in index_calls(calls):
         indexer = indexer + indexer_loss(call)
-    return Losses(main + mtp_weight * mtp + BALANCE_WEIGHT * balance + indexer, main, mtp, balance, indexer)
+    total = main + mtp_weight * mtp + BALANCE_WEIGHT * balance + indexer
+    return Losses(total, main, mtp, balance, indexer)
 
 
 def mtp_loss(model: nn.Module, streams_BTND: Tensor, ids_BT: Tensor, document_BT: Tensor | None) -> Tensor:
-    """Cross-entropy of the MTP block, which reads the streams of token i and token i + 1, on token i + 2."""
+    """Cross-entropy on token i + 2 of the MTP block, which reads streams i and token i + 1."""
     documents = None if document_BT is None else document_BT[:, :-1]
     cache = model.new_draft_cache(len(ids_BT))
     drafted_BTND = model.draft(streams_BTND[:, :-1], ids_BT[:, 1:], cache, documents)
@@ -75,19 +79,21 @@ def targets(ids_BT: Tensor, document_BT: Tensor | None, ahead: int) -> Tensor:
 
 
 def text_loss(model: nn.Module, streams_BTND: Tensor, target_BT: Tensor, of: nn.Module | None = None) -> Tensor:
-    """Cross-entropy of what the head says on these streams; those beyond the last target are not asked.
+    """Cross-entropy of the head on these streams; positions beyond the last target are left out.
 
     of  the module whose collapse and norm come before the head; None is the model
     """
     hidden_BTD = model.hidden(streams_BTND, of)[:, : target_BT.shape[1]]
     hidden_TD = rearrange(hidden_BTD, "b t d -> (b t) d")
-    return model.ops.cross_entropy(hidden_TD, model.head.weight, rearrange(target_BT, "b t -> (b t)"))
+    target_T = rearrange(target_BT, "b t -> (b t)")
+    return model.ops.cross_entropy(hidden_TD, model.head.weight, target_T)
 
 
 def balance_loss(routed: Routed) -> Tensor:
     """`sum_e f_e P_e` per sequence, averaged over the batch: 1 when experts share the load evenly.
 
-    f_e is E/A times the share of tokens that picked e, P_e the mean of its normalised score; only P has a gradient.
+    f_e is E/A times the share of tokens that picked e, P_e the mean of its normalised score; only
+    P has a gradient.
     """
     n_tokens, n_experts = routed.score_BTE.shape[1:]
     n_active = routed.picked_BTA.shape[-1]
@@ -99,7 +105,7 @@ def balance_loss(routed: Routed) -> Tensor:
 
 
 class IndexCall(NamedTuple):
-    """What one CSA layer did in one call: its indexer's inputs and picks, and the arguments of its attention."""
+    """One call of a CSA layer: its indexer's inputs and picks, and what `attend` was given."""
 
     indexer: Indexer
     inputs: tuple
@@ -119,7 +125,7 @@ def index_calls(calls: Iterable[Call]) -> list[IndexCall]:
 
 
 def indexer_loss(call: IndexCall) -> Tensor:
-    """`ops.index_loss` of one layer: it teaches the indexer, whose inputs are constants here, and nothing else."""
+    """`ops.index_loss` of one layer; only the indexer's own weights get a gradient."""
     x_BTD, latent_BTQ, positions = call.inputs[:3]
     if not any(parameter.requires_grad for parameter in call.indexer.parameters()):
         return upcast(x_BTD).new_zeros(())

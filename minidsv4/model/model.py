@@ -1,7 +1,7 @@
-"""The model: embedding, N equal streams, L blocks, head collapse, logits; with its MTP block beside it.
+"""The model: embedding, N equal streams, L blocks, head collapse, logits; and its MTP block.
 
-B batch, T tokens, N streams, D width, V vocabulary. Report section 2. Released names: `embed`, `layers`, `norm`,
-`head`, `hc_head_*`, `mtp.0`.
+B batch, T tokens, N streams, D width, V vocabulary. Report section 2. Released names: `embed`,
+`layers`, `norm`, `head`, `hc_head_*`, `mtp.0`.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ from minidsv4.model.mtp import MTP
 from minidsv4.model.rope import Positions, frequencies
 from minidsv4.ops import Ops, upcast
 
-PREFILL_CHUNK = 2048  # tokens: long enough for full-speed products, short enough that a prompt of any length fits
+PREFILL_CHUNK = 2048  # tokens: enough for products at full speed, and memory stays bounded
 
 
 class Model(Layer):
-    """DeepSeek-V4 of any size. `model(ids_BT)` gives the logits of every position; float32 by default.
+    """DeepSeek-V4 of any size: `model(ids_BT)` gives the logits of every position.
 
     ops  the table of operations it runs: `FAST`, or `PLAIN`, the ones to read
     """
@@ -56,10 +56,12 @@ class Model(Layer):
         """Logits for the token after each of `ids_BT`.
 
         ids_BT   integers in 0 .. V - 1
-        cache    what came before; takes the new tokens in, and stays as it was if anything fails. No gradient then
+        cache    what came before; takes the new tokens in, and stays as it was if anything fails.
+                 No gradient then
         last     only the logits of the last so many tokens, from 1
         returns  [B, T or last, V], float32 at least
-        raises   ValueError: ids of a wrong type, shape or range, or a cache of another batch size or model
+        raises   ValueError: ids of a wrong type, shape or range, or a cache of another batch size
+                 or model
         """
         self.check(ids_BT, cache)
         n_logits = ids_BT.shape[1] if last is None else check_count("last", last, "asks for no logits")
@@ -70,7 +72,7 @@ class Model(Layer):
 
     @torch.no_grad()
     def prefill(self, ids_BT: Tensor, cache: Cache, chunk: int = PREFILL_CHUNK) -> Tensor:
-        """Logits [B, V] of a prompt's end; the prompt is taken in chunk by chunk, in memory that does not grow."""
+        """Logits [B, V] at a prompt's end; taken in by chunks, so that memory does not grow."""
         check_ids(self.config, ids_BT)
         check_cache(self, ids_BT, cache)
         check_count("prefill: chunk", chunk, "takes in nothing")
@@ -80,9 +82,10 @@ class Model(Layer):
         return self.logits(streams_BTND[:, -1:])[:, 0]
 
     def streams(self, ids_BT: Tensor, cache: Cache, document_BT: Tensor | None = None) -> Tensor:
-        """The streams [B, T, N, D] after the last block, not collapsed: what the head and the MTP block read.
+        """The streams [B, T, N, D] after the last block, which the head and the MTP block read.
 
-        document_BT  position of the first token of each token's document, for rows of several documents
+        document_BT  position of the first token of each token's document, for rows of several
+                     documents
         """
         n_tokens = ids_BT.shape[1]
         positions = self.positions(cache.n_tokens, n_tokens, document_BT)
@@ -97,7 +100,9 @@ class Model(Layer):
         return F.linear(upcast(self.hidden(streams_BTND, of)), upcast(self.head.weight))
 
     def hidden(self, streams_BTND: Tensor, of: nn.Module | None = None) -> Tensor:
-        """What the head reads [B, T, D]: collapse and norm, those of the model or those `of` the MTP block."""
+        """What the head reads [B, T, D]: collapsed and normed by the model or by `of`, the MTP
+        block.
+        """
         source = self if of is None else of
         return source.norm(source.hc_head(streams_BTND))
 
@@ -115,18 +120,18 @@ class Model(Layer):
         return by_kind
 
     def mtp_logits(self, streams_BTND: Tensor, ids_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
-        """The MTP block's logits [B, T, V] for tokens i + 2, from the streams of positions i and the tokens i + 1."""
+        """The MTP block's logits [B, T, V] for tokens i + 2, from streams i and tokens i + 1."""
         drafted = self.draft(streams_BTND, ids_BT, self.new_draft_cache(len(ids_BT)), document_BT)
         return self.logits(drafted, of=self.mtp[0])
 
     def draft(self, streams_BTND: Tensor, ids_BT: Tensor, cache: Cache, document_BT: Tensor | None = None) -> Tensor:
-        """The MTP block's own streams [B, T, N, D], which a chained draft reads in place of the model's."""
+        """The MTP block's streams [B, T, N, D], which a chained draft reads."""
         positions = self.positions(cache.n_tokens, ids_BT.shape[1], document_BT)[LayerKind.WINDOW]
         cache.n_tokens += ids_BT.shape[1]
         return self.mtp[0].draft(streams_BTND, self.embed(ids_BT), ids_BT, positions, cache.layers[0])
 
     def loss(self, ids_BT: Tensor, document_BT: Tensor | None = None, mtp_weight: float = MTP_WEIGHT) -> Losses:
-        """Training losses of rows of at least 3 tokens, which may hold several documents; see `losses.py`."""
+        """Training losses of rows of at least 3 tokens; see `losses.py`."""
         self.check(ids_BT)
         return model_losses(self, ids_BT, document_BT, mtp_weight)
 
@@ -137,7 +142,7 @@ class Model(Layer):
             check_cache(self, ids_BT, cache)
 
     def new_cache(self, batch_size: int = 1, kinds: Sequence[LayerKind] | None = None) -> Cache:
-        """An empty memory for `batch_size` sequences, in the model's dtype and on its device; `kinds` as in `Cache`."""
+        """An empty cache in the model's dtype and on its device; `kinds` as in `Cache`."""
         return Cache(self.config, batch_size, self.embed.weight.dtype, self.embed.weight.device, kinds)
 
     def new_draft_cache(self, batch_size: int = 1) -> Cache:
@@ -148,14 +153,15 @@ class Model(Layer):
 
 
 def initialise(model: Model) -> None:
-    """Every matrix from N(0, initializer_range), those that write to the streams smaller by sqrt(2 L).
+    """Matrices from N(0, initializer_range); those that write to the streams smaller by sqrt(2 L).
 
-    Norms, sinks, position biases and mHC biases keep what their modules gave them. V4's own initialisation is
-    disclosed only as "gating factors start small".
+    Norms, sinks, position biases and mHC biases keep what their modules gave them. V4's own
+    initialisation is disclosed only as "gating factors start small".
     """
     std = model.config.initializer_range
+    smaller = (2 * model.config.num_hidden_layers) ** -0.5
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or name.endswith("ape"):
             continue
         writes = name.endswith(("wo_b.weight", "w2", "w2.weight"))
-        nn.init.normal_(parameter, std=std / (2 * model.config.num_hidden_layers) ** 0.5 if writes else std)
+        nn.init.normal_(parameter, std=std * smaller if writes else std)

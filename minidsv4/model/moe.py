@@ -1,7 +1,8 @@
-"""Mixture of experts: one shared expert, and A of E routed ones per token, chosen by a table or by a learned router.
+"""Mixture of experts: one shared expert, and A of E routed ones per token.
 
-B batch, T tokens, D width, E experts, A active experts, F expert width, V vocabulary. Report section 2.1. Released
-names: `ffn.gate.{weight, bias | tid2eid}`, `ffn.experts.N.{w1, w2, w3}`, `ffn.shared_experts.{w1, w2, w3}`.
+B batch, T tokens, D width, E experts, A active experts, F expert width, V vocabulary. Report
+section 2.1. Released names: `ffn.gate.{weight, bias | tid2eid}`, `ffn.experts.N.{w1, w2, w3}`,
+`ffn.shared_experts.{w1, w2, w3}`.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from minidsv4.ops import expert
 
 
 class Routed(NamedTuple):
-    """What a router decides for each token: which experts, with what weights; and the score of every expert."""
+    """What a router decides for each token, and the score of every expert."""
 
     picked_BTA: Tensor
     weight_BTA: Tensor
@@ -23,7 +24,7 @@ class Routed(NamedTuple):
 
 
 class Router(Layer):
-    """Scores `sqrt(softplus(x . weight))`; the picked experts' scores, normalised and scaled, are their weights."""
+    """Scores `sqrt(softplus(x . weight))`; normalised over the picked experts, their weights."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -32,7 +33,7 @@ class Router(Layer):
         self.weight = nn.Parameter(torch.zeros(config.n_routed_experts, config.hidden_size))
 
     def forward(self, x_BTD: Tensor, ids_BT: Tensor) -> Routed:
-        """Route each token; scores in float32 at least, the weights of a token sum to the route scale."""
+        """Route each token; its weights sum to the route scale. Scores in float32 at least."""
         score_BTE = self.ops.affinities(x_BTD, self.weight)
         picked_BTA = self.pick(score_BTE, ids_BT)
         weight_BTA = self.ops.routing_weights(score_BTE, picked_BTA, self.route_scale)
@@ -44,7 +45,7 @@ class Router(Layer):
 
 
 class LearnedRouter(Router):
-    """The A experts with the highest `score + bias`; the bias balances loads, and is no part of the weights."""
+    """The A experts with the highest `score + bias`; the bias is no part of the weights."""
 
     float32 = ("bias",)
 
@@ -57,7 +58,7 @@ class LearnedRouter(Router):
 
 
 class HashRouter(Router):
-    """The A experts that a frozen table names for the token id; their weights are learned all the same."""
+    """The A experts that a frozen table names for the token id; weights are learned."""
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -68,10 +69,11 @@ class HashRouter(Router):
 
 
 def hash_table(n_tokens: int, n_experts: int, n_active: int, seed: int = 0) -> Tensor:
-    """Distinct random experts for each token id [V, A]. This construction is ours: V4's is not disclosed."""
+    """Distinct random experts for each token id [V, A]; V4's construction is not disclosed."""
     device = torch.empty(0).device  # the default one, so that a model on the meta device stays there
     generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
-    return torch.rand(n_tokens, n_experts, generator=generator, dtype=torch.float32).argsort(-1)[:, :n_active].clone()
+    order = torch.rand(n_tokens, n_experts, generator=generator, dtype=torch.float32).argsort(-1)
+    return order[:, :n_active].clone()
 
 
 class SharedExpert(Layer):
@@ -108,7 +110,7 @@ class Experts(Layer):
         return self.ops.experts(x, picked, weight, self.w13, self.w2, self.limit)
 
     def one(self, e: int, x_TD: Tensor, weight: Tensor) -> Tensor:
-        """Expert `e` on its tokens [T, D], with their routing weights [T, 1]: what ranks that share the experts run."""
+        """Expert `e` on its tokens [T, D] with routing weights [T, 1], for expert parallelism."""
         return expert(x_TD, self.w13[e], self.w2[e], self.limit, weight)
 
 
@@ -124,4 +126,5 @@ class MoE(Layer):
     def forward(self, x_BTD: Tensor, ids_BT: Tensor) -> Tensor:
         """The output [B, T, D]; hash layers route by `ids_BT`."""
         routed = self.gate(x_BTD, ids_BT)
-        return self.shared_experts(x_BTD) + self.experts(x_BTD, routed.picked_BTA, routed.weight_BTA)
+        routed_BTD = self.experts(x_BTD, routed.picked_BTA, routed.weight_BTA)
+        return self.shared_experts(x_BTD) + routed_BTD

@@ -1,8 +1,9 @@
-"""Rotary positions (RoPE): how fast each pair of channels turns, and the turns of the tokens of one call.
+"""Rotary position embedding (RoPE): rotation frequencies, and the rotations of one call's tokens.
 
-R rotary part, T tokens, C compressed entries. Report section 2.3.3 (partial RoPE). Window-only layers use the base
-`rope_theta`; CSA and HCA layers use `compress_rope_theta` with YaRN for everything in them: queries, window and
-compressed entries, indexer, and the turning back of the output. V4 applies no YaRN amplitude: turns have unit length.
+R rotary part, T tokens, C compressed entries. Report section 2.3.3 (partial RoPE). Window-only
+layers use the base `rope_theta`; CSA and HCA layers use `compress_rope_theta` with YaRN for
+everything in them: queries, window and compressed entries, indexer, and the turning back of the
+output. V4 applies no YaRN amplitude: turns have unit length.
 """
 
 import functools
@@ -16,7 +17,7 @@ from minidsv4.config import Config, LayerKind
 
 
 class YaRN(NamedTuple):
-    """How far positions are stretched, the length that was trained on, and the turns between which the ramp lies."""
+    """YaRN: the stretch, the length trained on, and the turns between which the ramp lies."""
 
     factor: float
     original_max_position_embeddings: int
@@ -25,7 +26,8 @@ class YaRN(NamedTuple):
 
 
 def frequencies(config: Config, kind: LayerKind, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Radians a token of each channel pair [R/2]: `base^(-2i/R)`, slowed by YaRN in CSA and HCA layers.
+    """Radians per token of each channel pair [R/2]: `base^(-2i/R)`; with YaRN in CSA and HCA
+    layers.
 
     dtype  float32 or float64: angles carry the precision of the model
     """
@@ -43,7 +45,8 @@ def _frequencies(rotary: int, base: float, yarn: YaRN | None, dtype: torch.dtype
         return 1.0 / period
 
     def pair_that_turns(times: float) -> float:
-        return rotary * math.log(yarn.original_max_position_embeddings / (times * 2 * math.pi)) / (2 * math.log(base))
+        period_of_pair = yarn.original_max_position_embeddings / (times * 2 * math.pi)
+        return rotary * math.log(period_of_pair) / (2 * math.log(base))
 
     low = max(math.floor(pair_that_turns(yarn.beta_fast)), 0)
     high = min(math.ceil(pair_that_turns(yarn.beta_slow)), rotary - 1)
@@ -54,14 +57,14 @@ def _frequencies(rotary: int, base: float, yarn: YaRN | None, dtype: torch.dtype
 
 
 class Positions:
-    """The positions of the tokens of one call, and their turns: unit complex numbers, one a channel pair.
+    """The positions of one call's tokens, and their turns: a unit complex number a channel pair.
 
     frequencies_R  [R/2], float32 or float64, of the layers that ask
     start          position of the first token of the call
     n_tokens       T; the others follow
-    oldest         position from which on turns may be asked for: that of the oldest window that is not yet an entry
-    document_BT    position of the first token of each token's document, a multiple of every M; None where the row is
-                   one document
+    oldest         position where the oldest unfinished window begins; turns are made from here on
+    document_BT    position of the first token of each token's document, a multiple of every M;
+                   None where the row is one document
     """
 
     def __init__(
@@ -72,8 +75,8 @@ class Positions:
         self.n_tokens = n_tokens
         self.oldest = oldest
         self.document_BT = document_BT
-        position = torch.arange(oldest, start + n_tokens, dtype=frequencies_R.dtype, device=frequencies_R.device)
-        angle = torch.outer(position, frequencies_R)
+        position = torch.arange(oldest, start + n_tokens, device=frequencies_R.device)
+        angle = torch.outer(position.to(frequencies_R.dtype), frequencies_R)
         self.turn_TR = torch.polar(torch.ones_like(angle), angle)
 
     def turns(self) -> Tensor:
@@ -81,6 +84,6 @@ class Positions:
         return self.turn_TR[self.start - self.oldest :]
 
     def entry_turns(self, first: int, n_entries: int, ratio: int) -> Tensor:
-        """The turns [C, R/2] of the entries `first, first + 1, ...`, which stand where their windows begin."""
+        """Turns [C, R/2] of entries `first, first + 1, ...`: of their windows' first tokens."""
         low = first * ratio - self.oldest
         return self.turn_TR[low : low + n_entries * ratio : ratio]
