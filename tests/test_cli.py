@@ -13,23 +13,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from minidsv4 import Config, __main__, load, save
-from minidsv4.__main__ import TOUR, Typewriter, cache_table, main, weigh_cache
+from minidsv4 import FAST, PLAIN, Config, __main__, load, save
+from minidsv4.__main__ import main
+from minidsv4.course import tour as touring
+from minidsv4.course.tour import cache_table, weigh_cache
 from minidsv4.model.model import Model
-from minidsv4.train.data import Batches, Corpus, SourceFile, Tokenizer, programs
+from minidsv4.serve import completion
+from minidsv4.train import pretrain
+from minidsv4.train.data import Corpus, SourceFile, programs
+from minidsv4.train.plan import Plan
+from minidsv4.train.pretrain import Batcher
 
-FILES = {"config.json", "model.safetensors", "tokenizer.json", "tour.png", "training.pt"}
+FILES = {"config.json", "log.jsonl", "model.safetensors", "tokenizer.json", "tour.png", "training.pt"}
+SMALL = {  # the tour at a hundredth of its size: a model of 60 thousand parameters
+    "config": {"size": "tiny", "vocab_size": 300},
+    "seed": 0,
+    "data": {"source": 1, "programs": 0, "n_programs": 0, "masks": False, "held_out_bytes": 500},
+    "stages": [{"length": 128, "batch_size": 4}],
+    "training": {"seconds": 180, "rate": 0.1},  # a busy machine makes few steps within the second that a tour gets here
+    "every": {"checkpoint": 0, "held_out": 0},
+}
 
 
 def lay_out(patch):
-    """The tour at a hundredth of its size: generated programs for a corpus, a model of 60 thousand parameters."""
+    """The small tour, on generated programs for a corpus."""
     files = [SourceFile(f"{i}.py", program.source) for i, program in enumerate(programs(seed=0, n=200))]
-    patch.setattr(__main__, "python_source", lambda: Corpus(files[:180], files[180:]))
-    patch.setattr(__main__, "TOUR", Config.tiny().replace(vocab_size=300))
-    patch.setattr(__main__, "LENGTHS", (32, 512))
-    patch.setattr(__main__, "WRITTEN", 8)
-    patch.setattr(__main__, "HELD_OUT_BYTES", 500)
-    patch.setattr(__main__, "RATE", 0.1)  # a busy machine makes few steps within the second that a tour gets here
+    patch.setattr(pretrain, "python_source", lambda: Corpus(files[:180], files[180:]))
+    patch.setattr(Plan, "read", lambda name: Plan.from_dict(SMALL))
+    patch.setattr(touring, "LENGTHS", (32, 512))
+    patch.setattr(touring, "WRITTEN", 8)
 
 
 @pytest.fixture
@@ -80,7 +92,7 @@ def test_a_tour_reports_eight_things_and_keeps_a_model_that_opens(tour):
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_tour_keeps_what_was_learned_and_resume_goes_on_from_there(small, tmp_path, capsys, monkeypatch):
-    draw_batch = Batches.at
+    draw_batch = Batcher.at
 
     def interrupted(batches, step):
         if step == 4:
@@ -88,15 +100,15 @@ def test_ctrl_c_in_a_tour_keeps_what_was_learned_and_resume_goes_on_from_there(s
         return draw_batch(batches, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Batches, "at", interrupted)
+        patch.setattr(Batcher, "at", interrupted)
         assert main(["tour", "--minutes", "9", "--seed", "5", "--out", str(tmp_path)]) == 130
     said = capsys.readouterr().out
     assert f"go on with: python -m minidsv4 tour --resume --out {tmp_path}" in said and " 5 steps," in said
     state = torch.load(tmp_path / "training.pt", weights_only=True)
-    assert state["trainer"]["step"] == 5 and state["seed"] == 5
+    assert state["trainer"]["step"] == 5 and state["plan"]["seed"] == 5
 
     steps = []
-    monkeypatch.setattr(Batches, "at", lambda batches, step: steps.append(step) or draw_batch(batches, step))
+    monkeypatch.setattr(Batcher, "at", lambda batches, step: steps.append(step) or draw_batch(batches, step))
     minutes = str(state["trainer"]["seconds"] / 60 + 0.005)
     assert main(["tour", "--resume", "--minutes", minutes, "--out", str(tmp_path)]) == 0
     assert [step for step in steps if step][0] == 5  # step 0 is looked at to measure threads
@@ -107,22 +119,27 @@ def test_ctrl_c_before_training_says_that_nothing_is_kept(small, tmp_path, capsy
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(__main__, "python_source", interrupted)
+    monkeypatch.setattr(pretrain, "python_source", interrupted)
     assert main(["tour", "--out", str(tmp_path)]) == 130
     assert "nothing to keep yet" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_gives_a_sentence_and_leaves_the_old_run_whole(small, toured, capsys, monkeypatch):
-    before = {path.name: path.read_bytes() for path in toured.iterdir()}
+    def kept():
+        return {path.name: path.read_bytes() for path in toured.iterdir() if path.name != "log.jsonl"}
 
-    def full(_path, _data):
+    before = kept()
+
+    def full(_state, path):
+        Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    assert main(["tour", "--minutes", "0.002", "--out", str(toured)]) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        assert main(["tour", "--minutes", "0.002", "--out", str(toured)]) == 2
     said = capsys.readouterr().err.splitlines()[-1]  # after the progress bar
     assert "No space left on device" in said and "--out" in said
-    assert {path.name: path.read_bytes() for path in toured.iterdir()} == before
+    assert kept() == before
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path, capsys):
@@ -136,13 +153,26 @@ def test_resuming_where_nothing_is_or_where_the_state_is_cut_off_is_refused(tour
     assert "cannot be read" in refusal(capsys, "tour", "--resume", "--out", str(tmp_path))
 
 
+def test_a_state_of_another_version_and_a_run_that_ends_after_steps_are_no_tours(small, toured, tmp_path, capsys):
+    state = torch.load(toured / "training.pt", weights_only=True)
+    again = ["tour", "--resume", "--out", str(tmp_path)]
+    torch.save({"trainer": state["trainer"], "seed": 0}, tmp_path / "training.pt")
+    assert "has no plan, so it is of another version" in refusal(capsys, *again)
+    plan = SMALL | {"stages": [{"steps": 3, "length": 24, "batch_size": 2}], "training": {}}
+    torch.save(state | {"plan": plan}, tmp_path / "training.pt")
+    assert "this run ends after steps" in refusal(capsys, *again)
+
+
 def test_no_minutes_are_no_budget(tmp_path, capsys):
     assert "seconds = 0.0 is no budget" in refusal(capsys, "tour", "--minutes", "0", "--out", str(tmp_path))
 
 
 def test_the_model_of_the_tour_has_every_kind_of_layer_hash_and_learned_routing_and_many_index_heads():
-    assert {kind.name for kind in TOUR.layer_types} == {"WINDOW", "CSA", "HCA"}
-    assert {routing.name for routing in TOUR.mlp_layer_types} == {"HASH", "LEARNED"} and TOUR.index_n_heads >= 16
+    plan = Plan.read("tour")
+    config = plan.config
+    assert {kind.name for kind in config.layer_types} == {"WINDOW", "CSA", "HCA"}
+    assert {routing.name for routing in config.mlp_layer_types} == {"HASH", "LEARNED"} and config.index_n_heads >= 16
+    assert plan.recipe.seconds == 180 and plan.recipe.steps is None and plan.held_out_bytes == 65536
 
 
 # --- cache ---
@@ -178,16 +208,60 @@ def test_generate_goes_on_from_the_prompt_and_the_same_seed_writes_the_same(tour
     assert capsys.readouterr().out == once
 
 
-def test_a_character_is_printed_when_all_of_its_bytes_are_there(capsys):
-    tokenizer = Tokenizer.train(["a"], 258)
-    typed, seen = Typewriter(tokenizer), []
-    for token in tokenizer.encode("é∑"):
-        typed(token)
-        seen.append(capsys.readouterr().out)
-    assert seen == ["", "é", "", "", "∑"]
-    typed(tokenizer.encode("∑")[0])
-    typed.close()
-    assert capsys.readouterr().out == "\ufffd\n"
+def test_text_is_printed_piece_by_piece_and_ends_its_line_even_after_an_error(toured, capsys, monkeypatch):
+    def pieces(prompt, n_tokens, *, stream, **_options):
+        for piece in ("é", "∑"):
+            stream(piece)
+            seen.append(capsys.readouterr().out)
+        raise ValueError("no more")
+
+    seen = []
+    monkeypatch.setattr(completion, "complete", pieces)
+    assert main(["generate", "--model", str(toured), "x = "]) == 2
+    assert seen == ["x = é", "∑"] and capsys.readouterr() == ("\n", "no more.\n")
+
+
+# --- the operations that a model runs ---
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_every_command_that_runs_a_model_runs_it_on_the_operations_asked_for(small, tmp_path, monkeypatch, plain):
+    ran = set()
+
+    def noted(name, ops):
+        return lambda *words, **options: ran.add(name) or ops.attend(*words, **options)
+
+    monkeypatch.setattr(__main__, "PLAIN", PLAIN._replace(attend=noted("plain", PLAIN)))
+    monkeypatch.setattr(__main__, "FAST", FAST._replace(attend=noted("fast", FAST)))
+    options = ["--plain"] * plain
+    out = str(tmp_path / "run")
+    for words in (
+        ["tour", "--minutes", "0.002", "--out", out],
+        ["train", "--recipe", "tour", "--minutes", "0.002", "--out", out],
+        ["train", "--resume", "--out", out],
+        ["generate", "x = 1", "--tokens", "2", "--model", out],
+    ):
+        ran.clear()
+        assert main([*words, *options]) == 0
+        assert ran == {"plain" if plain else "fast"}, words
+
+
+def test_plain_operations_write_what_fast_ones_write(toured, capsys):
+    words = ["generate", "--model", str(toured), "x = 1", "--tokens", "12", "--temperature", "0"]
+    assert main(words) == 0
+    once = capsys.readouterr().out
+    assert main([*words, "--plain"]) == 0
+    assert capsys.readouterr().out == once
+
+
+def test_plain_operations_are_not_compiled_and_commands_without_a_model_have_none(toured, capsys):
+    both = refusal(capsys, "generate", "x", "--model", str(toured), "--plain", "--fused")
+    assert "--fused runs compiled loops" in both
+    for command in ("ship", "bill", "ranks"):
+        assert "unrecognized arguments: --plain" in refusal(capsys, command, *["x"] * (command == "ship"), "--plain")
+
+
+# --- refusals ---
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from minidsv4 import load
 from minidsv4.__main__ import main
 from minidsv4.train import pretrain
 from minidsv4.train.loop import Trainer
-from minidsv4.train.pretrain import Log, Plan, Run, read_log
+from minidsv4.train.plan import Plan
+from minidsv4.train.pretrain import Log, Run, read_log
 
 SMALL = {
     "config": {"size": "tiny", "vocab_size": 300},
@@ -75,6 +76,7 @@ def assert_same_end(folder, straight):
 def test_the_log_has_one_line_for_the_run_and_one_a_step_with_all_parts_of_the_loss(straight):
     header, *steps = read_log(straight.folder / "log.jsonl")
     assert header["recipe"] == SMALL and header["parameters"] > 10_000
+    assert header["held_out"] == straight.before and steps[-1]["held_out"]["programs"] < straight.before["programs"]
     assert [record["step"] for record in steps] == list(range(1, 21))
     assert [record["attention"] for record in steps] == ["dense"] * 8 + ["warm-up"] * 4 + ["sparse"] * 8
     assert [record["n"] for record in steps] == [48] * 8 + [72] * 4 + [36] * 8
@@ -185,6 +187,25 @@ def test_a_log_taken_up_again_has_no_line_of_what_is_done_again(tmp_path):
 
 # --- how long ---
 
+IN_SECONDS = SMALL | {
+    "stages": [{"steps": 2, "length": 24, "batch_size": 2}, {"length": 36, "batch_size": 2, "attention": "warm-up"}],
+    "training": {"seconds": 0.5, "warm_up": 2},
+    "every": {"checkpoint": 0, "held_out": 0},
+}
+
+
+def test_a_plan_in_seconds_ends_after_them_and_a_resumed_run_may_have_more(tmp_path):
+    run = Run(Plan.from_dict(IN_SECONDS), tmp_path)
+    assert run.plan.recipe.steps is None and run.train() and run.trainer.seconds >= 0.5
+    steps = run.trainer.step
+    records = read_log(tmp_path / "log.jsonl")[1:]
+    assert [record["attention"] for record in records] == ["sparse"] * 2 + ["warm-up"] * (steps - 2) and steps > 2
+    assert not any("held_out" in record for record in records)
+    more = Run(run.plan, tmp_path, resume=True, seconds=run.trainer.seconds + 0.2)
+    assert more.trainer.step == steps and more.before == run.before and more.train() and more.trainer.step > steps
+    same = Run(run.plan, tmp_path, resume=True)
+    assert same.train() and same.trainer.step == more.trainer.step
+
 
 def test_stages_keep_their_proportions_when_a_run_is_made_longer_or_shorter():
     plan = Plan.from_dict(SMALL)
@@ -225,6 +246,8 @@ def test_the_package_has_a_recipe_for_the_mini_model():
         ({"stages": [{"steps": 9, "length": 24, "batch_size": 2, "attention": "full"}]}, "attention = 'full'"),
         ({"training": {"optimizer": "sgd"}}, "optimizer = 'sgd'"),
         ({"training": {"decay": 0.0}}, "decay = 0.0"),
+        ({"stages": [{"length": 24, "batch_size": 2}]}, "neither steps nor seconds"),
+        ({"stages": [{"length": 24, "batch_size": 2}] * 2, "training": {"seconds": 1}}, "only the last stage"),
         ({"training": {"speed": 1}}, "assets/mini.json is an example"),
         ({"seeds": 1, "every": {}}, "assets/mini.json is an example"),
     ],
@@ -241,6 +264,11 @@ def test_a_missing_recipe_and_a_folder_without_a_run_are_refused_with_a_sentence
         (["--recipe", "huge"], "there is no such recipe"),
         (["--resume"], "holds no training.pt"),
         (["--resume", "--steps", "5"], "leave --steps and --minutes out"),
+        (["--steps", "0"], "--steps 0 cannot be"),
+        (["--minutes", "-1"], "--minutes -1 cannot be"),
+        (["--minutes", "nan"], "--minutes nan cannot be"),
+        (["--threads", "0"], "--threads 0 cannot be"),
+        (["--recipe", "tour", "--steps", "5"], "this recipe ends after seconds; give --minutes"),
     ):
         assert main(["train", *words, "--out", str(tmp_path / "run")]) == 2
         assert said in capsys.readouterr().err

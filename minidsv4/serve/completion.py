@@ -1,15 +1,23 @@
-"""Completion: text in, text out, with the small model that the package ships or any other."""
+"""Completion: text in, text out, with the small model that the package ships or any other; `generate` as a command."""
 
+import argparse
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
+import torch
+
+from minidsv4.checkpoint import load
 from minidsv4.model.model import Model
+from minidsv4.ops import PLAIN
 from minidsv4.serve.checks import check_model, check_stream, shown
 from minidsv4.serve.detokenize import IncrementalDecoder
 from minidsv4.serve.generation import generate
 from minidsv4.serve.speculate import Speculation
 from minidsv4.train.data import Tokenizer
-from minidsv4.train.ship import load_pretrained, pretrained_tokenizer
+from minidsv4.train.ship import TOKENIZER, load_pretrained, pretrained_tokenizer
+
+TOURED = "runs/tour"  # where `python -m minidsv4 tour` leaves its model
 
 
 def complete(
@@ -83,3 +91,53 @@ def _shipped_model() -> Model:
 def _shipped_tokenizer() -> Tokenizer:
     """The shipped tokenizer, read once a process."""
     return pretrained_tokenizer()
+
+
+# --- the command ---
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m minidsv4 generate`."""
+    parser.add_argument("prompt", help="text to go on from")
+    parser.add_argument(
+        "--model", help=f"folder of a model with its tokenizer.json; {TOURED} if there is one, else the shipped model"
+    )
+    parser.add_argument("--tokens", type=int, default=100, help="at most so many")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this share")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fused", action="store_true", help="compiled decoding; needs numba, 20 s the first time")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the prompt and go on from it, character by character."""
+    if arguments.fused and arguments.ops is PLAIN:
+        raise ValueError("generate: --fused runs compiled loops and --plain the operations to read; give one of them")
+    torch.set_num_threads(1)
+    model, tokenizer = with_tokenizer(arguments.model)
+    print(arguments.prompt, end="", flush=True)
+    try:
+        complete(
+            arguments.prompt,
+            arguments.tokens,
+            model=model.use(arguments.ops),
+            tokenizer=tokenizer,
+            stream=functools.partial(print, end="", flush=True),
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            seed=arguments.seed,
+            fused=arguments.fused,
+        )
+    finally:
+        print()
+    return 0
+
+
+def with_tokenizer(folder: str | None) -> tuple[Model, Tokenizer]:
+    """The model in a folder with its tokenizer; with None the tour's, or the shipped one where there was no tour."""
+    if folder is None and not Path(TOURED).is_dir():
+        return load_pretrained(), pretrained_tokenizer()
+    path = Path(folder or TOURED)
+    if not path.is_dir():
+        raise ValueError(f"--model {path}: there is no such folder; `python -m minidsv4 tour` makes {TOURED}")
+    return load(path), Tokenizer.load(path / TOKENIZER)

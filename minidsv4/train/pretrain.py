@@ -1,8 +1,4 @@
-"""A training run by a recipe file: stages, a log, checkpoints that resume bit for bit. `python -m minidsv4 train`.
-
-Report sections 4.2.2 and 4.2.3 for the stages: short sequences with dense attention first, then the indexer alone,
-then sparse attention on longer ones. A recipe is a JSON file: sizes, shares of data, stages, rates.
-"""
+"""A training run by a plan: a log, and checkpoints that resume bit for bit. `python -m minidsv4 train`."""
 
 import argparse
 import copy
@@ -14,21 +10,20 @@ import platform
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from minidsv4.checkpoint import save
-from minidsv4.config import Config
+from minidsv4.fast import FAST
 from minidsv4.files import atomic_file, writable_folder
 from minidsv4.model.model import Model
-from minidsv4.train.data import Batch, Mixture, Packed, Tokenizer, python_source
-from minidsv4.train.loop import STAGES, Recipe, Trainer, bits_per_byte
+from minidsv4.ops import Ops
+from minidsv4.train.data import Batch, Corpus, Mixture, Packed, Tokenizer, python_source
+from minidsv4.train.loop import Trainer, bits_per_byte
+from minidsv4.train.plan import Plan
 from minidsv4.train.tasks import document, varied_programs
 
 STATE, LOG, TOKENIZER = "training.pt", "log.jsonl", "tokenizer.json"
@@ -36,106 +31,20 @@ HELD_OUT_PROGRAMS = 200
 REHEARSED = 3  # steps of each stage that are timed to tell how many fit into the minutes asked for
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A part of the run: so many steps on batches of one shape, with one kind of attention in the CSA layers."""
-
-    steps: int
-    length: int
-    batch_size: int
-    attention: str = "sparse"
-
-    def __post_init__(self):
-        for name in ("steps", "length", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"stage: {name} = {value!r} cannot be; it is a whole number from 1")
-        if self.attention not in STAGES:
-            raise ValueError(f"stage: attention = {self.attention!r} is not known; it is one of {', '.join(STAGES)}")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a recipe file says.
-
-    fields       the file itself
-    config       of the model
-    seed         of weights, documents and batches
-    source, programs  shares of the rows that are Python source and generated programs: whole numbers
-    n_programs   how many programs are generated
-    masks        whether attention ends at the borders of documents; they then begin where compressed entries do
-    stages       one after the other
-    recipe       rates and the like; its steps are those of all stages
-    checkpoint, held_out  steps from one to the next
-    held_out_bytes  of source that is measured at the end of the run, and a part of it on the way
-    """
-
-    fields: dict
-    config: Config
-    seed: int
-    source: int
-    programs: int
-    n_programs: int
-    masks: bool
-    stages: tuple[Stage, ...]
-    recipe: Recipe
-    checkpoint: int
-    held_out: int
-    held_out_bytes: int
-
-    @classmethod
-    def read(cls, name: str) -> Self:
-        """The recipe of this name that the package has, or the one in this file.
-
-        raises  ValueError where there is none, or one that cannot be understood
-        """
-        own = Path(str(resources.files("minidsv4"))) / "assets" / f"{name}.json"
-        path = Path(name) if name.endswith(".json") else own
-        if not path.is_file():
-            raise ValueError(f"--recipe {name}: there is no such recipe; give `mini` or a file that ends in .json")
-        try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"--recipe {name}: {type(error).__name__}: {error}; assets/mini.json is an example"
-            ) from error
-
-    @classmethod
-    def from_dict(cls, fields: dict) -> Self:
-        """Build from the fields of a recipe file; `config` names a size, and fields of it that are changed."""
-        config, data = dict(fields["config"]), fields["data"]
-        base = config.pop("size")
-        if base not in ("tiny", "mini"):
-            raise ValueError(f"recipe: config.size = {base!r} cannot be trained here; it is 'tiny' or 'mini'")
-        stages = tuple(Stage(**stage) for stage in fields["stages"])
-        training = {"mtp_weights": (0.3, 0.1)} | fields["training"]
-        recipe = Recipe(steps=sum(stage.steps for stage in stages), **training)
-        config = getattr(Config, base)().replace(**config)
-        return cls(fields, config, fields["seed"], **data, stages=stages, recipe=recipe, **fields["every"])
-
-    def scaled(self, factor: float) -> Self:
-        """The same recipe with all stages longer or shorter."""
-        stages = [stage | {"steps": max(1, round(factor * stage["steps"]))} for stage in self.fields["stages"]]
-        return self.from_dict(self.fields | {"stages": stages})
-
-    def place(self, step: int) -> tuple[int, int]:
-        """Which stage a step is in, and which step of it it is."""
-        for number, stage in enumerate(self.stages[:-1]):
-            if step < stage.steps:
-                return number, step
-            step -= stage.steps
-        return len(self.stages) - 1, step
-
-
 class Texts:
-    """What there is to learn from and to be measured by, kind by kind: what the plan gives a share."""
+    """What there is to learn from and to be measured by, kind by kind: what the plan gives a share.
+
+    corpus  the Python source that was found; None where it has no share
+    """
 
     def __init__(self, plan: Plan):
         self.train, self.held_out, self.shares = {}, {}, {}
+        self.corpus: Corpus | None = None
         if plan.source:
-            corpus = python_source()
-            self.add("source", plan.source, [file.text for file in corpus.train])
-            self.held_out["source"] = first_bytes([file.text for file in corpus.held_out], plan.held_out_bytes)
+            self.corpus = python_source()
+            self.add("source", plan.source, [file.text for file in self.corpus.train])
+            unseen = [file.text for file in self.corpus.held_out]
+            self.held_out["source"] = first_bytes(unseen, plan.held_out_bytes)
         if plan.programs:
             made = [document(program) for program in varied_programs(plan.seed, plan.n_programs)]
             unseen = varied_programs(plan.seed + 1, 2 * HELD_OUT_PROGRAMS)
@@ -220,32 +129,41 @@ def _lines(path: Path, after: int) -> list[str]:
 class Run:
     """A model in training with all that belongs to it, in a folder.
 
-    plan    what to do; a resumed run goes on with the plan that it began with
-    folder  exists; gets `training.pt` (all that is needed to go on), `log.jsonl`, the tokenizer, and the model
-    resume  go on from the folder's `training.pt`
-    raises  ValueError where there is nothing to go on from, or where text differs from what the run began with
+    plan     what to do; a resumed run goes on with the plan that it began with
+    folder   exists; gets `training.pt` (all that is needed to go on), `log.jsonl`, the tokenizer, and the model
+    resume   go on from the folder's `training.pt`
+    seconds  the budget of a plan that ends after seconds, of all parts of the run together; None is the plan's own
+    ops      the table of operations that the model runs
+    before   bits per byte of unseen text, kind by kind, of the untrained model
+    raises   ValueError where there is nothing to go on from, or where text differs from what the run began with
     """
 
-    def __init__(self, plan: Plan, folder: Path, resume: bool = False):
+    def __init__(self, plan: Plan, folder: Path, resume: bool = False, seconds: float | None = None, ops: Ops = FAST):
         state = read_state(folder) if resume else None
-        self.plan = plan = Plan.from_dict(state["plan"]) if state else plan
+        plan = Plan.from_dict(state["plan"]) if state else plan
+        self.plan = plan = plan if seconds is None else plan.lasting(seconds)
         self.folder, self.texts = folder, Texts(plan)
         if state and state["digest"] != self.texts.digest():
             raise ValueError("--resume: this Python's source differs from what the run began with; use the same Python")
         texts = (text for kind in self.texts.train.values() for text in kind)
         self.tokenizer = Tokenizer.train(texts, plan.config.vocab_size)
         torch.manual_seed(plan.seed)
-        self.model = Model(plan.config)
-        batch_at = Batcher(plan, self.texts, self.tokenizer).at
-        self.trainer = Trainer(self.model, batch_at, plan.recipe, self.stage_at, self.after)
+        self.model = Model(plan.config, ops)
+        self.batches = Batcher(plan, self.texts, self.tokenizer)
+        self.trainer = Trainer(self.model, self.batches.at, plan.recipe, self.stage_at, self.after)
+        self.before = state["before"] if state else {}
         if state:
             self.model.load_state_dict(state["model"])
             self.trainer.load_state_dict(state["trainer"])
         self.log = Log(folder / LOG, self.trainer.step)
 
     def train(self) -> bool:
-        """Learn to the end of the recipe, and save; False where Ctrl-C asked for an end, after saving as well."""
+        """Learn to the end of the recipe, and save; False where Ctrl-C asked for an end, after saving as well.
+
+        raises  OSError with a sentence where it cannot be saved; what the folder kept before is then still whole
+        """
         if self.trainer.step == 0:
+            self.before = self.held_out()
             self.log.write(self.header())
         finished = self.trainer.train()
         self.keep()
@@ -261,16 +179,17 @@ class Run:
         """The first line of the log: what is run, on what."""
         n = sum(parameter.numel() for parameter in self.model.parameters())
         versions = {"python": platform.python_version(), "torch": torch.__version__}
-        return {"step": 0, "recipe": self.plan.fields, "parameters": n, "digest": self.texts.digest(), **versions}
+        run = {"recipe": self.plan.fields, "parameters": n, "digest": self.texts.digest(), "held_out": self.before}
+        return {"step": 0, **run, **versions}
 
     def after(self, record: dict) -> None:
         """Log a step; measure and keep at the steps that the plan says."""
         step = record["step"]
         record |= {"tokens": self.trainer.tokens, "attention": self.stage_at(step - 1)}
-        if step % self.plan.held_out == 0:
+        if _due(step, self.plan.held_out):
             record |= {"held_out": self.held_out()}
         self.log.write(record)
-        if step % self.plan.checkpoint == 0:
+        if _due(step, self.plan.checkpoint):
             self.try_to_keep()
 
     def held_out(self) -> dict[str, float]:
@@ -286,13 +205,15 @@ class Run:
 
         raises  OSError with a sentence where it cannot be written
         """
-        state = {"plan": self.plan.fields, "digest": self.texts.digest()}
+        state = {"plan": self.plan.fields, "digest": self.texts.digest(), "before": self.before}
         state |= {"model": self.model.state_dict(), "trainer": self.trainer.state_dict()}
         try:
             with atomic_file(self.folder / STATE) as scratch:
                 torch.save(state, scratch)
         except (OSError, RuntimeError) as error:  # torch says RuntimeError for a full disk
-            raise OSError(f"train: {self.folder} cannot be saved to ({error}); free some space and go on") from error
+            raise OSError(
+                f"run: {self.folder} cannot be saved to ({error}); free some space or give another --out"
+            ) from error
 
     def try_to_keep(self) -> None:
         """On the way a full disk is no reason to stop: what was kept last is still there."""
@@ -302,14 +223,26 @@ class Run:
             tqdm.write(str(error), file=sys.stderr)
 
 
+def _due(step: int, every: int) -> bool:
+    """Whether a step is one of every so many; never where that is 0."""
+    return every > 0 and step % every == 0
+
+
 def read_state(folder: Path) -> dict:
-    """The state of training that a folder keeps, of a run or of a tour."""
+    """The state of training that a run's folder keeps.
+
+    raises  ValueError where there is none, one that cannot be read, or one of an older version of this package
+    """
     if not (folder / STATE).is_file():
         raise ValueError(f"--resume: {folder} holds no {STATE} to go on from; begin without --resume")
     try:
-        return torch.load(folder / STATE, weights_only=True)
+        state = torch.load(folder / STATE, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"--resume: {folder / STATE} cannot be read; begin without --resume") from error
+    missing = [name for name in ("plan", "digest", "before", "model", "trainer") if name not in state]
+    if missing:
+        raise ValueError(f"--resume: {folder / STATE} has no {missing[0]}, so it is of another version; begin anew")
+    return state
 
 
 def seconds_per_step(run: Run) -> list[float]:
@@ -331,7 +264,7 @@ def seconds_per_step(run: Run) -> list[float]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default="mini", help="`mini`, or a JSON file like assets/mini.json")
+    parser.add_argument("--recipe", default="mini", help="`mini`, `tour`, or a JSON file like assets/mini.json")
     parser.add_argument("--out", default="runs/mini", help="folder that keeps the run")
     parser.add_argument("--resume", action="store_true", help="go on from what --out keeps, bit for bit")
     parser.add_argument("--steps", type=int, help="all stages longer or shorter, so many steps together")
@@ -343,22 +276,40 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Train by a recipe; 130 after Ctrl-C, which keeps what was learned."""
+    check(arguments)
     torch.set_num_threads(arguments.threads)
-    folder = writable_folder(arguments.out)
-    if arguments.resume and (arguments.steps or arguments.minutes):
-        raise ValueError("--resume: a run keeps the steps that it began with; leave --steps and --minutes out")
-    plan = Plan.read(arguments.recipe)
-    if arguments.steps:
-        plan = plan.scaled(arguments.steps / plan.recipe.steps)
-    run = Run(plan, folder, arguments.resume)
-    if arguments.minutes:
-        whole = sum(s * stage.steps for s, stage in zip(seconds_per_step(run), plan.stages))
-        run = Run(plan.scaled(60 * arguments.minutes / whole), folder)
-    print(f"{run.plan.recipe.steps} steps, {run.trainer.step} of them done; the log: {folder / LOG}", flush=True)
+    run = begin(arguments, writable_folder(arguments.out))
+    ends = f"{run.plan.recipe.steps} steps" if run.plan.recipe.steps else f"{run.plan.recipe.seconds:g} seconds"
+    print(f"{ends}, {run.trainer.step} steps of them done; the log: {run.folder / LOG}", flush=True)
     if not run.train():
-        print(f"Stopped; go on with: python -m minidsv4 train --resume --out {folder}")
+        print(f"Stopped; go on with: python -m minidsv4 train --resume --out {run.folder}")
         return 130
     for name, bits in run.held_out().items():
         print(f"{bits:.2f} bits per byte of unseen {name}")
-    print(f'Now try: python -m minidsv4 generate --model {folder} "def fib(n):"')
+    print(f'Now try: python -m minidsv4 generate --model {run.folder} "def fib(n):"')
     return 0
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse options of `train` that make no sense, before anything is read."""
+    for name in ("steps", "minutes", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"train: --{name} {value:g} cannot be; give a number above 0")
+    if arguments.resume and (arguments.steps or arguments.minutes):
+        raise ValueError("--resume: a run keeps the steps that it began with; leave --steps and --minutes out")
+
+
+def begin(arguments: argparse.Namespace, folder: Path) -> Run:
+    """The run that the options ask for: the recipe's, one of other length, or the folder's."""
+    plan = Plan.read(arguments.recipe)
+    seconds = arguments.minutes and 60 * arguments.minutes
+    if arguments.steps:
+        plan = plan.of_steps(arguments.steps)
+    if seconds and plan.recipe.seconds:
+        plan = plan.lasting(seconds)
+    run = Run(plan, folder, arguments.resume, ops=arguments.ops)
+    if seconds and plan.recipe.seconds is None:
+        whole = sum(s * stage.steps for s, stage in zip(seconds_per_step(run), plan.stages))
+        run = Run(plan.scaled(seconds / whole), folder, ops=arguments.ops)
+    return run
