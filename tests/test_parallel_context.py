@@ -12,7 +12,7 @@ from test_packing import pack
 
 from minidsv4.model.model import Model
 from minidsv4.parallel import context, run_ranks
-from minidsv4.parallel.context import Cut, raw_reach, select_and_pad, sent_bytes, window_reach
+from minidsv4.parallel.context import Partition, raw_reach, select_and_pad, sent_bytes, window_reach
 from minidsv4.parallel.transport import Transport
 
 CONFIGS = (  # window and ratios that divide nothing; a window of the query alone; a row of one doubly wide window
@@ -64,7 +64,7 @@ def all_cases(n_ranks):
 
 
 def stretch_of(lengths, rank):
-    return slice(*Cut(lengths).stretch(rank))
+    return slice(*Partition(lengths).stretch(rank))
 
 
 def model_of(config):
@@ -84,11 +84,11 @@ def on_rank(group, config, ids_BT, document_BT, lengths):
     model.zero_grad()
     logits = context.context_parallel_logits(model, ids_BT[:, part], group, first, transport=transport)
     forwards = transport.sent_bytes
-    (logits * pull(ids_BT, config)[:, part]).sum().backward()
+    (logits * upstream(ids_BT, config)[:, part]).sum().backward()
     return logits.detach(), gradients(model), forwards, transport.sent_bytes - forwards
 
 
-def pull(ids_BT, config):
+def upstream(ids_BT, config):
     """The gradient that comes from above."""
     return normal(*ids_BT.shape, config.vocab_size, seed=3)
 
@@ -107,21 +107,23 @@ def blanked(before, n_missing):
     return torch.cat([values.where(known, 0), gates.where(known, -torch.inf)], dim=-1)
 
 
-def only_m_raw_tokens(link, new, reach, right=context.Link.before):
-    before = right(link, new, reach)
+def only_m_raw_tokens(communicator, new, reach, right=context.Communicator.halo):
+    before = right(communicator, new, reach)
     overlapped = reach(1002) == 3  # in TINY a window needs 6 tokens there, and a window of 12 tokens as many
     return blanked(before, before.shape[1] - 3) if overlapped else before
 
 
-def no_window_before(series, new, right=context.OpenPast.append):
+def no_window_before(series, new, right=context.RawHaloSeries.append):
     out = right(series, new)
     series.memory.previous.drop(len(series.memory.previous))
     return out
 
 
-def nothing_from_further_back(link, new, reach, right=context.Link.before):
-    before, rank, cut = right(link, new, reach), link.transport.rank, link.cut
-    n_near = cut.lengths[rank - 1] if rank else 0
+def nothing_from_further_back(communicator, new, reach, right=context.Communicator.halo):
+    before = right(communicator, new, reach)
+    rank = communicator.transport.rank
+    partition = communicator.partition
+    n_near = partition.lengths[rank - 1] if rank else 0
     far = torch.arange(before.shape[1])[:, None] < before.shape[1] - n_near
     return before.masked_fill(far, 0)
 
@@ -134,10 +136,10 @@ def own_positions(model, *stretch, right=Model.positions):
 
 
 MUTANTS = {
-    "the overlap's window before is forgotten": (context.OpenPast, "append", no_window_before),
-    "only m raw tokens instead of 2m - 1": (context.Link, "before", only_m_raw_tokens),
+    "the overlap's window before is forgotten": (context.RawHaloSeries, "append", no_window_before),
+    "only m raw tokens instead of 2m - 1": (context.Communicator, "halo", only_m_raw_tokens),
     "a window entry too few": (context, "window_reach", lambda start, window: min(start, window - 2)),
-    "nothing from further back than the neighbour": (context.Link, "before", nothing_from_further_back),
+    "nothing from further back than the neighbour": (context.Communicator, "halo", nothing_from_further_back),
     "padding stays where it is": (context, "select_and_pad", lambda every, _, n: every.flatten(0, 1)[:n]),
     "positions count from the rank's own start": (Model, "positions", own_positions),
 }
@@ -149,7 +151,7 @@ def with_mutants(group, lengths):
     part, model, ids_BT = stretch_of(lengths, group.rank()), model_of(TINY), token_ids(1, sum(lengths))
     found = {}
     with torch.no_grad():
-        for name, change in {"none": (context, "Cut", Cut), **MUTANTS}.items():
+        for name, change in {"none": (context, "Partition", Partition), **MUTANTS}.items():
             with patch.object(*change):
                 found[name] = context.context_parallel_logits(model, ids_BT[:, part], group)
     return found
@@ -221,7 +223,7 @@ def expected(n_ranks):
         model = model_of(config)
         model.zero_grad()
         logits = model.logits(model.streams(ids_BT, model.new_cache(len(ids_BT)), document_BT))
-        (logits * pull(ids_BT, config)).sum().backward()
+        (logits * upstream(ids_BT, config)).sum().backward()
         found.append((logits.detach(), gradients(model)))
     return found
 
@@ -249,7 +251,7 @@ def test_the_cases_hold_what_is_hard():
     """Entries beyond the picks, documents without an entry, borders on document ends, stretches below m and window."""
     cases = [case for n_ranks in (2, 4) for case in all_cases(n_ranks)]
     assert any(ids_BT.shape[1] // 3 > 2 * config.index_topk for config, ids_BT, *_ in cases)
-    starts = [set(Cut(lengths).stretch(rank)[0] for rank in range(1, len(lengths))) for *_, lengths in cases]
+    starts = [set(Partition(lengths).stretch(rank)[0] for rank in range(1, len(lengths))) for *_, lengths in cases]
     begins = [set() if document_BT is None else set(document_BT.flatten().tolist()) for _, _, document_BT, _ in cases]
     assert sum(bool(border & begin) for border, begin in zip(starts, begins)) > 2
     assert any(start % 3 and start % 12 for border in starts for start in border)
@@ -324,11 +326,11 @@ CUTS = st.lists(st.integers(1, 20), min_size=1, max_size=7)
 @REPEATABLE
 @given(CUTS, st.integers(1, 30), st.sampled_from([(3, 2), (4, 2), (12, 1)]))
 def test_tails_hold_exactly_the_tokens_that_each_rank_needs(lengths, window, sizes):
-    cut = Cut(tuple(lengths))
+    partition = Partition(tuple(lengths))
     position_T = torch.arange(sum(lengths))
-    stretches = [position_T[slice(*cut.stretch(rank))].tolist() for rank in range(len(lengths))]
+    stretches = [position_T[slice(*partition.stretch(rank))].tolist() for rank in range(len(lengths))]
     for reach in (lambda start: window_reach(start, window), lambda start: raw_reach(start, *sizes)):
-        tails = cut.tails(reach)
+        tails = partition.tails(reach)
         for to, (start, *_) in enumerate(stretches):
             came = [p for rank, mine in enumerate(stretches) for p in mine[len(mine) - tails[rank][to] :]]
             assert came == list(range(start - reach(start), start))
@@ -346,8 +348,10 @@ def test_an_overlapped_entry_needs_from_m_to_2m_less_1_tokens_before_the_border(
 @REPEATABLE
 @given(CUTS, st.integers(1, 9))
 def test_select_and_pad_lists_all_entries_in_order_and_then_padding(lengths, ratio):
-    cut = Cut(tuple(lengths))
-    counts, n_emitted, length = cut.n_entries(ratio), cut.n_emitted(ratio), len(lengths) * max(lengths) // ratio
+    partition = Partition(tuple(lengths))
+    counts = partition.n_entries(ratio)
+    n_emitted = partition.n_emitted(ratio)
+    length = len(lengths) * max(lengths) // ratio
     emitted, entry = torch.full((len(lengths), n_emitted), -1), 0
     for rank, count in enumerate(counts):
         emitted[rank, :count] = torch.arange(entry, entry + count)

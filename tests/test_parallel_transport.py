@@ -4,7 +4,7 @@ import pytest
 import torch
 from small import normal
 
-from minidsv4.parallel import FakeClock, PacedTransport, measure, run_ranks
+from minidsv4.parallel import FakeClock, PacedTransport, benchmark, run_ranks
 from minidsv4.parallel.launch import RankError
 
 LINK, SPEED = 100.0, 1000.0  # bytes and FLOP a second
@@ -104,7 +104,7 @@ def test_speeds_that_cannot_be_are_refused(settings):
 @pytest.fixture(scope="module")
 def emulated():
     """Waves on two ranks at two ratios, by the fake clock alone."""
-    return {rho: measure.measure_waves(2, rho, (1, 2, 3, 4, 6), seconds=1.0, rounds=0) for rho in (1.0, 1.22)}
+    return {rho: benchmark.measure_waves(2, rho, (1, 2, 3, 4, 6), seconds=1.0, rounds=0) for rho in (1.0, 1.22)}
 
 
 def test_w_waves_take_1_and_rho_over_w_times_the_products_until_the_link_is_never_idle(emulated):
@@ -119,22 +119,22 @@ def test_the_number_of_waves_changes_no_bit_of_the_output(emulated):
 
 
 def test_rounds_by_the_wall_are_counted_and_late_ones_known():
-    (run,) = measure.measure_waves(2, 1.0, (2,), seconds=1e-6, rounds=2)  # no product is as quick
+    (run,) = benchmark.measure_waves(2, 1.0, (2,), seconds=1e-6, rounds=2)  # no product is as quick
     assert run.fair == 0 and run.equal and run.measured > run.expected
 
 
 def test_ratios_and_times_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="rho = -1, seconds = 0.15"):
-        measure.measure_waves(2, -1)
+        benchmark.measure_waves(2, -1)
 
 
 def test_strategies_send_what_the_formulas_say_and_pairs_give_one_process_bit_for_bit():
-    costs = {cost.strategy: cost for cost in measure.compare_strategies(4)}
-    n, width = 4, measure.NARROW[0]
+    costs = {cost.strategy: cost for cost in benchmark.compare_strategies(4)}
+    n, width = 4, benchmark.NARROW[0]
     assert costs["allreduce"].sent_bytes == 2 * (n - 1) * 4 * width
     # allgather: the token with its weights there, its picks as int64 too, partial sums back
-    assert costs["allgather"].sent_bytes == (n - 1) * (4 * (2 * width + measure.A) + 8 * measure.A)
-    pairs = measure.A * (n - 1) / n * 4 * (2 * width + 1)
+    assert costs["allgather"].sent_bytes == (n - 1) * (4 * (2 * width + benchmark.A) + 8 * benchmark.A)
+    pairs = benchmark.A * (n - 1) / n * 4 * (2 * width + 1)
     assert costs["alltoall"].sent_bytes == costs["waves"].sent_bytes == pairs
     assert all(costs[name].output and costs[name].gradients for name in ("alltoall", "waves"))
     assert all(0 < costs[name].off < 1e-6 for name in ("allreduce", "allgather"))  # float32, sums of six
@@ -167,6 +167,6 @@ def test_the_command_prints_both_tables(capsys):
 def test_options_that_make_no_sense_are_refused_before_any_rank_starts(monkeypatch, capsys, words, says):
     from minidsv4.__main__ import main
 
-    monkeypatch.setattr(measure, "run_ranks", None)
+    monkeypatch.setattr(benchmark, "run_ranks", None)
     assert main(["ranks", *words]) == 2
     assert says in capsys.readouterr().err

@@ -106,8 +106,8 @@ def _weights(config: Config) -> tuple[Weight, ...]:
         if layer is None:
             found.append(row)
             continue
-        places = [i for i, layer_i in enumerate(layers) if layer_i == combinations[int(layer[1])]]
-        found += [replace(row, name=re.sub(r"\d+", str(i), row.name, count=1)) for i in places]
+        same = [i for i, layer_i in enumerate(layers) if layer_i == combinations[int(layer[1])]]
+        found += [replace(row, name=re.sub(r"\d+", str(i), row.name, count=1)) for i in same]
     return tuple(found)
 
 

@@ -9,7 +9,7 @@ import argparse
 from minidsv4.cost import schedule
 from minidsv4.cost.hardware import DEVICES
 from minidsv4.cost.report import MODELS, NAMES, aligned
-from minidsv4.parallel import measure
+from minidsv4.parallel import benchmark
 
 CLUSTERS = {name.replace(" ", "-"): device for name, device in DEVICES.items() if device.link}
 SIZES = {name: MODELS[name] for name in ("flash", "pro")}
@@ -31,15 +31,15 @@ def main(args: argparse.Namespace) -> int:
     raises  ValueError, before any rank is started, for options that make no sense
     """
     check(args)
-    print(f"{args.ranks} ranks, each a process of this machine; {measure.E} experts, {measure.A} a token\n")
-    print(strategies(measure.compare_strategies(args.ranks, min(args.waves, measure.E // args.ranks))))
+    print(f"{args.ranks} ranks, each a process of this machine; {benchmark.E} experts, {benchmark.A} a token\n")
+    print(strategies(benchmark.compare_strategies(args.ranks, min(args.waves, benchmark.E // args.ranks))))
     config, device = SIZES[args.model](), CLUSTERS[args.device]
     rho, balance = schedule.stages(config, device).rho, schedule.balance_point(config)
     print(f"\n{device.name} has {device.peak(8) / device.link:,.0f} FLOP for a byte of its link,", end=" ")
     print(f"{NAMES[args.model]} is in balance at {balance:,.0f}: transfers take {rho:.2f} times as long as products.")
     print(f"One layer at that pace, its products stretched to {1e3 * args.seconds:g} ms:\n")
     numbers = tuple(range(1, args.waves + 1))
-    print(overlaps(measure.measure_waves(args.ranks, rho, numbers, args.seconds, args.rounds)))
+    print(overlaps(benchmark.measure_waves(args.ranks, rho, numbers, args.seconds, args.rounds)))
     return 0
 
 
@@ -48,19 +48,19 @@ def check(args: argparse.Namespace) -> None:
     for name, value, known in (("device", args.device, CLUSTERS), ("model", args.model, SIZES)):
         if value not in known:
             raise ValueError(f"ranks: --{name} {value} is not known; it is one of {', '.join(known)}")
-    if args.ranks < 1 or measure.E % args.ranks:
-        raise ValueError(f"ranks: --ranks {args.ranks} cannot share {measure.E} experts evenly; give a divisor")
-    most = measure.E // args.ranks
+    if args.ranks < 1 or benchmark.E % args.ranks:
+        raise ValueError(f"ranks: --ranks {args.ranks} cannot share {benchmark.E} experts evenly; give a divisor")
+    most = benchmark.E // args.ranks
     if not 1 <= args.waves <= most:
         raise ValueError(f"ranks: --waves {args.waves}, but a rank has {most} experts; give 1 .. {most}")
     if not args.seconds > 0 or args.rounds < 0:
         raise ValueError(f"ranks: --seconds {args.seconds} must be above 0, and --rounds {args.rounds} 0 or more")
 
 
-def strategies(costs: list[measure.Cost]) -> str:
+def strategies(costs: list[benchmark.Cost]) -> str:
     """A row a strategy."""
 
-    def agreement(cost: measure.Cost, same: bool) -> str:
+    def agreement(cost: benchmark.Cost, same: bool) -> str:
         return "bit for bit" if same else f"to {cost.off:.0e}"
 
     rows = [
@@ -68,10 +68,10 @@ def strategies(costs: list[measure.Cost]) -> str:
         for cost in costs
     ]
     heads = ("strategy", "bytes sent a token", "output as of one process", "gradients")
-    return aligned(heads, rows) + f"\n  width {measure.NARROW[0]}, float32, there and back, from a rank to another"
+    return aligned(heads, rows) + f"\n  width {benchmark.NARROW[0]}, float32, there and back, from a rank to another"
 
 
-def overlaps(found: list[measure.Overlap]) -> str:
+def overlaps(found: list[benchmark.Overlap]) -> str:
     """A row a number of waves, and what the columns mean."""
     rows = [
         (

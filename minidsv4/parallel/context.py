@@ -11,6 +11,7 @@ Positions are those of the whole row, wherever it is cut. Experts, norms and str
 nothing. In backward, gradients travel the same ways back: all ranks must call it, with a loss of all their tokens.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
@@ -25,7 +26,7 @@ from minidsv4.config import Config, LayerKind
 from minidsv4.model.attention import ATTENTION
 from minidsv4.model.cache import Cache, CompressorMemory, Series
 from minidsv4.model.model import Model
-from minidsv4.parallel.experts import Exchange, Trip
+from minidsv4.parallel.experts import AllToAll, Exchange
 from minidsv4.parallel.transport import Transport
 from minidsv4.parallel.wire import Wire
 
@@ -62,8 +63,8 @@ def context_parallel_streams(
                LostContact where another rank is gone
     """
     transport = transport or Transport(group or dist.group.WORLD)
-    link = Link(transport, agreed_cut(model, ids_BT, document_BT, transport))
-    return model.streams(ids_BT, put_at_a_distance(model.new_cache(len(ids_BT)), link), document_BT)
+    communicator = Communicator(transport, agreed_partition(model, ids_BT, document_BT, transport))
+    return model.streams(ids_BT, distribute_cache(model.new_cache(len(ids_BT)), communicator), document_BT)
 
 
 def context_parallel_mtp_logits(
@@ -81,29 +82,29 @@ def context_parallel_mtp_logits(
     next_BT       tokens i + 1, so the last of them is the next rank's first; the last rank has one position less
     """
     transport = transport or Transport(group or dist.group.WORLD)
-    link = Link(transport, agreed_cut(model, next_BT, document_BT, transport))
-    cache = put_at_a_distance(model.new_draft_cache(len(next_BT)), link)
+    communicator = Communicator(transport, agreed_partition(model, next_BT, document_BT, transport))
+    cache = distribute_cache(model.new_draft_cache(len(next_BT)), communicator)
     return model.logits(model.draft(streams_BTND, next_BT, cache, document_BT), of=model.mtp[0])
 
 
 # --- before anything is sent ---
 
 
-def agreed_cut(model: Model, ids_BT: Tensor, document_BT: Tensor | None, transport: Transport) -> "Cut":
+def agreed_partition(model: Model, ids_BT: Tensor, document_BT: Tensor | None, transport: Transport) -> "Partition":
     """How many tokens each rank has, once all ranks mean the same and none has tokens that cannot be run."""
     wrong = what_is_wrong(model, ids_BT, document_BT)
     n_tokens, n_batch = (0, 0) if wrong else (ids_BT.shape[1], len(ids_BT))
     lengths = transport.swap(torch.full((transport.n_ranks,), n_tokens, device=transport.device)).tolist()
-    cut = Cut(tuple(lengths))
+    partition = Partition(tuple(lengths))
     if all(lengths) and document_BT is not None:
-        wrong = what_is_misplaced(document_BT, *cut.stretch(transport.rank))
+        wrong = what_is_misplaced(document_BT, *partition.stretch(transport.rank))
     transport.agree(
         **{"what is wrong": wrong, "batch size": n_batch, "document_BT given": document_BT is not None},
         **{"config": model.config, "dtype": model.embed.weight.dtype, "parameters with a gradient": learning(model)},
     )
     if wrong:
         raise ValueError(wrong)
-    return cut
+    return partition
 
 
 def what_is_wrong(model: Model, ids_BT: Tensor, document_BT: Tensor | None) -> str:
@@ -138,8 +139,8 @@ def learning(model: Model) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A row cut into stretches, rank after rank. Counting only: nothing is sent.
+class Partition:
+    """A row's tokens by rank, each with a stretch of it. Counting only: nothing is sent.
 
     lengths  tokens of each rank
     """
@@ -190,16 +191,17 @@ def sent_bytes(config: Config, lengths: tuple[int, ...], number_bytes: int, n_ba
     number_bytes  bytes of one number
     returns       bytes of window entries, raw series, and entries (main ones and indexer keys)
     """
-    cut, numbers = Cut(lengths), {"window": 0, "raw series": 0, "entries": 0}
+    partition = Partition(lengths)
+    numbers = {"window": 0, "raw series": 0, "entries": 0}
     for kind in config.layer_types[: config.num_hidden_layers]:
         ratio, n_halves = config.ratio_of(kind), n_halves_of(kind)
         width = config.head_dim + (config.index_head_dim if kind is LayerKind.CSA else 0)
-        for start, _ in map(cut.stretch, range(1, len(lengths))):
+        for start, _ in map(partition.stretch, range(1, len(lengths))):
             numbers["window"] += window_reach(start, config.sliding_window) * config.head_dim
             if n_halves:
                 numbers["raw series"] += raw_reach(start, ratio, n_halves) * 2 * n_halves * width
         if n_halves:
-            numbers["entries"] += len(lengths) * (len(lengths) - 1) * cut.n_emitted(ratio) * width
+            numbers["entries"] += len(lengths) * (len(lengths) - 1) * partition.n_emitted(ratio) * width
     return {name: number * number_bytes * n_batch for name, number in numbers.items()}
 
 
@@ -212,39 +214,43 @@ def n_halves_of(kind: LayerKind) -> int:
 
 
 @dataclass
-class Link:
-    """This rank's side of the exchanges."""
+class Communicator:
+    """The exchanges of a row cut over ranks, as one rank takes part in them."""
 
     transport: Transport
-    cut: Cut
+    partition: Partition
 
     @property
     def start(self) -> int:
         """Position of this rank's first token."""
-        return self.cut.stretch(self.transport.rank)[0]
+        return self.partition.stretch(self.transport.rank)[0]
 
-    def before(self, new_BTK: Tensor, reach: Callable[[int], int]) -> Tensor:
+    def halo(self, new_BTK: Tensor, reach: Callable[[int], int]) -> Tensor:
         """Stage 1: what the ranks before hold for the last `reach(start)` tokens before this rank's: [B, S, K]."""
-        tails, rank = self.cut.tails(reach), self.transport.rank
-        sent, received = tails[rank], [row[rank] for row in tails]
+        rank = self.transport.rank
+        tails = self.partition.tails(reach)
+        sent = tails[rank]
+        received = [row[rank] for row in tails]
         rows = rearrange(new_BTK, "b t k -> t (b k)")
         leaving = torch.cat([rows[len(rows) - n :] for n in sent])
         return rearrange(self.exchange(leaving, sent, received), "s (b k) -> b s k", b=len(new_BTK))
 
-    def everyone(self, new_BCK: Tensor, ratio: int) -> Tensor:
+    def all_gather(self, new_BCK: Tensor, ratio: int) -> Tensor:
         """Stage 2: the entries [B, C, K] of all ranks in order, padding last."""
-        n_ranks, n_emitted, counts = self.transport.n_ranks, self.cut.n_emitted(ratio), self.cut.n_entries(ratio)
+        n_ranks = self.transport.n_ranks
+        n_emitted = self.partition.n_emitted(ratio)
         padded = F.pad(new_BCK, (0, 0, 0, n_emitted - new_BCK.shape[1]))
         rows = rearrange(padded, "b c k -> c (b k)").repeat(n_ranks, 1)
         emitted = self.exchange(rows, [n_emitted] * n_ranks, [n_emitted] * n_ranks).unflatten(0, (n_ranks, n_emitted))
-        listed = select_and_pad(emitted, counts, n_ranks * max(self.cut.lengths) // ratio)
+        counts = self.partition.n_entries(ratio)
+        listed = select_and_pad(emitted, counts, n_ranks * max(self.partition.lengths) // ratio)
         return rearrange(listed, "c (b k) -> b c k", b=len(new_BCK))
 
     def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """Rows to other ranks, theirs to this one; their gradients take the way back."""
-        trip = Trip(self.transport, sent, received, Wire(), Wire())
-        came = Exchange.apply(rows, trip)
-        trip.wait()
+        all_to_all = AllToAll(self.transport, sent, received, Wire(), Wire())
+        came = Exchange.apply(rows, all_to_all)
+        all_to_all.wait()
         return came
 
 
@@ -260,41 +266,47 @@ def select_and_pad(emitted: Tensor, counts: list[int], length: int) -> Tensor:
     return emitted.flatten(0, 1)[order[:length].to(emitted.device)]
 
 
-# --- what plays the part of a rank's memory ---
+# --- a rank's cache, which fetches what it lacks ---
 
 
-def put_at_a_distance(cache: Cache, link: Link) -> Cache:
-    """Let every series of an empty memory fetch what it remembers of other ranks' tokens; for one call."""
-    config, cache.n_tokens = cache.config, link.start
+def distribute_cache(cache: Cache, communicator: Communicator) -> Cache:
+    """An empty cache whose every series fetches what it holds of other ranks' tokens; for one call."""
+    config = cache.config
+    cache.n_tokens = communicator.start
     for memory in cache.layers:
-        ratio, n_halves = config.ratio_of(memory.kind), n_halves_of(memory.kind)
-        memory.window = Past(memory.window.data, link, lambda start: window_reach(start, config.sliding_window))
+        ratio = config.ratio_of(memory.kind)
+        n_halves = n_halves_of(memory.kind)
+        reach = functools.partial(window_reach, window=config.sliding_window)
+        memory.window = HaloSeries(memory.window.data, communicator, reach)
         for part in memory.compressors():
-            part.open = OpenPast(part, ratio, n_halves, link)
-            part.entries = EveryonesEntries(part, ratio, link)
+            part.open = RawHaloSeries(part, ratio, n_halves, communicator)
+            part.entries = GatheredEntries(part, ratio, communicator)
     return cache
 
 
-class Past(Series):
-    """A series that begins on other ranks: what this rank adds comes behind what it fetches.
+class HaloSeries(Series):
+    """A series that begins on other ranks: what this rank appends comes after what it fetches, its halo.
 
     reach  how many tokens before position `start` are fetched
     """
 
-    def __init__(self, empty: Tensor, link: Link, reach: Callable[[int], int]):
+    def __init__(self, empty: Tensor, communicator: Communicator, reach: Callable[[int], int]):
         super().__init__(empty)
-        self.link, self.reach = link, reach
+        self.communicator = communicator
+        self.reach = reach
 
     def append(self, new: Tensor) -> Tensor:
-        return super().append(torch.cat([self.link.before(new, self.reach), new], dim=1))
+        return super().append(torch.cat([self.communicator.halo(new, self.reach), new], dim=1))
 
 
-class OpenPast(Past):
+class RawHaloSeries(HaloSeries):
     """Raw series from the first token of the window that this rank continues; the window before goes to `previous`."""
 
-    def __init__(self, memory: CompressorMemory, ratio: int, n_halves: int, link: Link):
-        super().__init__(memory.open.data, link, lambda start: raw_reach(start, ratio, n_halves))
-        self.memory, self.ratio = memory, ratio
+    def __init__(self, memory: CompressorMemory, ratio: int, n_halves: int, communicator: Communicator):
+        reach = functools.partial(raw_reach, ratio=ratio, n_halves=n_halves)
+        super().__init__(memory.open.data, communicator, reach)
+        self.memory = memory
+        self.ratio = ratio
 
     def append(self, new: Tensor) -> Tensor:
         series = super().append(new)
@@ -305,12 +317,15 @@ class OpenPast(Past):
         return self.contents()
 
 
-class EveryonesEntries:
+class GatheredEntries:
     """Finished entries of all ranks, in order; the length counts those up to this rank's last token."""
 
-    def __init__(self, memory: CompressorMemory, ratio: int, link: Link):
-        self.memory, self.ratio, self.link, self.width = memory, ratio, link, memory.entries.data.shape[-1]
-        self.count = link.start // ratio
+    def __init__(self, memory: CompressorMemory, ratio: int, communicator: Communicator):
+        self.memory = memory
+        self.ratio = ratio
+        self.communicator = communicator
+        self.width = memory.entries.data.shape[-1]
+        self.count = communicator.start // ratio
 
     def __len__(self) -> int:
         return self.count
@@ -318,7 +333,7 @@ class EveryonesEntries:
     def append(self, new_BCK: Tensor) -> Tensor:
         """Add this rank's entries, return those of all ranks."""
         self.count += new_BCK.shape[1]
-        return self.link.everyone(new_BCK, self.ratio)
+        return self.communicator.all_gather(new_BCK, self.ratio)
 
     def contents(self) -> Tensor:
         """Those of all ranks, where this rank finishes none: a part of its raw series, so that gradients go on."""

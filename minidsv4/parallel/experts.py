@@ -106,16 +106,16 @@ class _Call(NamedTuple):
     dispatch: str
     combine: str
 
-    def trip(self, sent: list[int], received: list[int], format: str, n_exact: int = 0) -> "Trip":
-        return Trip(self.transport, sent, received, Wire(format, n_exact), Wire(self.combine, n_exact))
+    def all_to_all(self, sent: list[int], received: list[int], format: str, n_exact: int = 0) -> "AllToAll":
+        return AllToAll(self.transport, sent, received, Wire(format, n_exact), Wire(self.combine, n_exact))
 
 
 # --- one exchange of rows ---
 
 
 @dataclass
-class Trip:
-    """Rows to other ranks; in backward their gradients come the same way back."""
+class AllToAll:
+    """One all-to-all of rows; in backward their gradients come the same way back."""
 
     transport: Transport
     sent: list[int]
@@ -134,26 +134,26 @@ class Trip:
     @torch.no_grad()
     def wait(self) -> Tensor:
         out = self.out.copy_(self.wire.unpack(self.handle.wait(), like=self.out))
-        self.handle = self.out = None  # else a tensor, its backward and this trip would keep each other alive
+        self.handle = self.out = None  # else a tensor, its backward and this object would keep each other alive
         return out
 
-    def back(self) -> "Trip":
-        return Trip(self.transport, self.received, self.sent, self.gradient_wire, self.gradient_wire)
+    def reverse(self) -> "AllToAll":
+        return AllToAll(self.transport, self.received, self.sent, self.gradient_wire, self.gradient_wire)
 
 
 class Exchange(torch.autograd.Function):
-    """A trip of rows, begun but not awaited; the gradient's trip has the counts swapped."""
+    """An all-to-all, begun but not awaited; that of the gradient has the counts swapped."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor, trip: Trip) -> Tensor:
-        ctx.trip = trip
-        return trip.start(rows)
+    def forward(ctx, rows: Tensor, all_to_all: AllToAll) -> Tensor:
+        ctx.all_to_all = all_to_all
+        return all_to_all.start(rows)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        back = ctx.trip.back()
-        back.start(grad)
-        return back.wait(), None
+        reverse = ctx.all_to_all.reverse()
+        reverse.start(grad)
+        return reverse.wait(), None
 
 
 # --- pairs of token and expert travel: alltoall, waves ---
@@ -174,16 +174,18 @@ def travel(call: _Call, rows: Tensor, counts: Tensor) -> Tensor:
     """
     layout, transport = call.layout, call.transport
     sent, came = layout.wave_counts(counts), layout.wave_counts(transport.swap(counts))
-    trips = [call.trip(*(n.sum(1).tolist() for n in pair), call.dispatch, n_exact=1) for pair in zip(sent, came)]
-    arriving = [Exchange.apply(part, trip) for part, trip in zip(rows.split([sum(t.sent) for t in trips]), trips)]
-    returns, returning = [call.trip(trip.received, trip.sent, call.combine) for trip in trips], []
-    for wave, (trip, back) in enumerate(zip(trips, returns)):
-        trip.wait()
+    there = [call.all_to_all(*(n.sum(1).tolist() for n in pair), call.dispatch, n_exact=1) for pair in zip(sent, came)]
+    parts = rows.split([sum(dispatch.sent) for dispatch in there])
+    arriving = [Exchange.apply(part, dispatch) for part, dispatch in zip(parts, there)]
+    back = [call.all_to_all(dispatch.received, dispatch.sent, call.combine) for dispatch in there]
+    returning = []
+    for wave, (dispatch, combine) in enumerate(zip(there, back)):
+        dispatch.wait()
         with transport.computing(flops(call.experts, len(arriving[wave]))):
             results = multiply(call.experts, layout.bounds[wave], arriving[wave], came[wave])
-        returning.append(Exchange.apply(results, back))
-    for back in returns:
-        back.wait()
+        returning.append(Exchange.apply(results, combine))
+    for combine in back:
+        combine.wait()
     return torch.cat(returning)
 
 
@@ -225,11 +227,11 @@ def _allgather(call: _Call, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) 
     transport, n_ranks, n_tokens = call.transport, call.transport.n_ranks, len(x_TD)
     ours = [n_tokens] * n_ranks
     theirs = transport.swap(torch.tensor(ours, device=x_TD.device)).tolist()
-    there = call.trip(ours, theirs, call.dispatch, n_exact=weight_TA.shape[1])
+    there = call.all_to_all(ours, theirs, call.dispatch, n_exact=weight_TA.shape[1])
     rows = Exchange.apply(torch.cat([x_TD, weight_TA], dim=1).repeat(n_ranks, 1), there)
     picked = transport.issue(picked_TA.repeat(n_ranks, 1), ours, theirs).wait()
     there.wait()
-    back = call.trip(theirs, ours, call.combine)
+    back = call.all_to_all(theirs, ours, call.combine)
     out = Exchange.apply(_own_part(call, rows, picked), back)
     back.wait()
     return out.unflatten(0, (n_ranks, n_tokens)).sum(0)
@@ -321,14 +323,14 @@ def load_spread(folder: str | Path, group: dist.ProcessGroup | None = None, **se
     """
     group = group or dist.group.WORLD
     layout = Layout(Config.from_json(folder).n_routed_experts, group.size(), seats=tuple(settings.get("seats", ())))
-    places = {expert: place for place, expert in enumerate(layout.experts_of(group.rank()).tolist())}
+    local_index = {expert: index for index, expert in enumerate(layout.experts_of(group.rank()).tolist())}
 
     def keep(name: str) -> str | None:
         found = re.fullmatch(r"(.*\bffn\.experts\.)(\d+)(\..*)", name)
         if not found:
             return name
         before, expert, after = found.groups()
-        return f"{before}{places[int(expert)]}{after}" if int(expert) in places else None
+        return f"{before}{local_index[int(expert)]}{after}" if int(expert) in local_index else None
 
     return load(folder, keep, lambda model: spread_experts(model, group, **settings))
 

@@ -94,8 +94,8 @@ class Layer(NamedTuple):
     ffn: Experts
 
 
-class Open(NamedTuple):
-    """One compressor's past, with room for what this token adds.
+class CompressorCache(NamedTuple):
+    """What one compressor has cached, with room for what this token adds.
 
     open_SK     raw rows of the open window, the last one to be filled
     before_MK   the previous window's half; empty before there is one, and in HCA
@@ -109,12 +109,12 @@ class Open(NamedTuple):
     entries_CK: ndarray
 
 
-class Past(NamedTuple):
-    """One layer's past: the window with room for this token's entry at its end, and what its compressors hold."""
+class LayerCache(NamedTuple):
+    """What one layer has cached: the window, this token's entry to be filled at its end, and its compressors."""
 
-    near_SK: ndarray
-    main: Open
-    index: Open
+    window_SK: ndarray
+    main: CompressorCache
+    index: CompressorCache
 
 
 # ---- products ------------------------------------------------------------------------------------------------------
@@ -267,40 +267,40 @@ def write(streams_ND, y_D, post_N, carry_NN):
 
 
 @compiled
-def compress(x_D, weights, past, freqs_R, eps):
+def compress(x_D, weights, cache, freqs_R, eps):
     """Take a token into the open window; True when that closes it and `entries_CK[-1]` is the new entry."""
     n_series, (ratio, width) = len(weights.wkv), (len(weights.ape), len(weights.norm))
-    fill_product(past.open_SK[-1, :n_series], weights.wkv, x_D)  # eqs. (9), (20)
-    fill_product(past.open_SK[-1, n_series:], weights.wgate, x_D)  # eqs. (10), (21)
-    if len(past.open_SK) < ratio:
+    fill_product(cache.open_SK[-1, :n_series], weights.wkv, x_D)  # eqs. (9), (20)
+    fill_product(cache.open_SK[-1, n_series:], weights.wgate, x_D)  # eqs. (10), (21)
+    if len(cache.open_SK) < ratio:
         return False
-    values, gates = slots(weights.ape, width, past)
+    values, gates = slots(weights.ape, width, cache)
     entry_K = unit_rms(pool(values, gates), eps) * weights.norm
-    cos_R, sin_R = turns((len(past.entries_CK) - 1) * ratio, freqs_R, x_D)
+    cos_R, sin_R = turns((len(cache.entries_CK) - 1) * ratio, freqs_R, x_D)
     rotate(entry_K, cos_R, sin_R)
-    fill(past.entries_CK[-1], entry_K)
+    fill(cache.entries_CK[-1], entry_K)
     return True
 
 
 @compiled
-def slots(ape, width, past):
+def slots(ape, width, cache):
     """Values and gates (S, K) that one entry pools: the M tokens of its window, and in CSA the M of the one before.
 
     A row of the series holds values, then gates; in CSA each of them for the next window, then for its own.
     """
     ratio, n_series = ape.shape  # K series in HCA, 2 K in CSA
-    n_before, own = len(past.before_MK), n_series - width
+    n_before, own = len(cache.before_MK), n_series - width
     values, gates = np.empty((ratio + n_before, width), ape.dtype), np.empty((ratio + n_before, width), ape.dtype)
     for m in range(ratio):
-        row = past.open_SK[m]
+        row = cache.open_SK[m]
         for k in range(width):
             values[m, k], gates[m, k] = row[own + k], row[n_series + own + k] + ape[m, own + k]
     for m in range(n_before):  # nothing for the first window
         for k in range(width):
-            values[ratio + m, k], gates[ratio + m, k] = past.before_MK[m, k], past.before_MK[m, width + k] + ape[m, k]
-    for m in range(len(past.after_MK)):  # what the next window will find before it
+            values[ratio + m, k], gates[ratio + m, k] = cache.before_MK[m, k], cache.before_MK[m, width + k] + ape[m, k]
+    for m in range(len(cache.after_MK)):  # what the next window will find before it
         for k in range(width):
-            past.after_MK[m, k], past.after_MK[m, width + k] = past.open_SK[m, k], past.open_SK[m, n_series + k]
+            cache.after_MK[m, k], cache.after_MK[m, width + k] = cache.open_SK[m, k], cache.open_SK[m, n_series + k]
     return values, gates
 
 
@@ -325,10 +325,10 @@ def pool(values, gates):
 
 
 @compiled
-def add_key(x_D, attn, past, eps):
+def add_key(x_D, attn, cache, eps):
     """Take a token into the indexer's compressor, whose entries are turned by Hadamard."""
-    if compress(x_D, attn.index, past, attn.freqs_R, eps):
-        fill(past.entries_CK[-1], hadamard(past.entries_CK[-1], attn.index_signs))
+    if compress(x_D, attn.index, cache, attn.freqs_R, eps):
+        fill(cache.entries_CK[-1], hadamard(cache.entries_CK[-1], attn.index_signs))
 
 
 @compiled
@@ -356,53 +356,53 @@ def pick_entries(x_D, latent_Q, cos_R, sin_R, attn, key_CZ, sizes):
 
 
 @compiled
-def attention(x_D, position, attn, past, sizes):
+def attention(x_D, position, attn, cache, sizes):
     """Attention output (D,) of the token, which its window and its compressors take in."""
     cos_R, sin_R = turns(position, attn.freqs_R, x_D)
     latent_Q = unit_rms(product(attn.wq_a, x_D), sizes.rms_eps) * attn.q_norm  # eqs. (13), (24)
     query_HK = product(attn.wq_b, latent_Q).reshape(sizes.heads, -1)  # eqs. (18), (25)
     entry_K = unit_rms(product(attn.wkv, x_D), sizes.rms_eps) * attn.kv_norm
     rotate(entry_K, cos_R, sin_R)
-    fill(past.near_SK[-1], entry_K)
-    far_CK = far_entries(x_D, latent_Q, cos_R, sin_R, attn, past, sizes)
+    fill(cache.window_SK[-1], entry_K)
+    attended_CK = attended_entries(x_D, latent_Q, cos_R, sin_R, attn, cache, sizes)
     out_HK = np.zeros_like(query_HK)
     for h in range(sizes.heads):
         query_K = unit_rms(query_HK[h], sizes.rms_eps)
         rotate(query_K, cos_R, sin_R)
-        attend(out_HK[h], query_K, past.near_SK, far_CK, attn.sinks_H[h])
+        attend(out_HK[h], query_K, cache.window_SK, attended_CK, attn.sinks_H[h])
         rotate(out_HK[h], cos_R, -sin_R)  # values carry their position: turn it back
     return project(out_HK.reshape(sizes.groups, -1), attn)
 
 
 @compiled
-def far_entries(x_D, latent_Q, cos_R, sin_R, attn, past, sizes):
+def attended_entries(x_D, latent_Q, cos_R, sin_R, attn, cache, sizes):
     """The finished entries that the token reads: none, all (HCA), or those picked (CSA)."""
-    every_CK = past.main.entries_CK
+    every_CK = cache.main.entries_CK
     if len(attn.main.ape):
-        compress(x_D, attn.main, past.main, attn.freqs_R, sizes.rms_eps)
+        compress(x_D, attn.main, cache.main, attn.freqs_R, sizes.rms_eps)
     if len(attn.index.ape):
-        add_key(x_D, attn, past.index, sizes.rms_eps)
+        add_key(x_D, attn, cache.index, sizes.rms_eps)
     if len(attn.index.ape) == 0 or len(every_CK) <= sizes.index_topk:
         return every_CK
-    picked = pick_entries(x_D, latent_Q, cos_R, sin_R, attn, past.index.entries_CK, sizes)
-    far_CK = np.empty((len(picked), every_CK.shape[1]), x_D.dtype)
+    picked = pick_entries(x_D, latent_Q, cos_R, sin_R, attn, cache.index.entries_CK, sizes)
+    attended_CK = np.empty((len(picked), every_CK.shape[1]), x_D.dtype)
     for place in range(len(picked)):
-        fill(far_CK[place], every_CK[picked[place]])
-    return far_CK
+        fill(attended_CK[place], every_CK[picked[place]])
+    return attended_CK
 
 
 @compiled
-def attend(out_K, query_K, near_SK, far_CK, sink):
-    """out += softmax([q . near, q . far, sink]) @ [near, far, 0] of one head; eqs. (19), (26), (27)."""
-    n_near, n_far = len(near_SK), len(far_CK)
+def attend(out_K, query_K, window_SK, attended_CK, sink):
+    """out += softmax([q . window, q . attended, sink]) @ [window, attended, 0] of one head; eqs. (19), (26), (27)."""
+    n_window, n_attended = len(window_SK), len(attended_CK)
     query_K = query_K * query_K.dtype.type(len(query_K) ** -0.5)
-    score = np.empty(n_near + n_far + 1, query_K.dtype)
-    fill_product(score[:n_near], near_SK, query_K)
-    fill_product(score[n_near:-1], far_CK, query_K)
+    score = np.empty(n_window + n_attended + 1, query_K.dtype)
+    fill_product(score[:n_window], window_SK, query_K)
+    fill_product(score[n_window:-1], attended_CK, query_K)
     score[-1] = sink
     softmax(score)
-    add_rows(out_K, near_SK, score[:n_near])
-    add_rows(out_K, far_CK, score[n_near:-1])
+    add_rows(out_K, window_SK, score[:n_window])
+    add_rows(out_K, attended_CK, score[n_window:-1])
 
 
 @compiled
@@ -473,11 +473,11 @@ def swiglu(gate, up, limit):
 
 
 @compiled
-def block(streams_ND, token, position, layer, past, sizes):
+def block(streams_ND, token, position, layer, cache, sizes):
     """One block in place: `streams -> read -> norm -> attention -> write -> read -> norm -> experts -> write`."""
     pre_N, post_N, carry_NN = stream_maps(streams_ND, layer.hc_attn, sizes)
     x_D = unit_rms(collapse(streams_ND, pre_N), sizes.rms_eps) * layer.attn_norm
-    write(streams_ND, attention(x_D, position, layer.attn, past, sizes), post_N, carry_NN)
+    write(streams_ND, attention(x_D, position, layer.attn, cache, sizes), post_N, carry_NN)
     pre_N, post_N, carry_NN = stream_maps(streams_ND, layer.hc_ffn, sizes)
     x_D = unit_rms(collapse(streams_ND, pre_N), sizes.rms_eps) * layer.ffn_norm
     write(streams_ND, experts(x_D, token, layer.ffn, sizes), post_N, carry_NN)

@@ -43,7 +43,7 @@ class FusedStep:
         model, kernels = self.model, self.kernels
         refuse_what_is_not_the_model(model)
         self.place, weights = model.embed.weight.data_ptr(), Weights(model, kernels)
-        self.sizes, self.nothing = weights.sizes(), weights.no_memory()
+        self.sizes, self.nothing = weights.sizes(), weights.no_compressor()
         self.layers = [weights.layer(block) for block in model.layers]
         self.embed, self.head = array(model.embed.weight), array(model.head.weight)
         self.site, self.norm = weights.site(model.hc_head), array(model.norm.weight)
@@ -61,7 +61,7 @@ class FusedStep:
         streams_ND = np.repeat(self.embed[token][None], self.model.config.hc_mult, axis=0)
         with cache.all_or_nothing():
             for layer, memory in zip(self.layers, cache.layers):
-                self.kernels.block(streams_ND, token, position, layer, self.past(memory), self.sizes)
+                self.kernels.block(streams_ND, token, position, layer, self.layer_cache(memory), self.sizes)
                 self.forget(memory)
             cache.n_tokens += 1
         logits_V = self.kernels.logits(streams_ND, self.site, self.norm, self.head, self.sizes)
@@ -73,19 +73,19 @@ class FusedStep:
         if ids_BT.shape != (1, 1):
             raise ValueError(f"ids: shape {tuple(ids_BT.shape)} is more than one token; the fused step takes [1, 1]")
         if cache is None:
-            raise ValueError("cache: the fused step goes on from a past; give this model's new_cache()")
+            raise ValueError("cache: the fused step continues a cache; give this model's new_cache()")
         if self.place != self.model.embed.weight.data_ptr():
             self.prepare()
 
-    def past(self, memory: "LayerMemory"):
-        """One layer's past as arrays, with room for what this token adds."""
+    def layer_cache(self, memory: "LayerMemory"):
+        """What one layer has cached, as arrays, with room for what this token adds."""
         memory.window.extend(1)
-        compressors = [self.opened(part, memory.kind) for part in memory.compressors()]
-        near_SK = rows(memory.window)[-self.model.config.sliding_window :]
-        return self.kernels.Past(near_SK, *compressors, *[self.nothing] * (2 - len(compressors)))
+        compressors = [self.compressor_cache(part, memory.kind) for part in memory.compressors()]
+        window_SK = rows(memory.window)[-self.model.config.sliding_window :]
+        return self.kernels.LayerCache(window_SK, *compressors, *[self.nothing] * (2 - len(compressors)))
 
-    def opened(self, memory: "CompressorMemory", kind: LayerKind):
-        """One compressor's past as arrays, with room for this token and for what it makes if it closes a window."""
+    def compressor_cache(self, memory: "CompressorMemory", kind: LayerKind):
+        """What one compressor has cached, as arrays with room for this token and for what closes with it."""
         before_MK, ratio = rows(memory.previous), self.model.config.ratio_of(kind)
         after_MK = before_MK[:0]
         memory.open.extend(1)
@@ -95,7 +95,7 @@ class FusedStep:
                 memory.previous.drop(len(memory.previous))
                 memory.previous.extend(ratio)
                 after_MK = rows(memory.previous)
-        return self.kernels.Open(rows(memory.open), before_MK, after_MK, rows(memory.entries))
+        return self.kernels.CompressorCache(rows(memory.open), before_MK, after_MK, rows(memory.entries))
 
     def forget(self, memory: "LayerMemory") -> None:
         """Drop what has left the window, and the raw rows of a window that closed."""
@@ -121,9 +121,9 @@ class Weights:
             *(float(config.routed_scaling_factor), float(config.swiglu_limit)),
         )
 
-    def no_memory(self):
-        """The past of a compressor that a layer does not have."""
-        return self.kernels.Open(*[self.empty] * 4)
+    def no_compressor(self):
+        """The cache of a compressor that a layer does not have."""
+        return self.kernels.CompressorCache(*[self.empty] * 4)
 
     def layer(self, block: "Block"):
         """One block's."""

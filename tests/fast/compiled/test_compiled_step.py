@@ -202,7 +202,7 @@ def test_a_foreign_cache_and_none_are_refused(model, step):
     for cache in (model.new_draft_cache(), model.new_cache(kinds=[LayerKind.HCA] * 4)):
         with pytest.raises(ValueError, match="layers are of other kinds"):
             step(token_ids(1, 1), cache)
-    with pytest.raises(ValueError, match="goes on from a past"):
+    with pytest.raises(ValueError, match="continues a cache"):
         step(token_ids(1, 1), None)
 
 
