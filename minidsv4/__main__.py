@@ -24,8 +24,7 @@ def measure(arguments: argparse.Namespace) -> int:
     found = bench_report.run(arguments)
     if arguments.plot:
         plots.use_style()
-        figure = plots.bench_curves(found.points) if arguments.curve else plots.bench_ratios(found.rows)
-        figure.savefig(arguments.plot)
+        plots.bench_curves(found.points).savefig(arguments.plot)
     return 0
 
 

@@ -6,8 +6,6 @@ Nothing here asks how long anything takes.
 import json
 import resource
 import sys
-import tomllib
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +13,12 @@ from test_cli import refusal
 
 from minidsv4 import Config, Model
 from minidsv4.__main__ import main
-from minidsv4.bench import implementations, limits, phases, report, sizes
-from minidsv4.bench.implementations import RECOMPUTED, MiniDSV4, Transformers
+from minidsv4.bench import implementations, limits, peak_memory, phases, report
+from minidsv4.bench.implementations import RECOMPUTED, SIZES, MiniDSV4, Transformers, load_size
 from minidsv4.bench.phases import Bench, Row
 from minidsv4.cost import parameters
+from minidsv4.fast import FAST
+from minidsv4.ops import PLAIN
 
 QUICK = ("--lengths", "24,40", "--repeats", "2")
 
@@ -26,9 +26,8 @@ QUICK = ("--lengths", "24,40", "--repeats", "2")
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A config.json of 60 thousand parameters, training steps of 2 x 12 tokens, and chunks of 16 for transformers."""
-    monkeypatch.setattr(sizes, "TRAINED", (2, 12))
-    monkeypatch.setattr(implementations, "PLAIN", None)  # has a test of its own
-    monkeypatch.setattr(sizes, "REFERENCE_CHUNK", 16)  # the trials of backends too are then short
+    monkeypatch.setattr(implementations, "TRAINED", (2, 12))
+    monkeypatch.setattr(implementations, "CHUNK", 16)  # the trials of backends too are then short
     (tmp_path / "small").mkdir()
     Config.tiny().to_json(tmp_path / "small" / "config.json")
     return str(tmp_path / "small")
@@ -36,7 +35,7 @@ def small(tmp_path, monkeypatch):
 
 def bench_of(folder, with_reference=True):
     """Both sides of a size, two rounds a row."""
-    config = sizes.load_size(folder)
+    config = load_size(folder)
     ours = MiniDSV4(config)
     return Bench("small", config, ours, Transformers(config, weights=ours.model) if with_reference else None, repeats=2)
 
@@ -44,42 +43,36 @@ def bench_of(folder, with_reference=True):
 # --- sizes ---
 
 
-@pytest.mark.parametrize(("name", "millions"), [("tiny", 1.26), ("mini", 26.9), ("peer", 19.0)])
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 1.26), ("mini", 26.9), ("mini-8e", 19.0)])
 def test_a_size_has_the_parameters_that_its_model_has(name, millions):
-    config = sizes.load_size(name)
+    config = load_size(name)
     with torch.device("meta"):
         model = Model(config)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     assert round(n_parameters / 1e6, 2 if millions < 10 else 1) == millions
     assert parameters.total(parameters.parameters(parameters.weights(config))).total - n_parameters in range(200)
     buffers = sum(b.nbytes for n, b in model.named_buffers() if n.endswith("tid2eid"))
-    assert 0 <= sizes.weight_bytes(config) - 4 * n_parameters - buffers < 1000  # router biases are buffers here
-
-
-def test_the_sizes_are_installed_with_the_package():
-    project = Path(__file__).parents[1] / "pyproject.toml"
-    assert "bench/*.json" in tomllib.loads(project.read_text())["tool"]["setuptools"]["package-data"]["minidsv4"]
-    assert {path.stem for path in Path(sizes.__file__).parent.glob("*.json")} == set(sizes.SIZES)
+    assert 0 <= peak_memory.weight_bytes(config) - 4 * n_parameters - buffers < 1000  # router biases are buffers here
 
 
 def test_the_closed_form_of_the_cache_is_what_a_cache_holds(small):
     bench = bench_of(small, with_reference=False)
     for n_tokens in (1, 11, 24, 50):
         remembered, held = bench.ours.cache_bytes(bench.ours.prefill(bench.ids(1, n_tokens)))
-        assert sizes.cache_bytes(bench.config, n_tokens) == remembered <= held
+        assert peak_memory.cache_bytes(bench.config, n_tokens) == remembered <= held
 
 
 def test_needs_grow_with_the_length_and_a_whole_prompt_needs_more_than_chunks():
-    for name in sizes.SIZES:
-        config = sizes.load_size(name)
+    for name in SIZES:
+        config = load_size(name)
         for needs in (
-            sizes.own_needs,
-            lambda c, n: sizes.reference_needs(c, n, n),
-            lambda c, n: sizes.reference_needs(c, n, 512),
+            peak_memory.own_needs,
+            lambda c, n: peak_memory.reference_needs(c, n, n),
+            lambda c, n: peak_memory.reference_needs(c, n, 512),
         ):
             found = [needs(config, n_tokens) for n_tokens in (128, 1024, 8192, 1 << 17, 1 << 20)]
-            assert found == sorted(found) and found[0] > sizes.weight_bytes(config)
-        assert sizes.reference_needs(config, 8192, 8192) > 5 * sizes.reference_needs(config, 8192, 512)
+            assert found == sorted(found) and found[0] > peak_memory.weight_bytes(config)
+        assert peak_memory.reference_needs(config, 8192, 8192) > 5 * peak_memory.reference_needs(config, 8192, 512)
 
 
 # --- sides ---
@@ -136,7 +129,7 @@ def test_a_row_compares_medians_and_rounds():
 
 
 def test_the_high_water_mark_of_a_fresh_process_sees_what_was_held_and_let_go():
-    assert 64 << 20 <= phases.run_alone(_hold, 64 << 20) < 96 << 20
+    assert 64 << 20 <= peak_memory.run_alone(_hold, 64 << 20) < 96 << 20
 
 
 @pytest.mark.parametrize(
@@ -146,14 +139,14 @@ def test_the_high_water_mark_of_a_fresh_process_sees_what_was_held_and_let_go():
 def test_a_peak_is_what_rose_during_the_work_without_the_cache_and_no_less_than_a_page(
     small, monkeypatch, backend, phase
 ):
-    config = sizes.load_size(small)
+    config = load_size(small)
     side = Transformers(config) if backend else MiniDSV4(config)
-    ids_BT = phases.random_ids(config, (1, 40), "cpu")
+    ids_BT = implementations.random_ids(config, (1, 40))
     held = side.cache_bytes(side.prefill(ids_BT, 16))[1] if phase == "prefill" else 0
-    monkeypatch.setattr(phases, "reset_peak", lambda device: 50 << 20)
-    for risen, wanted in ((8 << 20, (8 << 20) - held), (0, phases.PAGE)):
-        monkeypatch.setattr(phases, "peak_bytes", lambda device, risen=risen: (50 << 20) + risen)
-        assert phases.peak(config, backend, phase, 40, 16, 1, "cpu") == wanted
+    monkeypatch.setattr(peak_memory, "reset_peak", lambda: 50 << 20)
+    for risen, wanted in ((8 << 20, (8 << 20) - held), (0, peak_memory.PAGE)):
+        monkeypatch.setattr(peak_memory, "peak_bytes", lambda risen=risen: (50 << 20) + risen)
+        assert peak_memory.peak(config, backend, phase, 40, 16, 1) == wanted
 
 
 def test_a_system_without_proc_is_asked_for_its_own_mark(monkeypatch):
@@ -161,35 +154,35 @@ def test_a_system_without_proc_is_asked_for_its_own_mark(monkeypatch):
         raise FileNotFoundError(path)
 
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    monkeypatch.setattr(phases.Path, "read_text", missing)
+    monkeypatch.setattr(peak_memory.Path, "read_text", missing)
     for platform, unit in (("darwin", 1), ("linux", 1024)):
         monkeypatch.setattr(sys, "platform", platform)
-        assert phases.peak_bytes() in range(unit * own, unit * own + (64 << 20))
+        assert peak_memory.peak_bytes() in range(unit * own, unit * own + (64 << 20))
 
 
 def _hold(n_bytes):
-    before = phases.reset_peak()
+    before = peak_memory.reset_peak()
     torch.ones(n_bytes // 4)
-    return phases.peak_bytes() - before
+    return peak_memory.peak_bytes() - before
 
 
 # --- the command ---
 
 
 def test_the_bench_prints_a_table_and_writes_every_value(small, tmp_path, capsys):
-    files = [str(tmp_path / name) for name in ("found.json", "found.png")]
-    asked = ["--size", small, "--phases", "prefill,decode,train,cache", *QUICK, "--profile", "--json", files[0]]
-    assert main(["bench", *asked, "--plot", files[1]]) == 0
+    file = tmp_path / "found.json"
+    asked = ["--size", small, "--phases", "prefill,decode,train,cache", *QUICK, "--profile", "--json", str(file)]
+    assert main(["bench", *asked]) == 0
     out = capsys.readouterr().out
     assert "the same weights: logits differ by" in out and "transformers' experts: prefill" in out
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = json.loads(file.read_text())
     labels = [(row["phase"], row["n_tokens"], row["way"]) for row in found["rows"]]
     prompts = [("prefill", n, way) for n in (24, 40) for way in ("whole", "chunks of 512")]
     tokens = [("decode", n, way) for n in (24, 40) for way in ("", "fused")]
     assert labels[:10] == [*prompts, *tokens, ("train", 24, ""), ("train", 24, "recomputed")]
     assert all(row["ratio"] > 0 and len(row["ours"]) == len(row["reference"]) for row in found["rows"])
     assert set(found["references"]["small"]["experts"]) == {"prefill", "decode", "train"}
-    assert found["settings"]["threads"] == 1 and (tmp_path / "found.png").stat().st_size > 5000
+    assert found["settings"]["threads"] == 1
     assert out.count("x  ") >= 9 and "tokens/s" in out
     shares = [(use["phase"], use["n_tokens"], use["side"]) for use in found["uses"]]
     assert len(shares) == len(set(shares)) == 2 * 3 + 2 * 3 + 3  # prefill, decode and train in three ways
@@ -212,7 +205,7 @@ def test_the_curve_is_measured_alone_and_drawn(small, tmp_path, capsys, fused):
 
 def test_memory_rows_come_from_processes_of_their_own(small, monkeypatch):
     asked, bench = [], bench_of(small)
-    monkeypatch.setattr(phases, "run_alone", lambda work, *arguments: asked.append(arguments) or 1000)
+    monkeypatch.setattr(peak_memory, "run_alone", lambda work, *arguments: asked.append(arguments) or 1000)
     rows = [*phases.memory(bench, 40), *phases.training_memory(bench)]
     assert [row.way for row in rows] == ["whole", phases.CHUNKS, "train", RECOMPUTED]
     assert all(row.unit == "B" for row in rows)
@@ -224,28 +217,40 @@ def test_what_transformers_cannot_hold_is_left_out_with_the_reason(small, monkey
     monkeypatch.setattr(phases, "WHOLE_AT_MOST", 30)
     whole, chunks = phases.prefill(bench, 40)
     assert "not run" in whole.why and not whole.reference and chunks.ratio() > 0
-    monkeypatch.setattr(sizes, "memory_left", lambda device: 10)
+    monkeypatch.setattr(peak_memory, "memory_left", lambda: 10)
     assert [row.why.split(" of")[0][:11] for row in phases.prefill(bench, 40)] == ["needs about"] * 2
 
 
-def test_plain_operations_are_one_more_way_up_to_a_thousand_tokens(small, monkeypatch):
-    used = []
-    monkeypatch.setattr(implementations, "PLAIN", "the table")
-    monkeypatch.setattr(Model, "use", lambda model, ops: used.append(ops), raising=False)
+def test_plain_operations_are_measured_beside_fast_up_to_a_thousand_tokens(small, monkeypatch):
+    use, used = Model.use, []
+    monkeypatch.setattr(Model, "use", lambda model, ops: used.append(ops) or use(model, ops))
     bench = bench_of(small)
-    rows = [*phases.prefill(bench, 24), *phases.prefill(bench, 1025)]
-    assert [(row.n_tokens, row.way) for row in rows if row.way == "plain"] == [(24, "plain")]
-    plain, whole = rows[2], rows[0]
-    assert used[-1] == "the table" and plain.reference == whole.reference and plain.ours != whole.ours
-    shares = [use.side for use in limits.uses(bench, rows[:3])]
-    assert shares == ["minidsv4", "transformers whole", "transformers chunks of 512", "minidsv4 plain"]
+    for row in (*phases.prefill(bench, 24), *phases.attend(bench, 24)):
+        assert len(row.plain) == len(row.ours) and row.plain != row.ours and row.plain_over_fast() > 0
+    assert used.count(PLAIN) == 1
+    for row in (*phases.prefill(bench, 1025), *phases.attend(bench, 1025)):
+        assert not row.plain and row.plain_over_fast() is None
+    assert used.count(PLAIN) == 1
+
+
+def test_attention_alone_gets_what_the_layer_with_the_most_entries_gets_from_both_tables(small, monkeypatch):
+    asked, bench = [], bench_of(small, with_reference=False)
+    for name, table in (("FAST", FAST), ("PLAIN", PLAIN)):
+
+        def noted(*inputs, name=name, attend=table.attend):
+            asked.append((name, inputs[3].n_entries))
+            return attend(*inputs)
+
+        monkeypatch.setattr(phases, name, table._replace(attend=noted))
+    (row,) = phases.attend(bench, 24)
+    assert set(asked) == {("FAST", 8), ("PLAIN", 8)} and not row.reference and row.unit == "s"  # CSA pools 3 of 24
 
 
 # --- limits ---
 
 
 def test_the_work_of_a_phase_grows_with_its_length_and_training_is_three_times_a_prompt():
-    config = sizes.load_size("mini")
+    config = load_size("mini")
     prompt, longer = (limits.work_of(config, "prefill", n_tokens) for n_tokens in (512, 2048))
     assert 4 * prompt[0] < longer[0] and prompt[1] < longer[1]
     one, later = (limits.work_of(config, "decode", n_tokens) for n_tokens in (512, 1 << 20))
@@ -279,7 +284,7 @@ def test_without_numba_the_bench_says_what_to_install_and_has_no_fused_row(small
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (("--size", "huge"), "none of tiny, mini, peer"),
+        (("--size", "huge"), "none of tiny, mini, mini-8e"),
         (("--phases", "prefill,sleep"), "'sleep' names no phase"),
         (("--size", ","), "has an empty name"),
         (("--size", "tiny,"), "has an empty name"),
@@ -290,8 +295,8 @@ def test_without_numba_the_bench_says_what_to_install_and_has_no_fused_row(small
         (("--threads", "1000"), "this machine has"),
         (("--threads", "0"), "counts nothing"),
         (("--repeats", "two"), "counts nothing"),
-        (("--plot", "found.txt"), "ends in .png"),
-        (("--plot", "found.png", "--alone"), "no ratios to draw"),
+        (("--plot", "found.txt", "--curve"), "ends in .png"),
+        (("--plot", "found.png"), "give --curve with it"),
         (("--fused",), "goes with --curve"),
         (("--json", "no/such/folder/found.json"), "cannot be written to"),
         (("--lengths", "1000000000M"), "is no length"),
@@ -302,7 +307,7 @@ def test_what_cannot_be_measured_is_refused_with_a_sentence(asked, said, capsys)
 
 
 def test_too_long_a_prompt_is_refused_before_anything_is_allocated(monkeypatch, capsys):
-    monkeypatch.setattr(sizes, "memory_left", lambda device: 100 << 20)
+    monkeypatch.setattr(peak_memory, "memory_left", lambda: 100 << 20)
     monkeypatch.setattr(report, "MiniDSV4", None)  # nothing is built
     said = refusal(capsys, "bench", "--size", "mini", "--lengths", "1M")
     assert "mini at 1,048,576 tokens needs about" in said and "105 MB are free" in said

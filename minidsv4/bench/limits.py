@@ -6,27 +6,31 @@ residual streams read twice and written once at each of two sites a layer, and i
 
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import Timer
 
-from minidsv4.bench import sizes
-from minidsv4.bench.implementations import RECOMPUTED
-from minidsv4.bench.phases import FUSED, PLAIN_WAY, Bench, Row
+from minidsv4.bench import implementations
+from minidsv4.bench.implementations import FUSED
+from minidsv4.bench.peak_memory import FLOAT32, weight_bytes
+from minidsv4.bench.phases import Bench, Row
 from minidsv4.config import Config
 from minidsv4.cost import flops, memory
 from minidsv4.cost.parameters import weights
+from minidsv4.cost.report import aligned
 from minidsv4.model.model import PREFILL_CHUNK
-
-OWN_WAYS = {FUSED: "", RECOMPUTED: "", PLAIN_WAY: "whole"}  # of this package: the way of transformers beside it
 
 
 @dataclass(frozen=True)
 class Use:
-    """What one run does a second, and its shares of three limits.
+    """FLOP/s and bytes/s of one run, and its shares of three limits.
 
+    side         the implementation, and its way of doing it
     of_products  of the FLOP/s of a large product
     of_memory    of the bytes/s of a copy that is as large as what is moved
     of_calls     time that the calls of its operations take by themselves, in eager decoding; 0 where not counted
@@ -44,25 +48,28 @@ class Use:
 
 def uses(bench: Bench, rows: Iterable[Row]) -> list[Use]:
     """The shares of every phase, length and implementation of which the rows have a time."""
-    rates = (product_rate(bench), call_seconds(bench))
     found = {}
     for row in rows:
-        own = row.way if row.way in OWN_WAYS else ""
-        sides = {
-            f"minidsv4 {own}".strip(): row.ours,
-            f"transformers {OWN_WAYS.get(row.way, row.way)}".strip(): row.reference,
-        }
-        for side, times in sides.items():
-            if row.unit == "s" and times:
-                found[row.phase, row.n_tokens, side] = _use(bench, row, side, statistics.median(times), rates)
+        if row.unit != "s" or row.phase == "attend":
+            continue
+        ours, theirs = ("", row.way) if row.phase == "prefill" else (row.way, "")
+        for side, times in ((f"minidsv4 {ours}", row.ours), (f"transformers {theirs}", row.reference)):
+            if times:
+                key = (row.phase, row.n_tokens, side.strip())
+                found[key] = use(bench, *key, statistics.median(times))
     return list(found.values())
 
 
-def _use(bench: Bench, row: Row, side: str, seconds: float, rates: tuple[float, float]) -> Use:
-    n_flops, n_bytes = work_of(bench.config, row.phase, row.n_tokens)
-    calls = calls_of_a_token(bench, side) * rates[1] if row.phase == "decode" and FUSED not in side else 0.0
-    ideal = (n_flops / rates[0], n_bytes / memory_rate(bench, n_bytes), calls)
-    return Use(row.phase, row.n_tokens, side, n_flops / seconds, n_bytes / seconds, *(one / seconds for one in ideal))
+def use(bench: Bench, phase: str, n_tokens: int, side: str, seconds: float) -> Use:
+    """The shares of one run that took so many seconds."""
+    n_flops, n_bytes = work_of(bench.config, phase, n_tokens)
+    counted = phase == "decode" and FUSED not in side
+    ideal = (
+        n_flops / product_rate(),
+        n_bytes / memory_rate(n_bytes),
+        calls_of_a_token(bench, side) * call_seconds() if counted else 0.0,
+    )
+    return Use(phase, n_tokens, side, n_flops / seconds, n_bytes / seconds, *(one / seconds for one in ideal))
 
 
 def work_of(config: Config, phase: str, n_tokens: int) -> tuple[float, float]:
@@ -70,11 +77,11 @@ def work_of(config: Config, phase: str, n_tokens: int) -> tuple[float, float]:
     streams = 3 * 2 * config.num_hidden_layers * 4 * config.hc_mult * config.hidden_size * n_tokens
     if phase == "decode":
         read = sum(4 * weight.active * weight.size for weight in weights(config) if weight.product)
-        read += memory.read(config, n_tokens, sizes.FLOAT32)
+        read += memory.read(config, n_tokens, FLOAT32)
         return flops.weighted(flops.decode(config, n_tokens), flops.RAW), float(read)
     if phase == "train":  # forward, and twice as much backward
-        return flops.training(config, n_tokens, sizes.TRAINED[1]), 3.0 * (streams + sizes.weight_bytes(config))
-    read = math.ceil(n_tokens / PREFILL_CHUNK) * sizes.weight_bytes(config)
+        return flops.training(config, n_tokens, implementations.TRAINED[1]), 3.0 * (streams + weight_bytes(config))
+    read = math.ceil(n_tokens / PREFILL_CHUNK) * weight_bytes(config)
     return flops.weighted(flops.prefill(config, n_tokens), flops.RAW), float(streams + read)
 
 
@@ -91,48 +98,47 @@ class Calls(TorchDispatchMode):
 def calls_of_a_token(bench: Bench, side: str, n_tokens: int = 256) -> int:
     """Operations of one decoded token; a longer context changes their size and hardly their number."""
     runner = bench.ours if side == "minidsv4" else bench.reference
-    cache = runner.prefill(bench.ids(1, n_tokens))
+    context = runner.prefill(bench.ids(1, n_tokens))
     if runner is bench.reference:
         runner.use_backend(runner.backends["decode"])
     with Calls() as calls:
-        runner.step(bench.ids(1, 1), cache)
+        runner.step(bench.ids(1, 1), context)
     return calls.n
 
 
-def best_seconds(bench: Bench, work: Callable[[], object]) -> float:
-    """The shortest of five runs after one to warm up: a limit is what a machine can do."""
-    return min([bench.seconds(work) for _ in range(6)][1:])
+def best_seconds(statement: str, **values: Tensor) -> float:
+    """The shortest mean time of a statement over blocks of runs: a limit is what a machine can do."""
+    timer = Timer(statement, globals=values, num_threads=torch.get_num_threads())
+    return min(timer.blocked_autorange(min_run_time=0.1).times)
 
 
-def product_rate(bench: Bench) -> float:
+@cache
+def product_rate() -> float:
     """FLOP/s of a float32 product of 1024 x 1024 matrices."""
-    left, right = torch.randn(2, 1024, 1024, device=bench.device)
-    return 2 * 1024**3 / best_seconds(bench, lambda: left @ right)
+    return 2 * 1024**3 / best_seconds("x @ x", x=torch.randn(1024, 1024))
 
 
-def memory_rate(bench: Bench, n_bytes: float) -> float:
+@cache
+def call_seconds() -> float:
+    """Seconds of adding 4 numbers, which takes no longer than calling the operation does."""
+    return best_seconds("x + x", x=torch.ones(4))
+
+
+def memory_rate(n_bytes: float) -> float:
     """Bytes/s that a copy reads and writes, as large as `n_bytes` (1 to 256 MB): a small one stays in the caches."""
-    source = torch.ones(int(min(max(n_bytes, 1e6), 256e6)) // 8, device=bench.device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / best_seconds(bench, lambda: target.copy_(source))
+    source = torch.ones(int(min(max(n_bytes, 1e6), 256e6)) // 8)
+    return 2 * source.nbytes / best_seconds("y.copy_(x)", x=source, y=torch.empty_like(source))
 
 
-def call_seconds(bench: Bench) -> float:
-    """Seconds of adding 4 numbers, the mean of 1000."""
-    numbers = torch.ones(4, device=bench.device)
-    return best_seconds(bench, lambda: [numbers + numbers for _ in range(1000)]) / 1000
-
-
-def table(shares: list[Use]) -> list[str]:
-    """Lines: what each phase reaches of the machine's limits."""
-    heads = ("of a large product's FLOPs", "of a copy's bytes", "calls alone")
-    lines = ["", f"{'what is reached of the limits':46}" + "".join(f"{head:>28}" for head in heads)]
-    for use in shares:
-        reached = (
+def table(shares: list[Use]) -> str:
+    """What each phase reaches of the machine's limits, a line each."""
+    rows = [
+        (
+            f"{use.phase} at {use.n_tokens:,}, {use.side}",
             f"{use.flops / 1e9:,.3g} GFLOP/s {use.of_products:7.1%}",
             f"{use.bytes / 1e9:,.3g} GB/s {use.of_memory:7.1%}",
             f"{use.of_calls:.0%} of the time" if use.of_calls else "",
         )
-        name = f"{use.phase} at {use.n_tokens:,}, {use.side}"
-        lines.append((f"{name:46}" + "".join(f"{cell:>28}" for cell in reached)).rstrip())
-    return lines
+        for use in shares
+    ]
+    return aligned(("shares of limits", "of a large product's FLOPs", "of a copy's bytes", "calls alone"), rows)

@@ -3,44 +3,43 @@
 B batch, T tokens. A round runs every work once, so that a slow moment of the machine meets both implementations.
 """
 
-import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minidsv4.bench import implementations, sizes
-from minidsv4.bench.implementations import RECOMPUTED, MiniDSV4, Transformers, optimizer_of
+from minidsv4.bench import implementations, peak_memory
+from minidsv4.bench.implementations import CHUNK, FUSED, RECOMPUTED, MiniDSV4, Transformers, random_ids
 from minidsv4.config import Config
-from minidsv4.fast.compiled.step import numba_is_here
+from minidsv4.fast import FAST
+from minidsv4.fast.compiled.step import FusedStep, numba_is_here
+from minidsv4.fast.compiled.top_entries import compiled_ops
+from minidsv4.model.layer import watch
+from minidsv4.ops import PLAIN
 
 WHOLE_AT_MOST = 8192  # tokens that transformers takes whole: its time and memory grow with their square
 PLAIN_AT_MOST = 1024  # tokens that the plain operations take: their memory grows with the square, too
+CURVE = tuple(1 << power for power in range(10, 21))  # tokens: 1K to 1M
 DECODED = 16  # tokens between two looks at the clock
 PATIENCE = 120.0  # seconds after which a row begins no further round
 BRIEF = 2.0  # seconds: a first round that took less warms up and does not count
-PAGE = 4096  # bytes: no less can be told
-FUSED = "fused"
-PLAIN_WAY = "plain"
-CHUNKS = f"chunks of {sizes.REFERENCE_CHUNK}"
+CHUNKS = f"chunks of {CHUNK}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison, with every measured value of both implementations.
+    """One line of the comparison, with every measured value.
 
-    phase      prefill, decode, train, memory or cache
+    phase      prefill, attend, decode, train, memory or cache
     n_tokens   of the prompt, of the context, or of the training step
-    way        how transformers takes the prompt; FUSED, RECOMPUTED or PLAIN_WAY where this package has several ways
+    way        how transformers takes the prompt; FUSED or RECOMPUTED where this package has two ways
     unit       "s" (of a token in decode, of a step in train) or "B"
+    ours       values of this package; with FAST where `plain` has values
     reference  values of transformers, empty where it did not run; `why` then says why
+    plain      values of this package with the operations of PLAIN, empty where they were not measured
     """
 
     size: str
@@ -50,6 +49,7 @@ class Row:
     unit: str
     ours: list[float]
     reference: list[float] = field(default_factory=list)
+    plain: list[float] = field(default_factory=list)
     why: str = ""
 
     def ratio(self) -> float | None:
@@ -61,10 +61,35 @@ class Row:
         rounds = [reference / ours for ours, reference in zip(self.ours, self.reference)]
         return (min(rounds), max(rounds)) if rounds else None
 
+    def plain_over_fast(self) -> float | None:
+        """The median with PLAIN over that with FAST."""
+        return statistics.median(self.plain) / statistics.median(self.ours) if self.plain else None
+
     def to_dict(self) -> dict:
-        """All fields, medians and ratio, as plain values."""
-        medians = {f"{side}_median": statistics.median(getattr(self, side) or [0]) for side in ("ours", "reference")}
-        return asdict(self) | medians | {"ratio": self.ratio(), "spread": self.spread()}
+        """All fields, medians and ratios, as plain values."""
+        values = {"ours": self.ours, "reference": self.reference, "plain": self.plain}
+        medians = {f"{name}_median": statistics.median(found or [0]) for name, found in values.items()}
+        ratios = {"ratio": self.ratio(), "spread": self.spread(), "plain_over_fast": self.plain_over_fast()}
+        return asdict(self) | medians | ratios
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a text of `n_tokens` costs this package.
+
+    size     with ", fused" where compiled loops ran
+    prefill  seconds a token, from the first one on
+    decode   seconds of one more token
+    cache    bytes of the cache's buffers
+    peak     the most bytes above the weights so far, the cache among them
+    """
+
+    size: str
+    n_tokens: int
+    prefill: float
+    decode: float
+    cache: int
+    peak: int
 
 
 @dataclass
@@ -76,13 +101,11 @@ class Bench:
     ours: MiniDSV4
     reference: Transformers | None
     repeats: int = 5
-    clock: Callable[[], float] = time.perf_counter
-    device: str = "cpu"
     n_threads: int = 1
 
     def ids(self, n_batch: int, n_tokens: int) -> Tensor:
         """Random token ids [B, T], the same each time."""
-        return random_ids(self.config, (n_batch, n_tokens), self.device)
+        return random_ids(self.config, (n_batch, n_tokens))
 
     def rounds(self, works: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
         """Seconds of every work in each round."""
@@ -95,40 +118,43 @@ class Bench:
         return {name: [one[name] for one in taken] for name in works}
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Seconds of one run, until the device has finished it."""
-        began = self.clock()
+        """Seconds of one run."""
+        began = time.perf_counter()
         work()
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return self.clock() - began
+        return time.perf_counter() - began
 
-    def choose_backend(self, phase: str) -> None:
-        """Have transformers choose its backend for prefill or train on a small input."""
-        prompt_BT = self.ids(1, sizes.REFERENCE_CHUNK)
-        batch_BT = self.ids(sizes.TRAINED[0], sizes.TRAINED[1] // 4)
-        small = {"prefill": lambda: self.reference.prefill(prompt_BT), "train": lambda: self.reference.train(batch_BT)}
-        self.reference.choose_backend(phase, small[phase])
+    def peak(self, side: str, phase: str, n_tokens: int, chunk: int | None = None) -> int:
+        """Bytes above weights and cache that one phase of one side ("ours", "reference") needs at most."""
+        backend = self.reference.backends[phase] if side == "reference" else None
+        asked = (self.config, backend, phase, n_tokens, chunk, self.n_threads)
+        return peak_memory.run_alone(peak_memory.peak, *asked)
+
+    def prepare_reference(self, phase: str) -> None:
+        """Have transformers choose its backend for "prefill" or "train" on a small input; nothing without it."""
+        if self.reference is None:
+            return
+        if phase == "prefill":
+            small_BT = self.ids(1, implementations.CHUNK)
+            self.reference.choose_backend(phase, lambda: self.reference.prefill(small_BT))
+        else:
+            small_BT = self.ids(implementations.TRAINED[0], implementations.TRAINED[1] // 4)
+            self.reference.choose_backend(phase, lambda: self.reference.train(small_BT))
 
     def prompts(self, n_tokens: int) -> dict[str, tuple[int, str]]:
-        """Ways in which transformers takes a prompt: tokens at a time, and why it does not; none without it."""
-        ways = {"whole": n_tokens, CHUNKS: sizes.REFERENCE_CHUNK} if self.reference else {}
-        return {way: (chunk, self._cannot(n_tokens, chunk)) for way, chunk in ways.items()}
+        """Ways in which transformers takes a prompt: tokens at a time, and why it does not."""
+        if self.reference is None:
+            return {"": (0, "alone")}
+        ways = {"whole": n_tokens, CHUNKS: implementations.CHUNK}
+        return {way: (chunk, self._refusal(n_tokens, chunk)) for way, chunk in ways.items()}
 
-    def _cannot(self, n_tokens: int, chunk: int) -> str:
-        needed = sizes.reference_needs(self.config, n_tokens, chunk)
-        if needed > sizes.memory_left(self.device):
-            return f"needs about {sizes.readable(needed)}"
-        return f"not run; about {sizes.readable(needed)}" if chunk == n_tokens > WHOLE_AT_MOST else ""
-
-    def time_row(self, phase: str, n_tokens: int, way: str, ours: list[float], reference=(), why: str = "") -> Row:
-        return Row(self.size, phase, n_tokens, way, "s", ours, list(reference), why)
-
-
-def random_ids(config: Config, shape: tuple[int, int], device: str) -> Tensor:
-    """Token ids of this shape, the same each time."""
-    return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(1)).to(device)
+    def _refusal(self, n_tokens: int, chunk: int) -> str:
+        needed = peak_memory.reference_needs(self.config, n_tokens, chunk)
+        if needed > peak_memory.memory_left():
+            return f"needs about {peak_memory.readable(needed)}"
+        return f"not run; about {peak_memory.readable(needed)}" if chunk == n_tokens > WHOLE_AT_MOST else ""
 
 
+@torch.inference_mode()
 def agreement(bench: Bench, n_tokens: int = 512) -> float:
     """The largest difference of the two implementations' logits on one sequence.
 
@@ -136,7 +162,8 @@ def agreement(bench: Bench, n_tokens: int = 512) -> float:
             score alike to the last digits of float32 and each implementation picks another
     """
     ids_BT = bench.ids(1, n_tokens)
-    difference_T = (bench.ours.logits(ids_BT) - bench.reference.logits(ids_BT)).abs().amax(-1)[0]
+    reference_BTV = bench.reference.model.eval()(input_ids=ids_BT, use_cache=False).logits
+    difference_T = (bench.ours.model(ids_BT) - reference_BTV).abs().amax(-1)[0]
     apart = (difference_T > 1e-3).double().mean().item()
     if apart > 0.01:
         raise ValueError(f"bench: {apart:.0%} of the logits differ, so the two do not compute the same; report this")
@@ -150,54 +177,98 @@ def prefill(bench: Bench, n_tokens: int) -> Iterator[Row]:
     """A prompt and the logits of its last token: transformers as `generate` calls it, and in chunks."""
     ids_BT = bench.ids(1, n_tokens)
     works = {"ours": lambda: bench.ours.prefill(ids_BT)}
-    if implementations.PLAIN is not None and n_tokens <= PLAIN_AT_MOST:
-        plain = MiniDSV4(bench.config, bench.device, implementations.PLAIN)
-        works[PLAIN_WAY] = lambda: plain.prefill(ids_BT)
-    if bench.reference is not None:
-        bench.choose_backend("prefill")
+    if n_tokens <= PLAIN_AT_MOST:
+        plain = MiniDSV4(bench.config)
+        plain.model.use(PLAIN)
+        works["plain"] = lambda: plain.prefill(ids_BT)
+    bench.prepare_reference("prefill")
     ways = bench.prompts(n_tokens)
     for way, (chunk, why) in ways.items():
         if not why:
             works[way] = lambda chunk=chunk: bench.reference.prefill(ids_BT, chunk)
     times = bench.rounds(works)
-    for way, (_, why) in (ways or {"": (0, "")}).items():
-        yield bench.time_row("prefill", n_tokens, way, times["ours"], times.get(way, []), why)
-    if PLAIN_WAY in times:
-        yield bench.time_row("prefill", n_tokens, PLAIN_WAY, times[PLAIN_WAY], times.get("whole", []))
+    for way, (_, why) in ways.items():
+        reference = times.get(way, [])
+        why = why if way else ""
+        yield Row(bench.size, "prefill", n_tokens, way, "s", times["ours"], reference, times.get("plain", []), why)
 
 
+def attend(bench: Bench, n_tokens: int) -> Iterator[Row]:
+    """Core attention of the layer that sees the most entries, FAST beside PLAIN, on what it gets in a prompt."""
+    with watch(bench.ours.model, "attend") as calls:
+        bench.ours.prefill(bench.ids(1, n_tokens))
+    inputs = max((arguments for _, arguments, _ in calls), key=lambda arguments: arguments[3].n_entries)
+    works = {"ours": lambda: FAST.attend(*inputs)}
+    if n_tokens <= PLAIN_AT_MOST:
+        works["plain"] = lambda: PLAIN.attend(*inputs)
+    with torch.inference_mode():
+        times = bench.rounds(works)
+    yield Row(bench.size, "attend", n_tokens, "", "s", times["ours"], plain=times.get("plain", []))
+
+
+@torch.inference_mode()
 def decode(bench: Bench, n_tokens: int) -> Iterator[Row]:
     """One more token after a context, the mean of DECODED in a row; ours as it is, and fused where that can run."""
     ids_BT = bench.ids(1, n_tokens)
     next_BT = bench.ids(1, 1)
 
     def writer(side: MiniDSV4 | Transformers, step: Callable) -> Callable[[], object]:
-        cache = side.prefill(ids_BT, sizes.REFERENCE_CHUNK)
+        cache = side.prefill(ids_BT, implementations.CHUNK)
         return lambda: [step(next_BT, cache) for _ in range(DECODED)]
 
     works = {"": writer(bench.ours, bench.ours.step)}
-    if bench.device == "cpu" and numba_is_here():
-        works[FUSED] = writer(bench.ours, bench.ours.fused_step())
+    if numba_is_here():
+        works[FUSED] = writer(bench.ours, FusedStep(bench.ours.model))
         works[FUSED]()  # compiles
+    bench.prepare_reference("prefill")
     if bench.reference is not None:
-        bench.choose_backend("prefill")
         works["reference"] = writer(bench.reference, bench.reference.step)
         bench.reference.choose_backend("decode", works["reference"])
     times = {name: [one / DECODED for one in found] for name, found in bench.rounds(works).items()}
     reference = times.pop("reference", [])
-    yield from (bench.time_row("decode", n_tokens, way, ours, reference) for way, ours in times.items())
+    yield from (Row(bench.size, "decode", n_tokens, way, "s", ours, reference) for way, ours in times.items())
 
 
 def train(bench: Bench) -> Iterator[Row]:
     """One training step: main loss, gradients, AdamW; ours as it is, and with its blocks recomputed."""
-    ids_BT = bench.ids(*sizes.TRAINED)
+    ids_BT = bench.ids(*implementations.TRAINED)
     works = {way: lambda way=way: bench.ours.train(ids_BT, way == RECOMPUTED) for way in ("", RECOMPUTED)}
+    bench.prepare_reference("train")
     if bench.reference is not None:
-        bench.choose_backend("train")
         works["reference"] = lambda: bench.reference.train(ids_BT)
     times = bench.rounds(works)
     reference = times.pop("reference", [])
-    yield from (bench.time_row("train", ids_BT.numel(), way, ours, reference) for way, ours in times.items())
+    yield from (Row(bench.size, "train", ids_BT.numel(), way, "s", ours, reference) for way, ours in times.items())
+
+
+@torch.inference_mode()
+def curve(size: str, config: Config, n_threads: int, lengths: tuple[int, ...], fused: bool) -> list[Point]:
+    """Points at rising lengths of one text, printed as they come; to be run in a process of its own."""
+    torch.set_num_threads(n_threads)
+    bench = Bench(size, config, MiniDSV4(config), None)
+    ours = bench.ours
+    step = ours.step
+    if fused:
+        ours.model.use(compiled_ops())
+        step = FusedStep(ours.model)
+    ids_BT = bench.ids(1, lengths[-1])
+    step(ids_BT[:, :1], ours.prefill(ids_BT[:, : lengths[0]]))  # a warm-up, which compiles
+    before = peak_memory.reset_peak()
+    cache = ours.model.new_cache()
+    spent = 0.0
+    points = []
+    for n_tokens in lengths:
+        spent += bench.seconds(lambda n=n_tokens: ours.model.prefill(ids_BT[:, cache.n_tokens : n], cache))
+        peak = max(0, peak_memory.peak_bytes() - before)
+        held = ours.cache_bytes(cache)[1]
+        here = cache.snapshot()
+        turns = [bench.seconds(lambda: [step(ids_BT[:, :1], cache) for _ in range(DECODED)]) for _ in range(3)]
+        cache.restore(here)
+        a_token = statistics.median(turns) / DECODED
+        points.append(Point(size + ", fused" * fused, n_tokens, spent / n_tokens, a_token, held, peak))
+        numbers = (1e6 * spent / n_tokens, 1e3 * a_token, held / 1e6, peak / 1e6)
+        print(f"{n_tokens:18,}" + "".join(f"{number:18.3g}" for number in numbers), flush=True)
+    return points
 
 
 # --- memory ---
@@ -205,93 +276,26 @@ def train(bench: Bench) -> Iterator[Row]:
 
 def memory(bench: Bench, n_tokens: int) -> Iterator[Row]:
     """Peak memory above weights and cache of a prompt."""
-    ours = [peak_alone(bench, "ours", "prefill", n_tokens)]
-    if bench.reference is not None:
-        bench.choose_backend("prefill")
-    for way, (chunk, why) in (bench.prompts(n_tokens) or {"": (0, "alone")}).items():
-        reference = [] if why else [peak_alone(bench, "reference", "prefill", n_tokens, chunk)]
-        yield Row(bench.size, "memory", n_tokens, way, "B", ours, reference, why if way else "")
+    bench.prepare_reference("prefill")
+    ours = [bench.peak("ours", "prefill", n_tokens)]
+    for way, (chunk, why) in bench.prompts(n_tokens).items():
+        reference = [] if why else [bench.peak("reference", "prefill", n_tokens, chunk)]
+        yield Row(bench.size, "memory", n_tokens, way, "B", ours, reference, why=why if way else "")
 
 
 def training_memory(bench: Bench) -> Iterator[Row]:
     """Peak memory above the weights of one training step: gradients, moments and activations."""
-    n_tokens = sizes.TRAINED[0] * sizes.TRAINED[1]
-    reference = []
-    if bench.reference is not None:
-        bench.choose_backend("train")
-        reference = [peak_alone(bench, "reference", "train", n_tokens)]
+    n_tokens = implementations.TRAINED[0] * implementations.TRAINED[1]
+    bench.prepare_reference("train")
+    reference = [bench.peak("reference", "train", n_tokens)] if bench.reference else []
     for way in ("train", RECOMPUTED):
-        yield Row(bench.size, "memory", n_tokens, way, "B", [peak_alone(bench, "ours", way, n_tokens)], reference)
+        ours = [bench.peak("ours", way, n_tokens)]
+        yield Row(bench.size, "memory", n_tokens, way, "B", ours, reference)
 
 
 def cache(bench: Bench, n_tokens: int) -> Iterator[Row]:
-    """Bytes that the cache of one sequence remembers, and those of the buffers that it holds for them."""
-    sides = [side for side in (bench.ours, bench.reference) if side is not None]
-    found = [side.cache_bytes(side.prefill(bench.ids(1, n_tokens), sizes.REFERENCE_CHUNK)) for side in sides]
-    for way, numbers in zip(("remembered", "held"), zip(*found)):
+    """Bytes of one sequence's cache that are in use, and those of the buffers that hold them."""
+    both = [side for side in (bench.ours, bench.reference) if side is not None]
+    found = [side.cache_bytes(side.prefill(bench.ids(1, n_tokens), implementations.CHUNK)) for side in both]
+    for way, numbers in zip(("in use", "buffers"), zip(*found)):
         yield Row(bench.size, "cache", n_tokens, way, "B", *([number] for number in numbers))
-
-
-def run_alone(work: Callable, *arguments):
-    """`work(*arguments)` in a fresh process, whose peak nothing else has raised, and what it returns.
-
-    raises  ValueError where the process died, which is what happens when memory runs out
-    """
-    try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(work, *arguments).result()
-    except BrokenProcessPool as error:
-        raise ValueError("bench: a measuring process was killed, most likely for want of memory") from error
-
-
-def peak_alone(bench: Bench, side: str, phase: str, n_tokens: int, chunk: int | None = None) -> int:
-    """Bytes above weights and cache that one phase ("prefill", "train" or RECOMPUTED) of one side needs at most."""
-    backend = bench.reference.backends[phase] if side == "reference" else None
-    return run_alone(peak, bench.config, backend, phase, n_tokens, chunk, bench.n_threads, bench.device)
-
-
-def peak(config: Config, backend: str | None, phase: str, n_tokens: int, chunk, n_threads: int, device: str) -> int:
-    """What `peak_alone` measures, in this process; `backend` is transformers', None for this package."""
-    torch.set_num_threads(n_threads)
-    side = Transformers(config, device) if backend else MiniDSV4(config, device)
-    if backend:
-        side.use_backend(backend)
-    ids_BT = random_ids(config, (1, n_tokens) if phase == "prefill" else sizes.TRAINED, device)
-    side.prefill(ids_BT[:1, :64])  # brings in the libraries
-    if phase == "prefill":
-        before = reset_peak(device)
-        cache = side.prefill(ids_BT, chunk)
-        return max(PAGE, peak_bytes(device) - before - side.cache_bytes(cache)[1])
-    optimizer_of(side)  # what it imports is no part of the step
-    before = reset_peak(device)
-    side.train(ids_BT, *[True] * (phase == RECOMPUTED))
-    return max(PAGE, peak_bytes(device) - before)
-
-
-def peak_bytes(device: str = "cpu") -> int:
-    """The most bytes that this process has held so far.
-
-    Linux hands `ru_maxrss` on from the parent to its child, so there the kernel's own record of the process is read;
-    macOS, which does not, counts in bytes.
-    """
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        import resource  # not on every system
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def reset_peak(device: str = "cpu") -> int:
-    """Lower the peak to what is held now, where the system lets one, and read it."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
-    return peak_bytes()

@@ -7,15 +7,14 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
-from minidsv4.bench import curve, limits, phases, sizes
-from minidsv4.bench.implementations import RECOMPUTED, MiniDSV4, Transformers, reference_is_here
+from minidsv4.bench import implementations, limits, peak_memory, phases
+from minidsv4.bench.implementations import RECOMPUTED, SIZES, MiniDSV4, Transformers, reference_is_here
 from minidsv4.bench.phases import Bench, Row
 from minidsv4.config import Config
 from minidsv4.cost import parameters
@@ -23,6 +22,7 @@ from minidsv4.cost.report import length
 from minidsv4.fast.compiled.step import numba_is_here
 
 PHASES = {  # lengths that are measured unless others are asked for
+    "attend": (64, 256, 1024),
     "prefill": (64, 256, 1024, 4096, 8192, 32768),
     "decode": (1024, 8192, 32768),
     "train": (),
@@ -31,24 +31,23 @@ PHASES = {  # lengths that are measured unless others are asked for
 }
 INSTALL = "bench: transformers is not installed, so minidsv4 runs alone; `pip install 'transformers>=5.23'` adds it."
 NO_FUSED = "bench: numba is not installed, so no decoding step is fused; `pip install 'minidsv4[fast]'` adds it."
+CURVE_HEADING = ("tokens", "prefill, us/token", "decode, ms/token", "cache, MB", "peak, MB")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m minidsv4 bench`."""
-    several = "tiny, mini, peer, several with commas, or a config.json"
+    several = f"{', '.join(SIZES)}, several with commas, or a config.json"
     parser.add_argument("--size", type=words, default=["tiny"], help=several)
-    parser.add_argument("--phases", type=phase_names, default=list(PHASES), help=f"some of {','.join(PHASES)}")
+    parser.add_argument("--phases", type=words, default=list(PHASES), help=f"some of {','.join(PHASES)}")
     parser.add_argument("--lengths", type=lengths, help="tokens, such as 1K,8K,1M; each phase has its own otherwise")
-    parser.add_argument("--threads", type=threads, default=1, help="of both implementations")
+    parser.add_argument("--threads", type=count, default=1, help="of both implementations")
     parser.add_argument("--repeats", type=count, default=5, help="rounds; medians are compared")
     parser.add_argument("--alone", action="store_true", help="without transformers")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: seconds of the processor")
     parser.add_argument("--profile", action="store_true", help="shares of the machine's limits, for every phase")
     parser.add_argument("--curve", action="store_true", help="only what 1K to 1M tokens cost, minidsv4 alone: minutes")
     parser.add_argument("--fused", action="store_true", help="with --curve: pick and decode in compiled loops (numba)")
     parser.add_argument("--json", help="file for every measured value")
-    parser.add_argument("--plot", help="picture of the ratios or the curves: .png, .svg or .pdf")
+    parser.add_argument("--plot", help="with --curve: picture of the curves, .png, .svg or .pdf")
 
 
 def words(text: str) -> list[str]:
@@ -57,14 +56,6 @@ def words(text: str) -> list[str]:
     if not all(word.strip() for word in found):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty name; give words between commas, such as tiny,mini")
     return found
-
-
-def phase_names(text: str) -> list[str]:
-    """Names of PHASES between commas."""
-    wrong = [word for word in words(text) if word not in PHASES]
-    if wrong:
-        raise argparse.ArgumentTypeError(f"{','.join(wrong)!r} names no phase; give some of {','.join(PHASES)}")
-    return words(text)
 
 
 def lengths(text: str) -> list[int]:
@@ -79,14 +70,6 @@ def count(text: str) -> int:
     return int(text)
 
 
-def threads(text: str) -> int:
-    """A number of threads that the machine has."""
-    most = os.cpu_count() or 1
-    if count(text) > most:
-        raise argparse.ArgumentTypeError(f"{text} threads would wait for each other; this machine has {most}")
-    return int(text)
-
-
 @dataclass
 class Found:
     """Rows of the comparison, shares of the limits, cost curves, and how the reference ran.
@@ -96,7 +79,7 @@ class Found:
 
     rows: list[Row] = field(default_factory=list)
     uses: list[limits.Use] = field(default_factory=list)
-    points: list[curve.Point] = field(default_factory=list)
+    points: list[phases.Point] = field(default_factory=list)
     references: dict[str, dict] = field(default_factory=dict)
 
 
@@ -105,10 +88,10 @@ def run(arguments: argparse.Namespace) -> Found:
 
     raises  ValueError, before anything is allocated, for what cannot be run
     """
-    configs = {Path(name).stem: sizes.load_size(name) for name in arguments.size}
+    configs = {Path(name).stem: implementations.load_size(name) for name in arguments.size}
     found = Found()
     alone = arguments.alone or arguments.curve or not reference_is_here()
-    check(arguments, configs, alone)
+    check(arguments, configs)
     if alone and not (arguments.alone or arguments.curve):
         print(INSTALL, file=sys.stderr)
     if "decode" in arguments.phases and not arguments.curve and not numba_is_here():
@@ -118,9 +101,9 @@ def run(arguments: argparse.Namespace) -> Found:
     for name, config in configs.items():
         print(f"\n{describe(name, config)}", flush=True)
         if arguments.curve:
-            print(curve.HEADING, flush=True)
-            asked = (config, arguments.threads, arguments.device, curve_lengths(arguments), arguments.fused)
-            found.points += phases.run_alone(curve.curve, name, *asked)
+            print("".join(f"{head:>18}" for head in CURVE_HEADING), flush=True)
+            asked = (config, arguments.threads, lengths_of(arguments, "curve"), arguments.fused)
+            found.points += peak_memory.run_alone(phases.curve, name, *asked)
         else:
             compare(name, config, arguments, alone, found)
         if arguments.json:
@@ -128,57 +111,45 @@ def run(arguments: argparse.Namespace) -> Found:
     return found
 
 
-def check(arguments: argparse.Namespace, configs: dict[str, Config], alone: bool) -> None:
+def check(arguments: argparse.Namespace, configs: dict[str, Config]) -> None:
     """Refuse what this machine cannot run, and files that cannot be written."""
-    if not configs:
-        raise ValueError(f"bench: --size names nothing; give one of {', '.join(sizes.SIZES)}")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("bench: --device cuda: torch finds no CUDA device here; leave it out to run on the processor")
-    if arguments.fused and not (arguments.curve and arguments.device == "cpu" and numba_is_here()):
-        raise ValueError("bench: --fused goes with --curve, the processor, and numba (`pip install 'minidsv4[fast]'`)")
-    if arguments.device == "cuda" and arguments.clock == "cpu":
-        raise ValueError("bench: --clock cpu says nothing of a CUDA device's time; use --clock wall")
+    if wrong := [word for word in arguments.phases if word not in PHASES]:
+        raise ValueError(f"bench: --phases {','.join(wrong)!r} names no phase; give some of {','.join(PHASES)}")
+    if arguments.threads > (os.cpu_count() or 1):
+        raise ValueError(f"bench: --threads {arguments.threads}: this machine has {os.cpu_count()}")
+    if arguments.fused and not (arguments.curve and numba_is_here()):
+        raise ValueError("bench: --fused goes with --curve, and needs numba (`pip install 'minidsv4[fast]'`)")
+    if arguments.plot and not arguments.curve:
+        raise ValueError("bench: --plot draws the curves; give --curve with it")
     for option, name in (("--json", arguments.json), ("--plot", arguments.plot)):
         if name and not os.access(Path(name).absolute().parent, os.W_OK):
             raise ValueError(f"bench: {option} {name}: cannot be written to; give a file in a folder that can")
     if arguments.plot and Path(arguments.plot).suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"bench: --plot {arguments.plot}: give a name that ends in .png, .svg or .pdf")
-    if arguments.plot and alone and not arguments.curve:
-        raise ValueError("bench: --plot has no ratios to draw without transformers; --curve draws minidsv4 alone")
     for name, config in configs.items():
-        check_memory(arguments, name, config)
-
-
-def check_memory(arguments: argparse.Namespace, name: str, config: Config) -> None:
-    """Refuse lengths and training steps that need more memory than there is."""
-    asked = [n for phase in arguments.phases for n in lengths_of(arguments, phase)]
-    longest = curve_lengths(arguments)[-1] if arguments.curve else max(asked, default=1)
-    sizes.check_memory(f"{name} at {longest:,} tokens", sizes.own_needs(config, longest), arguments.device)
-    if "train" in arguments.phases and not arguments.curve:
-        sizes.check_memory(f"training {name}", sizes.training_needs(config), arguments.device)
+        asked = ["curve"] if arguments.curve else arguments.phases
+        longest = max((n for phase in asked for n in lengths_of(arguments, phase)), default=1)
+        peak_memory.check_memory(f"{name} at {longest:,} tokens", peak_memory.own_needs(config, longest))
+        if "train" in asked:
+            peak_memory.check_memory(f"training {name}", peak_memory.training_needs(config))
 
 
 def lengths_of(arguments: argparse.Namespace, phase: str) -> tuple[int, ...]:
-    """The lengths asked for, or the phase's own."""
-    return tuple(arguments.lengths or PHASES[phase]) if PHASES[phase] else ()
-
-
-def curve_lengths(arguments: argparse.Namespace) -> tuple[int, ...]:
-    """The lengths asked for, or those of a whole curve."""
-    return tuple(arguments.lengths or curve.LENGTHS)
+    """The lengths asked for, or the phase's own; none for a phase that has no length."""
+    own = (PHASES | {"curve": phases.CURVE})[phase]
+    return tuple(arguments.lengths or own) if own else ()
 
 
 def compare(name: str, config: Config, arguments: argparse.Namespace, alone: bool, found: Found) -> None:
     """All rows of one size, printed as they come and added to what was found."""
-    ours = MiniDSV4(config, arguments.device)
-    reference = None if alone else Transformers(config, arguments.device, weights=ours.model)
-    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
-    bench = Bench(name, config, ours, reference, arguments.repeats, clock, arguments.device, arguments.threads)
+    ours = MiniDSV4(config)
+    reference = None if alone else Transformers(config, weights=ours.model)
+    bench = Bench(name, config, ours, reference, arguments.repeats, arguments.threads)
     if reference is not None:
         difference = phases.agreement(bench)
         found.references[name] = {"difference": difference, "experts": reference.backends}
         print(f"the same weights: logits differ by {difference:.1g} at most")
-    print(line("", "minidsv4", *([] if alone else ["transformers", "ratio"])), flush=True)
+    print(line("", "minidsv4", "PLAIN/FAST", *([] if alone else ["transformers", "ratio"])), flush=True)
     first = len(found.rows)
     for row in every_row(bench, arguments):
         print(row_line(row), flush=True)
@@ -188,7 +159,7 @@ def compare(name: str, config: Config, arguments: argparse.Namespace, alone: boo
     if arguments.profile:
         shares = limits.uses(bench, found.rows[first:])
         found.uses += shares
-        print(*limits.table(shares), sep="\n", flush=True)
+        print(f"\n{limits.table(shares)}", flush=True)
 
 
 def every_row(bench: Bench, arguments: argparse.Namespace) -> Iterator[Row]:
@@ -207,11 +178,10 @@ def every_row(bench: Bench, arguments: argparse.Namespace) -> Iterator[Row]:
 
 def machine(arguments: argparse.Namespace, alone: bool) -> str:
     """What it runs on and how it is measured."""
-    processor = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine()
-    versions = [f"torch {torch.__version__}"]
-    versions += [] if alone else [f"transformers {importlib.metadata.version('transformers')} eager"]
-    ways = f"{arguments.threads} thread(s), medians of up to {arguments.repeats} rounds ({arguments.clock} clock)"
-    return f"{processor}, {', '.join(versions)}; {ways}"
+    versions = f"torch {torch.__version__}"
+    versions += "" if alone else f", transformers {importlib.metadata.version('transformers')} eager"
+    ways = f"{arguments.threads} thread(s), medians of up to {arguments.repeats} rounds"
+    return f"{platform.machine()}, {versions}; {ways}"
 
 
 def describe(name: str, config: Config) -> str:
@@ -223,13 +193,13 @@ def describe(name: str, config: Config) -> str:
 
 def line(*cells: str) -> str:
     """Cells in the table's columns."""
-    return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, (36, 28, 28, 8, 14))).rstrip()
+    return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, (36, 28, 10, 28, 8, 14))).rstrip()
 
 
 def label(row: Row) -> str:
     """'prefill at 8,192, whole'."""
     if "train" in (row.phase, row.way) or row.way == RECOMPUTED:
-        step = f"step of {' x '.join(map(str, sizes.TRAINED))}" + f", {RECOMPUTED}" * (row.way == RECOMPUTED)
+        step = f"step of {' x '.join(map(str, implementations.TRAINED))}" + f", {RECOMPUTED}" * (row.way == RECOMPUTED)
         return f"train, {step}" if row.phase == "train" else f"memory of training, {step}"
     return f"{row.phase} at {row.n_tokens:,}" + f", {row.way}" * bool(row.way)
 
@@ -238,7 +208,7 @@ def amount(row: Row, values: list[float]) -> str:
     """A median with the range that it was taken from."""
     found = (statistics.median(values), min(values), max(values))
     if row.unit == "B":
-        return sizes.readable(found[0])
+        return peak_memory.readable(found[0])
     if row.phase == "decode":
         middle, fastest, slowest = (f"{1 / time:,.0f}" if time < 0.01 else f"{1 / time:.3g}" for time in found)
         return f"{middle} tokens/s ({slowest}-{fastest})"
@@ -247,16 +217,17 @@ def amount(row: Row, values: list[float]) -> str:
 
 def row_line(row: Row) -> str:
     """A row of the table."""
+    cells = [label(row), amount(row, row.ours), f"{row.plain_over_fast():.2g}" if row.plain else ""]
     if not row.reference:
-        return line(label(row), amount(row, row.ours), row.why)
+        return line(*cells, row.why)
     low, high = row.spread()
     spread = f"({low:.3g}-{high:.3g})" if len(row.reference) > 1 else ""
-    return line(label(row), amount(row, row.ours), amount(row, row.reference), f"{row.ratio():.3g}x", spread)
+    return line(*cells, amount(row, row.reference), f"{row.ratio():.3g}x", spread)
 
 
 def to_json(found: Found, arguments: argparse.Namespace) -> str:
     """Every measured value with what it was measured on."""
-    settings = {name: getattr(arguments, name) for name in ("threads", "repeats", "clock", "device")}
+    settings = {name: getattr(arguments, name) for name in ("threads", "repeats")}
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {"transformers": importlib.metadata.version("transformers")} if found.references else {}
     measured = asdict(found) | {"rows": [row.to_dict() for row in found.rows]}

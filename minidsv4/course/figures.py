@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from minidsv4.bench.curve import Point
+from minidsv4.bench.phases import Point
 from minidsv4.config import Config, LayerKind
 from minidsv4.cost import V32, flops, megamoe, memory, schedule
 from minidsv4.cost.hardware import DEVICES

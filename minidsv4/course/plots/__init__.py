@@ -5,7 +5,7 @@ Modules by subject: `style`, `model_map`, `attention` (notebooks 01, 04), `compr
 """
 
 from minidsv4.course.plots.attention import masks, moved_text, reach
-from minidsv4.course.plots.bench import bench_curves, bench_ratios
+from minidsv4.course.plots.bench import bench_curves
 from minidsv4.course.plots.compression import cache_growth, pooled_tokens, recall_in_4_bits
 from minidsv4.course.plots.experts import bias_rule
 from minidsv4.course.plots.model_map import PARTS, map_of_model
@@ -22,7 +22,6 @@ __all__ = [
     "INK",
     "PARTS",
     "bench_curves",
-    "bench_ratios",
     "bias_rule",
     "cache_growth",
     "cut_row",

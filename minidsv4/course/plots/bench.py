@@ -1,58 +1,17 @@
-"""Pictures of `python -m minidsv4 bench`: ratios to transformers, and what a length costs."""
+"""Picture of `python -m minidsv4 bench --curve`: what a length costs."""
 
 import itertools
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from minidsv4.course.plots.style import COLOURS, COMPRESSED, HEADING, INK, KEY, QUERY, SINK
-
-BENCH_COLOURS = {
-    "prefill": COLOURS["query"],
-    "decode": COLOURS["key"],
-    "train": COLOURS["compressed"],
-    "memory": COLOURS["sink"],
-    "cache": COLOURS["masked"],
-}
-
-
-def bench_ratios(rows):
-    """How many times less the package takes than transformers: a bar a row of the bench, a panel a size.
-
-    rows     minidsv4.bench.phases.Row; those without a value of transformers are left out
-    returns  a matplotlib Figure; the thin line is the range of the rounds
-    """
-    compared = {}
-    for row in rows:
-        if row.ratio() is not None:
-            compared.setdefault(row.size, []).append(row)
-    longest = max(map(len, compared.values()))
-    ratios = [row.ratio() for found in compared.values() for row in found]
-    figure = Figure(figsize=(max(6.0, 4.8 * len(compared)), 1.3 + 0.24 * longest))
-    for axes, (size, found) in zip(np.ravel(figure.subplots(1, len(compared))), compared.items()):
-        for place, row in enumerate(found):
-            low, high = row.spread()
-            axes.barh(place, row.ratio() - 1, left=1, color=BENCH_COLOURS[row.phase], height=0.7)
-            axes.plot((low, high), (place, place), color=INK, linestyle="-", linewidth=0.8)
-            axes.text(max(1, high) * 1.06, place, f"{row.ratio():.3g}", va="center")
-        names = [f"{row.phase}, {row.n_tokens:,} {row.way}".strip() for row in found]
-        axes.set(xscale="log", yticks=range(len(found)), yticklabels=names, ylim=(len(found) - 0.4, -0.6))
-        axes.set(
-            xlabel="transformers / minidsv4",
-            xlim=(None, 2 * max(row.spread()[1] for row in found)),
-        )
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.axvline(1, color=INK, linestyle="-", linewidth=0.8)
-        axes.set_title(f"size {size}", fontweight="normal")
-    title = f"transformers takes {min(ratios):.2g} to {max(ratios):.2g} times the time or memory of minidsv4"
-    figure.suptitle(title, **HEADING)
-    return figure
+from minidsv4.course.plots.style import COMPRESSED, HEADING, KEY, QUERY, SINK
 
 
 def bench_curves(points):
     """What a length costs: time a token of reading and of writing, and memory, all on log scales.
 
-    points   minidsv4.bench.curve.Point of one or more sizes
+    points   minidsv4.bench.phases.Point of one or more sizes
     returns  a matplotlib Figure of three panels; a line style a size
     """
     figure = Figure(figsize=(7.2, 2.8))
