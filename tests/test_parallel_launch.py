@@ -45,8 +45,8 @@ def test_results_come_back_by_rank_and_arguments_reach_every_rank():
 
 
 def test_ranks_that_never_meet_end_well_too(capsys):
-    assert run_ranks(lambda group: print("I am", group.rank()), 3) == [None] * 3
-    assert capsys.readouterr().out == "I am 0\nI am 1\nI am 2\n"
+    assert run_ranks(lambda group: print("✓ rank", group.rank()), 3) == [None] * 3
+    assert capsys.readouterr().out == "✓ rank 0\n✓ rank 1\n✓ rank 2\n"
 
 
 def test_ranks_are_started_after_products_and_gradients_here():
@@ -81,6 +81,17 @@ def test_a_rank_that_raises_is_named_with_its_traceback():
     assert 'raise KeyError("no such expert")' in str(error)
 
 
+def test_the_sentence_has_the_first_line_of_a_long_error_and_blames_nobody_for_words_about_sockets():
+    def stumble(group):
+        if group.rank() == 1:
+            raise ValueError("the socket timed out\nsays this function")
+        meet(group)
+
+    story, *trace = str(failure(stumble)).split("\n")
+    assert story == "run_ranks: rank 1 raised ValueError: the socket timed out; ranks 0, 2 ended for that"
+    assert "says this function" in trace
+
+
 @pytest.mark.parametrize("waiting", [True, False], ids=["others wait", "others are done"])
 def test_a_rank_that_does_not_come_is_named_with_the_place_where_it_is(waiting):
     def linger(group):
@@ -105,7 +116,8 @@ def test_ctrl_c_here_ends_all_ranks():
 
 def test_a_result_that_cannot_be_sent_back_and_an_exit_are_told():
     assert "cannot be sent back" in str(failure(lambda group: lambda: group, 2))
-    assert "ranks 0, 1 raised SystemExit: 4" in str(failure(lambda group: sys.exit(4), 2))
+    assert "ranks 0, 1 ended with exit code 4" in str(failure(lambda group: sys.exit(4), 2))
+    assert "ranks 0, 1 ended with exit code 0" in str(failure(lambda group: sys.exit(0), 2))  # without a result
     assert "ranks 0, 1 ended with exit code 5" in str(failure(lambda group: os._exit(5), 2))
 
 

@@ -7,31 +7,30 @@ the process that calls it one of the ranks that `torchrun` started. `fn` is the 
 import contextlib
 import faulthandler
 import importlib
-import io
+import math
 import multiprocessing
 import os
 import pickle
-import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import wait
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import distributed as dist
+from torch.multiprocessing import ProcessContext, start_processes
 
 DEVICES = {"gloo": "cpu", "nccl": "cuda", "hccl": "npu"}  # the kind of device that each backend moves tensors between
 PATIENCE = 15.0  # seconds that ranks wait for one that does not come
 GRACE = 2.0  # seconds for the others to say what they saw, once one rank has failed
-_LOST = ("gloo", "closed by peer", "connection reset", "timed out", "broken pipe", "socket")
+_LOST = ("lostcontact", "gloo", "closed by peer", "connection reset", "timed out", "broken pipe", "socket")
 
 
 class RankError(RuntimeError):
@@ -52,16 +51,15 @@ def contact(rank: int, doing: str):
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, LostContact) or not lost_contact(error):
+        if isinstance(error, LostContact) or not lost_contact(str(error)):
             raise
         reason = str(error).strip().split("\n")[0]
         raise LostContact(f"rank {rank}: while {doing}, another rank ended or did not come ({reason})") from error
 
 
-def lost_contact(error: BaseException) -> bool:
-    """Whether an error only says that another rank is gone."""
-    said = str(error).lower()
-    return isinstance(error, LostContact) or (isinstance(error, RuntimeError) and any(word in said for word in _LOST))
+def lost_contact(said: str) -> bool:
+    """Whether an error's words only say that another rank is gone."""
+    return any(word in said.lower() for word in _LOST)
 
 
 def device_of(backend: str) -> torch.device:
@@ -103,7 +101,7 @@ def run_ranks(fn: Callable, n: int, *args, backend: str = "gloo", timeout: float
     args     reach every rank as they are here: the ranks are forks of this process
     timeout  seconds that ranks wait for one that does not come
     returns  what `fn` returned, by rank; must be picklable. What ranks print appears at the end, rank after rank
-    raises   RankError naming the ranks that raised, were killed or did not come, with their traceback; all have ended
+    raises   RankError naming the ranks that raised, ended or did not come, with their traceback; all have ended
              ValueError for n below 1, an unknown backend, or inside of a rank
     """
     if not isinstance(n, int) or n < 1:
@@ -112,73 +110,50 @@ def run_ranks(fn: Callable, n: int, *args, backend: str = "gloo", timeout: float
         raise ValueError(f"run_ranks: backend = {backend!r} is not known; it is one of {', '.join(DEVICES)}")
     if dist.is_available() and dist.is_initialized():
         raise ValueError("run_ranks: this process is a rank itself; call fn(group) with the group that it has")
-    folder = tempfile.mkdtemp(prefix="ranks-")
-    ranks: list[_Rank] = []
-    try:
+    with tempfile.TemporaryDirectory(prefix="ranks-") as name:
+        folder = Path(name)
+        work = (n, fn, args, backend, timeout, folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking where threads run: see _work
+            context = start_processes(_work, work, n, join=False, daemon=True, start_method="fork")
+        try:
+            _wait(context)
+            fates = [_fate(rank, context, folder) for rank in range(n)]
+        finally:
+            _end(context)
+        if not all(fate.kind == DONE for fate in fates):
+            raise _blame(fates)
         for rank in range(n):
-            ranks.append(_start(rank, lambda rank: _work(rank, n, fn, args, backend, timeout, folder)))
-        _listen(ranks, timeout)
-    finally:
-        for rank in ranks:
-            rank.end()
-        shutil.rmtree(folder, ignore_errors=True)
-    for rank in ranks:
-        print(rank.report.said, end="")
-    return [rank.report.result for rank in ranks]
+            print((folder / f"{rank}.said").read_text("utf-8"), end="")
+        return [pickle.loads((folder / f"{rank}.result").read_bytes()) for rank in range(n)]
 
 
 # --- inside a rank ---
 
 
-@dataclass
-class _Report:
-    """What a rank tells in the end; `error` is the last line of its traceback, empty if all went well."""
-
-    result: Any = None
-    said: str = ""
-    error: str = ""
-    trace: str = ""
-    lost: bool = False
-
-
-def _work(rank: int, n: int, fn: Callable, args: tuple, backend: str, timeout: float, folder: str) -> _Report:
-    """Join the group, call the function."""
+def _work(rank: int, n: int, fn: Callable, args: tuple, backend: str, timeout: float, folder: Path) -> None:
+    """The life of a rank: join the group, call the function, keep its result; torch's launcher keeps what it raises."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends all ranks
     torch.set_num_threads(1)  # a forked process that wants its parent's OpenMP threads waits for ever
+    sys.stdout = open(folder / f"{rank}.said", "w", encoding="utf-8")
+    log = open(folder / f"{rank}.log", "w")
+    for number in (1, 2):  # gloo speaks on both; nobody asked for it
+        os.dup2(log.fileno(), number)
+    faulthandler.register(signal.SIGUSR1, file=log, all_threads=False)
     os.environ["LOCAL_RANK"] = str(rank)
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are here, whatever this machine calls itself
-    said = io.StringIO()
+    device_of(backend)
+    store = dist.FileStore(str(folder / "store"), n)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=n, timeout=timedelta(seconds=timeout))
+    dist.barrier()  # whoever is quick must not be gone before the others have found it
+    result = fn(dist.group.WORLD, *args)
     try:
-        with contextlib.redirect_stdout(said):
-            device_of(backend)
-            store = dist.FileStore(os.path.join(folder, "store"), n)
-            waiting = timedelta(seconds=timeout)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=n, timeout=waiting)
-            dist.barrier()  # whoever is quick must not be gone before the others have found it
-            return _Report(fn(dist.group.WORLD, *args), said.getvalue())
-    except BaseException as error:  # SystemExit and KeyboardInterrupt too: the parent must hear of it
-        line = "".join(traceback.format_exception_only(error)).strip()
-        return _Report(None, said.getvalue(), line, traceback.format_exc(), lost_contact(error))
-
-
-def _child(rank: int, work: Callable[[int], _Report], pipe, log) -> None:
-    """The life of a rank: work, report, end without the clean-up that belongs to the process it was forked from."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends all ranks
-    for number in (1, 2):  # gloo speaks on both; it is wanted only if the rank dies
-        os.dup2(log.fileno(), number)
-    faulthandler.register(signal.SIGUSR1, file=log, all_threads=False)
-    report = work(rank)
-    try:
-        message = pickle.dumps(report)
+        (folder / f"{rank}.result").write_bytes(pickle.dumps(result))
     except Exception as error:
-        problem = f"{type(error).__name__}: its result cannot be sent back ({error}); return tensors and plain values"
-        message = pickle.dumps(_Report(error=problem, trace=problem))
-    with contextlib.suppress(OSError, EOFError):  # the parent is gone: nobody to tell
-        pipe.send_bytes(message)
-        if not report.error:  # stay until all have reported: another rank may not have read yet what this one sent
-            pipe.recv_bytes()
-    os._exit(0)
+        raise TypeError(f"its result cannot be sent back ({error}); return tensors and plain values") from error
+    dist.barrier()  # another rank may not have read yet what this one sent
 
 
 def _end_with_parent() -> None:
@@ -189,102 +164,70 @@ def _end_with_parent() -> None:
 
 # --- outside ---
 
-
-@dataclass
-class _Rank:
-    """A rank as its parent sees it."""
-
-    rank: int
-    process: Any
-    pipe: Any
-    log: Any
-    report: _Report | None = None
-    died: str = ""
-    heard: float = field(default_factory=time.monotonic)
-
-    @property
-    def over(self) -> bool:
-        return self.report is not None or bool(self.died)
-
-    @property
-    def failed(self) -> bool:
-        return bool(self.died) or (self.report is not None and bool(self.report.error))
-
-    def hear(self) -> None:
-        """Take in the report, or find that there will be none."""
-        self.heard = time.monotonic()
-        try:
-            self.report = pickle.loads(self.pipe.recv_bytes())
-        except (EOFError, OSError):
-            self.process.join()
-            code = self.process.exitcode
-            self.died = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
-
-    @property
-    def story(self) -> str:
-        """What became of it, to follow its name in a sentence."""
-        if self.died or not self.report:
-            return self.died or "did not come while the others waited"
-        return f"raised {self.report.error}" if self.report.error else "came to its end"
-
-    def trace(self) -> str:
-        """Where it raised, or where it is if it does not come."""
-        if self.died or self.report:
-            return self.report.trace if self.report else ""
-        start = self.log.seek(0, os.SEEK_END)
-        with contextlib.suppress(OSError):
-            os.kill(self.process.pid, signal.SIGUSR1)
-            time.sleep(0.3)
-        self.log.seek(start)
-        stack = self.log.read().decode(errors="replace").strip().split("\n")
-        ours = next((number for number, line in enumerate(stack) if __file__ in line), len(stack))
-        return "\n".join(stack[:ours])
-
-    def end(self) -> None:
-        """See that the process is gone."""
-        self.process.kill()
-        self.process.join()
-        self.pipe.close()
-        self.log.close()
+DIED, RAISED, AWAY, LOST, DONE = range(5)  # the first kind that occurs is to blame
+_LOST_TYPES = ("RuntimeError", "torch.distributed.", f"{__name__}.LostContact")  # as tracebacks write them
 
 
-def _start(rank: int, work: Callable[[int], _Report]) -> _Rank:
-    context, log = multiprocessing.get_context("fork"), tempfile.TemporaryFile()
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_child, args=(rank, work, theirs, log), daemon=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking where threads run: see _work
-        process.start()
-    theirs.close()
-    return _Rank(rank, process, ours, log)
+class _Fate(NamedTuple):
+    """What became of a rank: one of the kinds above, the end of a sentence with its name, and where in the code."""
+
+    kind: int
+    story: str
+    trace: str = ""
 
 
-def _listen(ranks: list[_Rank], timeout: float) -> None:
-    """Wait for every report; raises RankError when one tells of a failure, or stays away too long after the others."""
-    limit = float("inf")
-    while missing := [rank for rank in ranks if not rank.over]:
-        patience = None if limit == float("inf") else max(0.0, limit - time.monotonic())
-        for pipe in wait([rank.pipe for rank in missing], patience):
-            rank = next(rank for rank in missing if rank.pipe is pipe)
-            rank.hear()
-            limit = min(limit, rank.heard + GRACE) if rank.failed else min(limit, rank.heard + timeout)
-        if time.monotonic() >= limit:
-            break
-    if not all(rank.report and not rank.failed for rank in ranks):
-        raise _blame(ranks)
+def _wait(context: ProcessContext) -> None:
+    """Until all ranks have ended, or GRACE after one failed."""
+    limit = math.inf
+    while time.monotonic() < limit and (running := [p for p in context.processes if p.is_alive()]):
+        wait([process.sentinel for process in running], GRACE)
+        if limit == math.inf and any(process.exitcode for process in context.processes):
+            limit = time.monotonic() + GRACE
 
 
-def _blame(ranks: list[_Rank]) -> RankError:
-    """Who is to blame: whoever was killed, or raised, or did not come, in this order; else those that lost contact."""
-    died = [rank for rank in ranks if rank.died]
-    raised = [rank for rank in ranks if rank.report and rank.report.error and not rank.report.lost]
-    away = [rank for rank in ranks if not rank.over]
-    first, *_ = died or raised or away or [rank for rank in ranks if rank.failed]
-    blamed, trace = [rank.rank for rank in ranks if rank.story == first.story], first.trace()
-    others = [rank.rank for rank in ranks if rank.rank not in blamed]
+def _fate(rank: int, context: ProcessContext, folder: Path) -> _Fate:
+    process = context.processes[rank]
+    raised = Path(context.error_files[rank])
+    if process.exitcode is None:
+        return _Fate(AWAY, "did not come while the others waited", _stack(process.pid, folder / f"{rank}.log"))
+    if process.exitcode < 0:
+        return _Fate(DIED, f"was killed ({signal.Signals(-process.exitcode).name})")
+    if raised.exists():
+        trace = pickle.loads(raised.read_bytes())
+        after = trace.rsplit("\n  File ", 1)[-1].split("\n")
+        line = next((line for line in after[1:] if line and not line.startswith(" ")), after[-1])
+        lost = line.startswith(_LOST_TYPES) and lost_contact(line)
+        return _Fate(LOST if lost else RAISED, f"raised {line}", trace)
+    if process.exitcode or not (folder / f"{rank}.result").exists():
+        return _Fate(DIED, f"ended with exit code {process.exitcode}")
+    return _Fate(DONE, "came to its end")
+
+
+def _stack(pid: int, log: Path) -> str:
+    """Where a rank is that does not come."""
+    start = log.stat().st_size
+    os.kill(pid, signal.SIGUSR1)
+    time.sleep(0.3)
+    stack = log.read_bytes()[start:].decode(errors="replace")
+    return stack.partition(f'  File "{__file__}"')[0].strip()
+
+
+def _end(context: ProcessContext) -> None:
+    """See that all processes are gone, and what torch's launcher wrote of them."""
+    for process, raised in zip(context.processes, context.error_files):
+        process.kill()
+        process.join()
+        Path(raised).unlink(missing_ok=True)
+
+
+def _blame(fates: list[_Fate]) -> RankError:
+    """Who is to blame, and all ranks with the same story; the others ended for that."""
+    first = min(fates, key=lambda fate: fate.kind)
+    blamed = [rank for rank, fate in enumerate(fates) if fate.story == first.story]
+    others = [rank for rank in range(len(fates)) if rank not in blamed]
     ended = f"; {names(others)} ended for that" if others else ""
     story = f"run_ranks: {names(blamed)} {first.story}{ended}"
-    return RankError("\n\n".join(filter(None, (story, trace))), blamed)
+    return RankError("\n\n".join(filter(None, (story, first.trace))), blamed)
 
 
 def names(ranks: list[int]) -> str:
