@@ -57,6 +57,19 @@ def test_a_listing_is_the_source_headed_by_its_file():
     assert listing._repr_markdown_() == f"```python\n{listing}\n```"
 
 
+def test_several_sources_stand_in_one_listing_and_each_file_is_named_once():
+    listing = show.source(show.Listing.__repr__, show.check, plots.use_style)
+    lines = str(listing).splitlines()
+    heads = [line for line in lines if line.startswith(("# ", "def "))]
+    assert heads == [
+        "# minidsv4/course/show.py",
+        "def __repr__(self):",
+        "def check(sentence, got, want=True, within=None):",
+        "# minidsv4/course/plots/style.py",
+        "def use_style():",
+    ]
+
+
 def test_explore_draws_the_first_values_and_adds_sliders_only_when_live(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)

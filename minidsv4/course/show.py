@@ -114,14 +114,16 @@ class Listing:
         return self.text
 
 
-def source(thing):
-    """The source of a function, method or class of the package, as it stands there.
+def source(*things):
+    """The source of functions, methods or classes of the package, as it stands there.
 
-    returns  Listing, headed by the file that holds it
+    returns  Listing, each file's name above what comes from it
     """
-    thing = inspect.unwrap(thing)
-    text = textwrap.dedent(inspect.getsource(thing)).rstrip()
-    return Listing(f"# {thing.__module__.replace('.', '/')}.py\n{text}")
+    files = {}
+    for thing in map(inspect.unwrap, things):
+        name = f"# {thing.__module__.replace('.', '/')}.py"
+        files.setdefault(name, []).append(textwrap.dedent(inspect.getsource(thing)).rstrip())
+    return Listing("\n\n\n".join(f"{name}\n" + "\n\n\n".join(texts) for name, texts in files.items()))
 
 
 def explore(draw, **ranges):
