@@ -25,7 +25,7 @@ from minidsv4.cost.parameters import checkpoint_bytes, with_experts_in
 from minidsv4.cost.parameters import weights as bill_of
 from minidsv4.lowbit import formats, fp8, mxfp4
 from minidsv4.train import ship
-from minidsv4.train.data import Tokenizer
+from minidsv4.train.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

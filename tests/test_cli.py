@@ -20,9 +20,10 @@ from minidsv4.course.tour import cache_table, weigh_cache
 from minidsv4.model.model import Model
 from minidsv4.serve import completion
 from minidsv4.train import pretrain
-from minidsv4.train.data import Corpus, SourceFile, programs
+from minidsv4.train.corpus import Corpus, SourceFile
 from minidsv4.train.plan import Plan
 from minidsv4.train.pretrain import Batcher
+from minidsv4.train.programs import programs
 
 FILES = {"config.json", "log.jsonl", "model.safetensors", "tokenizer.json", "tour.png", "training.pt"}
 SMALL = {  # the tour at a hundredth of its size: a model of 60 thousand parameters

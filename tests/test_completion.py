@@ -12,7 +12,7 @@ from small import small_model
 import minidsv4 as v4
 from minidsv4.serve import completion
 from minidsv4.serve.detokenize import IncrementalDecoder, byte_alphabet
-from minidsv4.train.data import Tokenizer
+from minidsv4.train.tokenizer import Tokenizer
 
 HALVES = "é中\N{SNAKE}"  # characters of 2, 3 and 4 bytes
 

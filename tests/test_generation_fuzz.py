@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small import small_model
 
 import minidsv4 as v4
-from minidsv4.train.data import Tokenizer
+from minidsv4.train.tokenizer import Tokenizer
 
 FIELDS = "ids n_tokens temperature top_p seed speculate stream stop fused model tokenizer prompt depth".split()
 SENTENCE = re.compile(rf"^(?=.*\b({'|'.join(FIELDS)})\b)(generate|complete|speculate|ids): .+[;,] \w+", re.DOTALL)

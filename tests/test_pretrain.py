@@ -16,9 +16,10 @@ import torch
 from minidsv4 import load
 from minidsv4.__main__ import main
 from minidsv4.train import pretrain
+from minidsv4.train.log import Log, read_log
 from minidsv4.train.loop import Trainer
 from minidsv4.train.plan import Plan
-from minidsv4.train.pretrain import Log, Run, read_log
+from minidsv4.train.pretrain import Run
 
 SMALL = {
     "config": {"size": "tiny", "vocab_size": 300},
@@ -124,15 +125,16 @@ KILLED = """
 import os, signal, sys
 from minidsv4.__main__ import main
 from minidsv4.train import pretrain
+from minidsv4.train.log import Log
 pretrain.HELD_OUT_PROGRAMS = 3
-write = pretrain.Log.write
+write = Log.write
 def cut_short(log, record):
     if record["step"] == 14:
         log.file.write('{"step": 14, "ma')
         log.file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     write(log, record)
-pretrain.Log.write = cut_short
+Log.write = cut_short
 main(["train", "--recipe", sys.argv[1], "--out", sys.argv[2]])
 """
 

@@ -9,9 +9,10 @@ import torch
 
 import minidsv4 as v4
 from minidsv4.train import indexer
+from minidsv4.train.log import read_log
 from minidsv4.train.loop import bits_per_byte
-from minidsv4.train.pretrain import Plan, read_log
-from minidsv4.train.tasks import document, varied_programs
+from minidsv4.train.plan import Plan
+from minidsv4.train.programs import document, programs
 
 ASSETS = Path(v4.__file__).parent / "assets"
 LARGEST = 12_000_000  # bytes
@@ -24,7 +25,7 @@ def shipped():
 
 def unseen(n):
     """Programs that the run did not read: another seed, the composed ones of which are new."""
-    return [document(program) for program in varied_programs(seed=12, n=2 * n)[1::2]]
+    return [document(program) for program in programs(seed=12, n=2 * n, composed=True)[1::2]]
 
 
 def test_the_files_are_small_and_the_config_is_mini():

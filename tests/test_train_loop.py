@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from minidsv4 import Config, Model
-from minidsv4.train.data import Batches, Tokenizer, programs
+from minidsv4.train.data import Batches
 from minidsv4.train.loop import Recipe, Trainer, asked_to_stop, bits_per_byte, fastest_threads
+from minidsv4.train.programs import programs
+from minidsv4.train.tokenizer import Tokenizer
 
 SOURCES = [program.source for program in programs(seed=2, n=60)]
 

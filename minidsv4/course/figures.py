@@ -39,11 +39,14 @@ from minidsv4.model.moe import LearnedRouter
 from minidsv4.ops import index_scores, rotate, stable_topk
 from minidsv4.parallel import context
 from minidsv4.serve.speculate import MAX_PENDING, Speculation, Speculator
-from minidsv4.train import balance, pretrain
-from minidsv4.train.data import Batches, Tokenizer, programs
+from minidsv4.train import balance
+from minidsv4.train.data import Batches
 from minidsv4.train.loop import Recipe, Trainer
 from minidsv4.train.muon import SCHEDULE
+from minidsv4.train.plan import Plan
+from minidsv4.train.programs import programs
 from minidsv4.train.routing import Anticipation
+from minidsv4.train.tokenizer import Tokenizer
 
 
 def flops_and_cache():
@@ -175,7 +178,7 @@ def planted_recall():
 
 def recipe_over_steps():
     """Notebook 10: the recipe of the mini model over its steps."""
-    plan = pretrain.Plan.read("mini")
+    plan = Plan.read("mini")
     stages, recipe = plan.stages, plan.recipe
     places = [plan.place(step)[0] for step in range(recipe.steps)]
     rates = [recipe.rate_at(step, step / recipe.steps) for step in range(recipe.steps)]

@@ -13,8 +13,10 @@ from torch import Tensor
 from minidsv4.config import Config
 from minidsv4.model.model import Model
 from minidsv4.train.balance import balanced
-from minidsv4.train.data import Batches, Tokenizer, programs
+from minidsv4.train.data import Batches
 from minidsv4.train.muon import Muon, places
+from minidsv4.train.programs import programs
+from minidsv4.train.tokenizer import Tokenizer
 
 # Tuned alike: held-out loss after 60 steps, mean of seeds 0 to 2, on rates about 1.4 apart around the best of a coarse
 # grid (AdamW 0.001 to 0.03, Muon 0.003 to 0.06, seed 0). Neighbours of the best lie within 0.1 nats for both.

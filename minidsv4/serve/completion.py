@@ -14,8 +14,8 @@ from minidsv4.serve.checks import check_model, check_stream, shown
 from minidsv4.serve.detokenize import IncrementalDecoder
 from minidsv4.serve.generation import generate
 from minidsv4.serve.speculate import Speculation
-from minidsv4.train.data import Tokenizer
 from minidsv4.train.ship import TOKENIZER, load_pretrained, pretrained_tokenizer
+from minidsv4.train.tokenizer import Tokenizer
 
 TOURED = "runs/tour"  # where `python -m minidsv4 tour` leaves its model
 

@@ -5,7 +5,7 @@ import codecs
 import tokenizers
 
 from minidsv4.serve.checks import shown
-from minidsv4.train.data import Tokenizer
+from minidsv4.train.tokenizer import Tokenizer
 
 
 def byte_alphabet() -> dict[str, int]:

@@ -23,9 +23,10 @@ from tqdm import tqdm
 from minidsv4.model.losses import MTP_WEIGHT
 from minidsv4.ops import upcast
 from minidsv4.train.balance import balanced, loads, max_violation
-from minidsv4.train.data import Batch, Tokenizer, eval_rows
+from minidsv4.train.data import Batch, eval_rows
 from minidsv4.train.indexer import clip_apart, dense, only, resting
 from minidsv4.train.muon import muon
+from minidsv4.train.tokenizer import Tokenizer
 
 LOWEST_RATE = 0.1  # of the peak, at the end of the cosine
 

@@ -3,7 +3,6 @@
 import argparse
 import copy
 import hashlib
-import json
 import math
 import pickle
 import platform
@@ -21,10 +20,13 @@ from minidsv4.fast import FAST
 from minidsv4.files import atomic_file, writable_folder
 from minidsv4.model.model import Model
 from minidsv4.ops import Ops
-from minidsv4.train.data import Batch, Corpus, Mixture, Packed, Tokenizer, python_source
+from minidsv4.train.corpus import Corpus, python_source
+from minidsv4.train.data import Batch, Mixture, Packed
+from minidsv4.train.log import Log
 from minidsv4.train.loop import Trainer, bits_per_byte
 from minidsv4.train.plan import Plan
-from minidsv4.train.tasks import document, varied_programs
+from minidsv4.train.programs import document, programs
+from minidsv4.train.tokenizer import Tokenizer
 
 STATE, LOG, TOKENIZER = "training.pt", "log.jsonl", "tokenizer.json"
 HELD_OUT_PROGRAMS = 200
@@ -46,8 +48,8 @@ class Texts:
             unseen = [file.text for file in self.corpus.held_out]
             self.held_out["source"] = first_bytes(unseen, plan.held_out_bytes)
         if plan.programs:
-            made = [document(program) for program in varied_programs(plan.seed, plan.n_programs)]
-            unseen = varied_programs(plan.seed + 1, 2 * HELD_OUT_PROGRAMS)
+            made = [document(program) for program in programs(plan.seed, plan.n_programs, composed=True)]
+            unseen = programs(plan.seed + 1, 2 * HELD_OUT_PROGRAMS, composed=True)
             self.add("programs", plan.programs, made)
             unseen = [document(program) for program in unseen]
             self.held_out["programs"] = [text for text in unseen if text not in set(made)][:HELD_OUT_PROGRAMS]
@@ -89,41 +91,6 @@ class Batcher:
             self.mixtures = {number: Mixture(packed, self.shares, stage.batch_size, seed)}
         batch = self.mixtures[number].at(place)
         return batch if self.plan.masks else batch.ids_BT
-
-
-class Log:
-    """One JSON object a line, written at once: what a killed run had done is there, but for a half line at its end.
-
-    path   of the file
-    after  the last step that counts: lines of later ones are left out, since that part is done again
-    """
-
-    def __init__(self, path: Path, after: int):
-        kept = _lines(path, after) if after else []
-        with atomic_file(path) as scratch:
-            scratch.write_text("".join(f"{line}\n" for line in kept))
-        self.file = path.open("a", buffering=1)
-
-    def write(self, record: dict) -> None:
-        """Add a line; numbers with 6 digits."""
-        shown = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in record.items()}
-        self.file.write(json.dumps(shown) + "\n")
-
-
-def read_log(path: str | Path) -> list[dict]:
-    """The objects of a log, in order; a line that a kill cut off is left out."""
-    objects = []
-    for line in Path(path).read_text().splitlines():
-        try:
-            objects.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return objects
-
-
-def _lines(path: Path, after: int) -> list[str]:
-    """The lines of a log up to a step."""
-    return [json.dumps(record) for record in read_log(path) if record["step"] <= after] if path.is_file() else []
 
 
 class Run:

@@ -7,7 +7,7 @@ from pathlib import Path
 from minidsv4.checkpoint import load, save
 from minidsv4.files import atomic_folder
 from minidsv4.model.model import Model
-from minidsv4.train.data import Tokenizer
+from minidsv4.train.tokenizer import Tokenizer
 
 SHIPPED = Path(str(resources.files("minidsv4"))) / "assets" / "mini"
 TOKENIZER = "tokenizer.json"

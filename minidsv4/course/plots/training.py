@@ -86,7 +86,7 @@ def _changes(kinds):
 def training_log(steps, title):
     """A run's log: losses, the indexers' loss, MaxVio and learning rate over all its steps, stages shaded.
 
-    steps  records as `pretrain.read_log` gives them, the header left out
+    steps  records as `train.log.read_log` gives them, the header left out
     """
     figure = Figure(figsize=(6.0, 4.2))
     kinds = [record["attention"] for record in steps]
