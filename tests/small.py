@@ -92,6 +92,17 @@ def one_document(n_tokens: int, start: int = 0, **fields) -> Visibility:
     return Visibility(start, n_tokens, device=CPU, **fields)
 
 
+def assert_same_gradients(ours: dict, expected: dict) -> None:
+    """Every parameter has the expected gradient, by name; zeros where that is zero, and none where there is none."""
+    assert ours.keys() == expected.keys()
+    for name, gradient in expected.items():
+        if gradient is None or ours[name] is None:
+            assert gradient is ours[name], name
+        else:
+            largest = gradient.abs().max().item()
+            assert (ours[name] - gradient).abs().max() <= EXACT * (largest or 1.0), name
+
+
 def off_all(ours: tuple, expected: tuple) -> float:
     """The largest `off` of two tuples; None, where a gradient was not asked for, agrees with None and with zeros."""
     differences = [0.0]

@@ -200,7 +200,7 @@ def sent_bytes(config: Config, lengths: tuple[int, ...], number_bytes: int, n_ba
             numbers["window"] += window_reach(start, config.sliding_window) * config.head_dim
             if n_halves:
                 numbers["raw series"] += raw_reach(start, ratio, n_halves) * 2 * n_halves * width
-        if n_halves:
+        if n_halves and sum(partition.n_entries(ratio)):
             numbers["entries"] += len(lengths) * (len(lengths) - 1) * partition.n_emitted(ratio) * width
     return {name: number * number_bytes * n_batch for name, number in numbers.items()}
 
@@ -236,14 +236,17 @@ class Communicator:
         return rearrange(self.exchange(leaving, sent, received), "s (b k) -> b s k", b=len(new_BTK))
 
     def all_gather(self, new_BCK: Tensor, ratio: int) -> Tensor:
-        """Stage 2: the entries [B, C, K] of all ranks in order, padding last."""
+        """Stage 2: the entries [B, C, K] of all ranks in order, padding last; nothing is sent if there is none."""
         n_ranks = self.transport.n_ranks
         n_emitted = self.partition.n_emitted(ratio)
+        counts = self.partition.n_entries(ratio)
+        length = n_ranks * max(self.partition.lengths) // ratio
+        if not sum(counts):
+            return new_BCK.new_zeros(len(new_BCK), length, new_BCK.shape[2])
         padded = F.pad(new_BCK, (0, 0, 0, n_emitted - new_BCK.shape[1]))
         rows = rearrange(padded, "b c k -> c (b k)").repeat(n_ranks, 1)
         emitted = self.exchange(rows, [n_emitted] * n_ranks, [n_emitted] * n_ranks).unflatten(0, (n_ranks, n_emitted))
-        counts = self.partition.n_entries(ratio)
-        listed = select_and_pad(emitted, counts, n_ranks * max(self.partition.lengths) // ratio)
+        listed = select_and_pad(emitted, counts, length)
         return rearrange(listed, "c (b k) -> b c k", b=len(new_BCK))
 
     def exchange(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:

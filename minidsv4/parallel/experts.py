@@ -151,9 +151,16 @@ class Exchange(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        _check_first_derivative()
         reverse = ctx.all_to_all.reverse()
         reverse.start(grad)
         return reverse.wait(), None
+
+
+def _check_first_derivative() -> None:
+    """Refuse to build a graph of a backward: its sends would not be in it, and terms would be missing."""
+    if torch.is_grad_enabled():
+        raise ValueError("parallel: what ranks exchange has first derivatives only; leave create_graph=False")
 
 
 # --- pairs of token and expert travel: alltoall, waves ---
@@ -277,6 +284,7 @@ class SummedBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        _check_first_derivative()
         return ctx.transport.all_reduce(grad), None
 
 
@@ -333,13 +341,3 @@ def load_spread(folder: str | Path, group: dist.ProcessGroup | None = None, **se
         return f"{before}{local_index[int(expert)]}{after}" if int(expert) in local_index else None
 
     return load(folder, keep, lambda model: spread_experts(model, group, **settings))
-
-
-def sum_gradients(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
-    """Sum the gradients of what all ranks hold, as each saw other tokens; with "allreduce" they are equal."""
-    spread = {id(p) for module in model.modules() if isinstance(module, SpreadExperts) for p in module.parameters()}
-    for parameter in model.parameters():
-        if id(parameter) not in spread and parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad, group=group)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from minidsv4.ops import upcast
 from minidsv4.parallel.balance import balanced_packing
+from minidsv4.parallel.gradients import have_gradient
 from minidsv4.parallel.launch import contact
 from minidsv4.train.muon import WHOLE, Muon, Place, cut, places
 
@@ -143,7 +144,7 @@ def round_stochastically(x: Tensor, noise: Tensor) -> Tensor:
 
 
 class ShardedMuon:
-    """`Muon` over the ranks of a group. All ranks call `step` together, with gradients of the same parameters.
+    """`Muon` over the ranks of a group. All ranks call `step` together; where one has no gradient it counts as zero.
 
     model    the same weights on every rank; stays on its device and in its dtype from here on
     group    of torch.distributed
@@ -164,6 +165,7 @@ class ShardedMuon:
         **options,
     ):
         self.group, self.rank, self.n_ranks, self.rounded = group, group.rank(), group.size(), rounded
+        self.parameters = list(model.parameters())
         self.shares = share_out(model, self.n_ranks, cap)
         self.owned = [self.shares.owned(rank) for rank in range(self.n_ranks)]
         self.generator = torch.Generator().manual_seed(seed * self.n_ranks + self.rank)
@@ -175,8 +177,10 @@ class ShardedMuon:
     @torch.no_grad()
     def step(self) -> None:
         """Average the gradients of what this rank owns, move it, and take in what the others moved."""
+        found = have_gradient(self.parameters, self.group)
+        learning = {id(parameter) for parameter, some in zip(self.parameters, found) if some}
         for item, view, gradient in zip(self.owned[self.rank], self.mine, self.average()):
-            view.grad = None if item.parameter.grad is None else gradient.view_as(view)
+            view.grad = gradient.view_as(view) if id(item.parameter) in learning else None
         self.optimizer.step()
         self.spread()
 
