@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minidsv4.config import Config, LayerKind
+from minidsv4 import config_json
+from minidsv4.config import Config
 from minidsv4.files import atomic_folder
 from minidsv4.lowbit import formats
 from minidsv4.model.model import Model
@@ -116,27 +117,8 @@ def export_hf(model: Model, folder: str | Path) -> Path:
     """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` opens; it has no MTP block."""
     tensors = to_released(model.state_dict())
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("mtp.")}
-    return _write(folder, hf_config(model.config, model.embed.weight.dtype), kept)
-
-
-def hf_config(config: Config, dtype: torch.dtype) -> dict:
-    """The `config.json` of transformers' `deepseek_v4`."""
-    fields = config.to_dict()
-    part = config.qk_rope_head_dim / config.head_dim
-    rotary = {"partial_rotary_factor": part}
-    slowed = (
-        {"rope_type": "yarn", "attention_factor": 1.0, **config.rope_scaling}
-        if config.rope_scaling
-        else {"rope_type": "default"}
-    )
-    main = {"rope_type": "default", "rope_theta": config.rope_theta}
-    for ours in ("compress_ratios", "num_hash_layers", "rope_scaling"):
-        del fields[ours]
-    rates = {kind.value: config.ratio_of(kind) or 4 for kind in (LayerKind.CSA, LayerKind.HCA)}
-    kinds = fields["layer_types"][: config.num_hidden_layers]
-    rope = {"main": main | rotary, "compress": {**slowed, "rope_theta": config.compress_rope_theta, **rotary}}
-    own = {"layer_types": kinds, "compress_rates": rates, "rope_parameters": rope, "num_nextn_predict_layers": 0}
-    return fields | rotary | own | {"dtype": str(dtype).removeprefix("torch.")}
+    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+    return _write(folder, config_json.for_transformers(model.config.to_dict(), dtype), kept)
 
 
 def _write(folder: str | Path, config: dict, tensors: dict[str, Tensor]) -> Path:

@@ -62,7 +62,7 @@ def rope_frequencies(n_rotary, base, scaling=None):
 
     n_rotary  R, even
     base      10000 in window layers, 160000 in CSA and HCA layers
-    scaling   None, or a dict with factor, beta_fast, beta_slow, original_max_position_embeddings
+    scaling   None, or YaRN's factor, original_max_position_embeddings, beta_fast and beta_slow
     returns   (R/2,) radians per position
     """
     freqs = np.array([base ** (-2 * i / n_rotary) for i in range(n_rotary // 2)])
@@ -71,7 +71,7 @@ def rope_frequencies(n_rotary, base, scaling=None):
     low, high = yarn_range(n_rotary, base, scaling)
     for i in range(n_rotary // 2):
         ramp = min(max((i - low) / (high - low), 0.0), 1.0)
-        freqs[i] = freqs[i] * (1 - ramp) + freqs[i] / scaling["factor"] * ramp
+        freqs[i] = freqs[i] * (1 - ramp) + freqs[i] / scaling.factor * ramp
     return freqs
 
 
@@ -80,13 +80,13 @@ def yarn_range(n_rotary, base, scaling):
 
     corr(beta) = R ln(original / (2 pi beta)) / (2 ln base), rounded down for beta_fast and up for beta_slow.
     """
-    length = scaling["original_max_position_embeddings"]
+    length = scaling.original_max_position_embeddings
 
     def correction(beta):
         return n_rotary * math.log(length / (2 * math.pi * beta)) / (2 * math.log(base))
 
-    low = max(math.floor(correction(scaling["beta_fast"])), 0)
-    high = min(math.ceil(correction(scaling["beta_slow"])), n_rotary - 1)
+    low = max(math.floor(correction(scaling.beta_fast)), 0)
+    high = min(math.ceil(correction(scaling.beta_slow)), n_rotary - 1)
     return low, high + 0.001 if low == high else high
 
 

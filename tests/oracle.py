@@ -19,7 +19,8 @@ from transformers import DeepseekV4Config
 
 import minidsv4 as v4
 from minidsv4 import paper
-from minidsv4.checkpoint import from_released, hf_config
+from minidsv4.checkpoint import from_released
+from minidsv4.config_json import for_transformers
 
 TOPK = "index_scores.topk(top_k, dim=-1).indices"
 STABLE = "index_scores.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]"
@@ -50,7 +51,9 @@ def pair(config: v4.Config, seed: int, dtype: torch.dtype = torch.float32, stren
     """
     torch.manual_seed(seed)
     config = config.replace(num_nextn_predict_layers=0)
-    hf_configuration = DeepseekV4Config(**hf_config(config, dtype), attn_implementation="eager")
+    hf_configuration = DeepseekV4Config(
+        **for_transformers(config.to_dict(), str(dtype).removeprefix("torch.")), attn_implementation="eager"
+    )
     hf_configuration._experts_implementation = "eager"
     torch.set_default_dtype(dtype)
     peer = _module(dtype).DeepseekV4ForCausalLM(hf_configuration).to(dtype).eval()
@@ -93,22 +96,34 @@ def random_config(seed: int) -> tuple[v4.Config, int, int]:
         return int(draw.integers(low, high))
 
     yarn = dict(factor=whole(2, 17), original_max_position_embeddings=int(draw.choice([32, 64, 256])))
-    config = v4.Config(
-        **dict(
-            vocab_size=whole(40, 90), hidden_size=width, moe_intermediate_size=whole(8, 20), q_lora_rank=whole(8, 20)
-        ),
-        **dict(num_hidden_layers=n_layers, num_attention_heads=groups * whole(1, 4), o_groups=groups),
-        **dict(head_dim=2 * whole(rotary // 2 + 1, 12), qk_rope_head_dim=rotary, o_lora_rank=whole(4, 12)),
-        **dict(sliding_window=whole(1, 2 * m_prime), layer_types=(*layers, kinds[0])),
+    fields = dict(
+        vocab_size=whole(40, 90),
+        hidden_size=width,
+        moe_intermediate_size=whole(8, 20),
+        q_lora_rank=whole(8, 20),
+        num_hidden_layers=n_layers,
+        num_attention_heads=groups * whole(1, 4),
+        o_groups=groups,
+        head_dim=2 * whole(rotary // 2 + 1, 12),
+        qk_rope_head_dim=rotary,
+        o_lora_rank=whole(4, 12),
+        sliding_window=whole(1, 2 * m_prime),
+        layer_types=(*layers, kinds[0]),
         compress_ratios=tuple(ratio[kind] for kind in [*layers, kinds[0]]),
-        **dict(index_n_heads=whole(3, 18), index_head_dim=int(draw.choice([8, 16, 32]))),
+        index_n_heads=whole(3, 18),
+        index_head_dim=int(draw.choice([8, 16, 32])),
         index_topk=int(draw.choice([1, 2, 3, 4, 20])),
-        **dict(n_routed_experts=whole(4, 10), num_experts_per_tok=whole(1, 4), hc_mult=whole(2, 6)),
+        n_routed_experts=whole(4, 10),
+        num_experts_per_tok=whole(1, 4),
+        hc_mult=whole(2, 6),
         mlp_layer_types=tuple(draw.choice(["hash_moe", "moe"], n_layers)),
-        **dict(routed_scaling_factor=float(draw.choice([1.5, 2.5])), swiglu_limit=float(draw.choice([0.3, 0.7, 10.0]))),
-        **dict(rope_theta=float(draw.choice([100.0, 1e4])), compress_rope_theta=float(draw.choice([300.0, 160000.0]))),
+        routed_scaling_factor=float(draw.choice([1.5, 2.5])),
+        swiglu_limit=float(draw.choice([0.3, 0.7, 10.0])),
+        rope_theta=float(draw.choice([100.0, 1e4])),
+        compress_rope_theta=float(draw.choice([300.0, 160000.0])),
         rope_scaling=yarn | dict(beta_fast=32, beta_slow=1),
     )
+    config = v4.Config.from_dict(fields)
     border = int(draw.integers(1, 4)) * int(draw.choice([m_prime, m_prime, config.sliding_window]))
     n_tokens = max(3, border + int(draw.integers(-1, 2)))
     return config, int(draw.integers(1, 4)), n_tokens

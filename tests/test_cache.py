@@ -14,11 +14,30 @@ WINDOW, CSA, HCA = v4.LayerKind.WINDOW, v4.LayerKind.CSA, v4.LayerKind.HCA
 N_TOKENS = 38  # 12 entries of 3 tokens and 2 over, of which a query picks 6; 3 entries of 12 and 2 over
 
 # The released windows and ratios around narrow layers: W = 128, m = 4, m' = 128.
-LONG = v4.Config(
-    **dict(vocab_size=29, hidden_size=6, moe_intermediate_size=5, num_hidden_layers=4, head_dim=10, hc_mult=2),
-    **dict(num_attention_heads=2, qk_rope_head_dim=4, q_lora_rank=7, o_groups=1, o_lora_rank=3, sliding_window=128),
-    **dict(compress_ratios=(0, 4, 128, 128, 0), index_n_heads=3, index_head_dim=8, index_topk=2, n_routed_experts=5),
-    **dict(num_experts_per_tok=1, num_hash_layers=1, num_nextn_predict_layers=0, hc_sinkhorn_iters=2),
+LONG = v4.Config.from_dict(
+    dict(
+        vocab_size=29,
+        hidden_size=6,
+        moe_intermediate_size=5,
+        num_hidden_layers=4,
+        head_dim=10,
+        hc_mult=2,
+        num_attention_heads=2,
+        qk_rope_head_dim=4,
+        q_lora_rank=7,
+        o_groups=1,
+        o_lora_rank=3,
+        sliding_window=128,
+        compress_ratios=(0, 4, 128, 128, 0),
+        index_n_heads=3,
+        index_head_dim=8,
+        index_topk=2,
+        n_routed_experts=5,
+        num_experts_per_tok=1,
+        num_hash_layers=1,
+        num_nextn_predict_layers=0,
+        hc_sinkhorn_iters=2,
+    )
 )
 
 

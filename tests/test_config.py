@@ -6,12 +6,18 @@ import re
 import pytest
 
 import minidsv4 as v4
-from minidsv4.checkpoint import hf_config
+from minidsv4.config import YaRN
+from minidsv4.config_json import for_transformers, released
 from minidsv4.dims import GLOSSARY
 
 TINY, FLASH, PRO = v4.Config.tiny(), v4.Config.flash(), v4.Config.pro()
 WINDOW, CSA, HCA = v4.LayerKind.WINDOW, v4.LayerKind.CSA, v4.LayerKind.HCA
 YARN = dict(factor=16, original_max_position_embeddings=65536, beta_fast=32, beta_slow=1)
+
+
+def from_fields(fields: dict) -> v4.Config:
+    """The config of a `config.json` with these fields, in either spelling."""
+    return v4.Config.from_dict(released(fields))
 
 
 def released_json(config: v4.Config) -> dict:
@@ -85,9 +91,9 @@ def bench_like(**changes) -> dict:
 
 
 def test_a_flat_rope_setting_and_a_rotary_fraction_are_read():
-    config = v4.Config.from_dict(bench_like())
+    config = from_fields(bench_like())
     assert (config.qk_rope_head_dim, config.rope_theta, config.compress_rope_theta) == (8, 9000.0, 150000.0)
-    assert config.rope_scaling == YARN
+    assert config.rope_scaling == YaRN(**YARN)
     assert config.layer_types == (WINDOW, CSA, HCA, WINDOW) and config.compress_ratios == (0, 4, 14, 0)
     assert config.mlp_layer_types == (v4.Routing.HASH, v4.Routing.LEARNED, v4.Routing.LEARNED)
 
@@ -97,24 +103,24 @@ def test_a_nested_rope_setting_gives_each_kind_of_layer_its_base():
     slowed = {"rope_type": "yarn", "rope_theta": 70000.0, "partial_rotary_factor": 0.5, "attention_factor": 1.0, **YARN}
     fields = bench_like(rope_parameters={"main": main, "compress": slowed})
     del fields["partial_rotary_factor"]
-    config = v4.Config.from_dict(fields)
+    config = from_fields(fields)
     assert (config.qk_rope_head_dim, config.rope_theta, config.compress_rope_theta) == (16, 5000.0, 70000.0)
-    assert config.rope_scaling == YARN
+    assert config.rope_scaling == YaRN(**YARN)
 
 
 def test_plain_angles_need_no_yarn():
-    assert v4.Config.from_dict(bench_like(rope_parameters={"rope_type": "default"})).rope_scaling is None
+    assert from_fields(bench_like(rope_parameters={"rope_type": "default"})).rope_scaling is None
 
 
 def test_what_is_written_for_transformers_reads_back_as_the_same_model_without_mtp():
-    back = v4.Config.from_dict(json.loads(json.dumps(hf_config(TINY, "torch.float32"))))
+    back = from_fields(json.loads(json.dumps(for_transformers(TINY.to_dict(), "float32"))))
     assert back == TINY.replace(num_nextn_predict_layers=0)
 
 
 def test_what_transformers_writes_itself_reads_back_as_the_same_model(tmp_path):
     from transformers import DeepseekV4Config
 
-    DeepseekV4Config(**hf_config(TINY, "torch.float32")).save_pretrained(tmp_path)
+    DeepseekV4Config(**for_transformers(TINY.to_dict(), "float32")).save_pretrained(tmp_path)
     assert v4.Config.from_json(tmp_path) == TINY.replace(num_nextn_predict_layers=0)
 
 
@@ -122,7 +128,7 @@ def test_the_ratio_of_an_absent_mtp_block_may_be_left_out():
     fields = TINY.to_dict()
     del fields["compress_ratios"][-1], fields["layer_types"], fields["mlp_layer_types"]
     fields["compress_ratios"] = [0, 4, 12, 4]
-    assert v4.Config.from_dict(fields).compress_ratios == (0, 4, 12, 4, 0)
+    assert from_fields(fields).compress_ratios == (0, 4, 12, 4, 0)
 
 
 @pytest.mark.parametrize("name", ["tiny", "mini", "flash", "pro"])
@@ -142,6 +148,20 @@ def test_derived_schedules_are_derived_anew_when_their_source_changes():
 def test_another_number_of_layers_needs_no_more_than_its_ratios():
     config = FLASH.replace(num_hidden_layers=2, compress_ratios=(0, 4, 0))
     assert config.mlp_layer_types == (v4.Routing.HASH,) * 2
+
+
+def test_a_config_is_immutable_to_its_last_entry_and_can_be_a_key():
+    assert len({FLASH, v4.Config.flash(), FLASH.replace(), PRO}) == 2
+    assert {FLASH.replace(rope_scaling=YARN | {"factor": 4}): "other"}.get(FLASH) is None
+    with pytest.raises(AttributeError):
+        FLASH.rope_scaling.factor = 4
+
+
+def test_hash_layers_are_counted_and_not_stored():
+    config = TINY.replace(mlp_layer_types=["moe", "hash_moe", "moe", "hash_moe"])
+    assert config.num_hash_layers == 2 and config.to_dict()["num_hash_layers"] == 2
+    with pytest.raises(AttributeError):
+        config.num_hash_layers = 3
 
 
 # ---- refusals ----
@@ -215,7 +235,7 @@ REFUSED_FILES = [  # what is changed in a released file, the field, the value, w
 )
 def test_a_file_of_another_model_is_refused_with_field_value_and_what_would_be_right(changes, field, value, right):
     with pytest.raises(ValueError) as refusal:
-        v4.Config.from_dict(released_json(FLASH) | changes)
+        from_fields(released_json(FLASH) | changes)
     sentence = str(refusal.value)
     assert f"{field} = " in sentence and value in sentence.split(";")[0] and right in sentence.split(";")[1]
 

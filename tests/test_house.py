@@ -19,6 +19,8 @@ ROOMS = [
     *(
         "dims",
         "files",
+        "config_check",
+        "config_json",
         "config",
         "paper",
         "visibility",

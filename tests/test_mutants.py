@@ -22,14 +22,36 @@ from minidsv4.model.moe import Router
 
 EXACT = 1e-10  # float64, a few layers deep; the smallest trap, an eps of 1e-6, moves logits by more than 1e-8
 CSA, HCA, WINDOW = v4.LayerKind.CSA, v4.LayerKind.HCA, v4.LayerKind.WINDOW
-CONFIG = v4.Config(
-    **dict(vocab_size=43, hidden_size=18, moe_intermediate_size=14, num_hidden_layers=3, num_attention_heads=6),
-    **dict(head_dim=16, qk_rope_head_dim=6, q_lora_rank=12, o_groups=3, o_lora_rank=7, sliding_window=5),
-    **dict(compress_ratios=(0, 9, 3, 0), layer_types=(WINDOW, HCA, CSA, WINDOW)),
-    **dict(index_n_heads=2, index_head_dim=8, index_topk=4, n_routed_experts=7, num_experts_per_tok=2),
-    **dict(num_hash_layers=1, swiglu_limit=0.4, hc_mult=4, hc_sinkhorn_iters=5, routed_scaling_factor=2.5),
-    **dict(rope_theta=100.0, compress_rope_theta=500.0, max_position_embeddings=512),
-    rope_scaling=dict(factor=8, original_max_position_embeddings=64, beta_fast=32, beta_slow=1),
+CONFIG = v4.Config.from_dict(
+    dict(
+        vocab_size=43,
+        hidden_size=18,
+        moe_intermediate_size=14,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        head_dim=16,
+        qk_rope_head_dim=6,
+        q_lora_rank=12,
+        o_groups=3,
+        o_lora_rank=7,
+        sliding_window=5,
+        compress_ratios=(0, 9, 3, 0),
+        layer_types=(WINDOW, HCA, CSA, WINDOW),
+        index_n_heads=2,
+        index_head_dim=8,
+        index_topk=4,
+        n_routed_experts=7,
+        num_experts_per_tok=2,
+        num_hash_layers=1,
+        swiglu_limit=0.4,
+        hc_mult=4,
+        hc_sinkhorn_iters=5,
+        routed_scaling_factor=2.5,
+        rope_theta=100.0,
+        compress_rope_theta=500.0,
+        max_position_embeddings=512,
+        rope_scaling=dict(factor=8, original_max_position_embeddings=64, beta_fast=32, beta_slow=1),
+    )
 )
 N_TOKENS = 32  # 10 entries of 3 tokens and 2 over, 3 of 9 and 5 over
 

@@ -12,7 +12,7 @@ from minidsv4 import paper
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT = 1e-12  # float64 sums of at most a few hundred terms of size 1
-YARN = {"factor": 16, "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 65536}
+YARN = SimpleNamespace(factor=16, beta_fast=32, beta_slow=1, original_max_position_embeddings=65536)
 
 
 def normal(*shape, seed=0, std=1.0):
@@ -74,7 +74,7 @@ def test_yarn_fades_between_pairs_15_and_25_for_the_released_base():
 
 
 def test_yarn_with_an_empty_range_becomes_a_step_instead_of_a_division_by_zero():
-    scaling = {"factor": 8, "beta_fast": 1, "beta_slow": 1, "original_max_position_embeddings": 2 * math.pi}
+    scaling = SimpleNamespace(factor=8, beta_fast=1, beta_slow=1, original_max_position_embeddings=2 * math.pi)
     assert paper.yarn_range(6, 100, scaling) == (0, 0.001)
     plain = paper.rope_frequencies(6, 100)
     assert close(paper.rope_frequencies(6, 100, scaling), [plain[0], plain[1] / 8, plain[2] / 8])

@@ -14,7 +14,7 @@ CONFIGS = {
     "tiny": TINY,
     "flash": v4.Config.flash(),
     "without yarn": TINY.replace(rope_scaling=None),
-    "a ramp of no width": TINY.replace(rope_scaling=TINY.rope_scaling | dict(beta_fast=2.0, beta_slow=1.9)),
+    "a ramp of no width": TINY.replace(rope_scaling=TINY.rope_scaling._replace(beta_fast=2.0, beta_slow=1.9)),
 }
 
 

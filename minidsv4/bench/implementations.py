@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minidsv4.checkpoint import from_released, hf_config
+from minidsv4.checkpoint import from_released
 from minidsv4.config import Config
+from minidsv4.config_json import for_transformers
 from minidsv4.model.losses import text_loss
 from minidsv4.model.model import Model
 from minidsv4.train.recompute import recomputing
 
-YARN = {"factor": 16, "original_max_position_embeddings": 65536, "beta_fast": 32, "beta_slow": 1}
-MINI = Config(
+MINI = Config.flash().replace(
     vocab_size=8192,
     hidden_size=256,
     moe_intermediate_size=192,
@@ -40,11 +40,10 @@ MINI = Config(
     n_routed_experts=16,
     num_experts_per_tok=4,
     num_hash_layers=3,
-    rope_scaling=YARN,
     num_nextn_predict_layers=0,  # transformers has no MTP block
 )
 SIZES = {
-    "tiny": Config(
+    "tiny": Config.flash().replace(
         vocab_size=2048,
         hidden_size=64,
         moe_intermediate_size=64,
@@ -63,7 +62,6 @@ SIZES = {
         n_routed_experts=16,
         num_experts_per_tok=2,
         num_hash_layers=1,
-        rope_scaling=YARN,
         num_nextn_predict_layers=0,
     ),
     "mini": MINI,
@@ -157,7 +155,7 @@ class Transformers(Implementation):
 
         logging.set_verbosity_error()
         torch.manual_seed(0)
-        self.config = DeepseekV4Config(**hf_config(config, torch.float32), attn_implementation="eager")
+        self.config = DeepseekV4Config(**for_transformers(config.to_dict(), "float32"), attn_implementation="eager")
         super().__init__(DeepseekV4ForCausalLM(self.config))
         if weights is not None:
             self.copy_weights(weights)

@@ -91,7 +91,7 @@ def weights(model) -> list[Weight]:
 
 @weights.register
 def _(config: Config) -> list[Weight]:
-    return list(_weights(config.replace(rope_scaling=None)))  # shapes do not depend on it, and a dict has no hash
+    return list(_weights(config))
 
 
 @lru_cache(maxsize=64)

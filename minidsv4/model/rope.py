@@ -8,21 +8,11 @@ output. V4 applies no YaRN amplitude: turns have unit length.
 
 import functools
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from minidsv4.config import Config, LayerKind
-
-
-class YaRN(NamedTuple):
-    """YaRN: the stretch, the length trained on, and the turns between which the ramp lies."""
-
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float
-    beta_slow: float
+from minidsv4.config import Config, LayerKind, YaRN
 
 
 def frequencies(config: Config, kind: LayerKind, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -33,9 +23,7 @@ def frequencies(config: Config, kind: LayerKind, dtype: torch.dtype, device: tor
     """
     if kind is LayerKind.WINDOW:
         return _frequencies(config.qk_rope_head_dim, config.rope_theta, None, dtype, device)
-    scaling = config.rope_scaling
-    yarn = None if scaling is None else YaRN(*(scaling[name] for name in YaRN._fields))
-    return _frequencies(config.qk_rope_head_dim, config.compress_rope_theta, yarn, dtype, device)
+    return _frequencies(config.qk_rope_head_dim, config.compress_rope_theta, config.rope_scaling, dtype, device)
 
 
 @functools.cache

@@ -35,7 +35,8 @@ def output_not_turned_back(right, x, turn):
 def yarn_amplitude(right, whole, *places):
     """Cosine and sine are multiplied by `0.1 ln(factor) + 1`, as generic YaRN code does; V4 does not."""
     positions = right(whole, *places)
-    factor = (whole.config.rope_scaling or {"factor": 1})["factor"]
+    scaling = whole.config.rope_scaling
+    factor = 1 if scaling is None else scaling.factor
     slowed = positions[LayerKind.CSA]  # the same object as that of HCA
     slowed.turn_TR = slowed.turn_TR * (0.1 * math.log(factor) + 1)
     return positions

@@ -1,0 +1,114 @@
+"""`config.json`: its two spellings, DeepSeek's own and that of Hugging Face transformers, read and written.
+
+Only texts and plain values here: `Config` takes and gives the released spelling, and refuses what cannot be built.
+"""
+
+import json
+from pathlib import Path
+
+from minidsv4.config_check import require
+
+FIXED: dict[str, object] = {  # fields that V4 never varies: another value is another model
+    "num_key_value_heads": 1,
+    "n_shared_experts": 1,
+    "scoring_func": "sqrtsoftplus",
+    "norm_topk_prob": True,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "attention_dropout": 0.0,
+}
+WINDOW, CSA, HCA = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
+RATES = {CSA: 4, HCA: 128}  # tokens per entry where transformers' file names none
+ROTARY_PART = 64 / 512  # of a head, where transformers' file names none
+
+
+def read(path: str | Path) -> dict:
+    """The fields of a `config.json`, or of the one in a folder, in the released spelling.
+
+    raises  ValueError: no such file, no JSON, no object of fields, another model than V4
+    """
+    path = Path(path)
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"config: no config.json at {str(path)!r}; give the file or the folder that holds it")
+    try:
+        fields = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"config: {file.name} is not JSON ({error}); it may be cut off") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"config: {file.name} holds {fields!r}; it should hold fields and values in braces")
+    return released(fields)
+
+
+def released(fields: dict) -> dict:
+    """The released spelling of the fields of a `config.json`, from either spelling.
+
+    raises  ValueError for another model than V4
+    """
+    for name, value in FIXED.items():
+        require(fields.get(name, value) == value, name, fields.get(name), f"V4 has {value!r}")
+    return fields | released_schedule(fields) | released_rope(fields)
+
+
+def released_schedule(fields: dict) -> dict:
+    """`compress_ratios` with an entry for the MTP block; from transformers' `layer_types` and `compress_rates`."""
+    n_layers = fields.get("num_hidden_layers") or 0
+    ratios = fields.get("compress_ratios")
+    if ratios is None and fields.get("layer_types") is not None:
+        kinds = [*fields["layer_types"][:n_layers], WINDOW]  # transformers has no MTP block
+        rates = RATES | (fields.get("compress_rates") or {})
+        return {"layer_types": kinds, "compress_ratios": [rates.get(kind, 0) for kind in kinds]}
+    if ratios is not None and len(ratios) == n_layers:
+        return {"compress_ratios": [*ratios, 0]}
+    return {}
+
+
+def released_rope(fields: dict) -> dict:
+    """The rotary width, both bases and the YaRN settings, wherever a spelling keeps them."""
+    nested = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    main = nested.get("main", {})
+    slowed = nested.get("compress", nested)
+    out = {"rope_scaling": yarn_settings(slowed)}
+    if main:
+        out["rope_theta"] = main.get("rope_theta", fields.get("rope_theta"))
+        out["compress_rope_theta"] = slowed.get("rope_theta")
+    if fields.get("qk_rope_head_dim") is None and fields.get("head_dim"):
+        part = fields.get("partial_rotary_factor") or main.get("partial_rotary_factor") or ROTARY_PART
+        out["qk_rope_head_dim"] = int(fields["head_dim"] * part)
+    return out
+
+
+def yarn_settings(slowed: dict) -> dict | None:
+    """A rope setting that has YaRN's numbers; None where it has plain angles."""
+    kind = slowed.get("rope_type", slowed.get("type", "yarn" if "factor" in slowed else "default"))
+    require(kind in ("yarn", "default"), "rope_scaling.type", kind, "V4 uses 'yarn' or plain 'default' angles")
+    amplitude = slowed.get("attention_factor")
+    require(amplitude in (None, 1.0), "attention_factor", amplitude, "V4 has 1.0")
+    return slowed if kind == "yarn" else None
+
+
+def for_transformers(fields: dict, dtype: str) -> dict:
+    """The `config.json` of transformers' `deepseek_v4`, which has no MTP block.
+
+    fields  as `Config.to_dict` gives them
+    dtype   such as "float32", of the weights
+    """
+    ratios = fields["compress_ratios"]
+    kinds = fields["layer_types"]
+    rotary = {"partial_rotary_factor": fields["qk_rope_head_dim"] / fields["head_dim"]}
+    slowed = {"rope_type": "default"}
+    if fields["rope_scaling"] is not None:
+        slowed = {"rope_type": "yarn", "attention_factor": 1.0} | fields["rope_scaling"]
+    main = {"rope_type": "default", "rope_theta": fields["rope_theta"]} | rotary
+    slowed |= {"rope_theta": fields["compress_rope_theta"]} | rotary
+    theirs = {
+        "dtype": dtype,
+        "layer_types": kinds[: fields["num_hidden_layers"]],
+        "compress_rates": {kind: ratios[kinds.index(kind)] if kind in kinds else RATES[CSA] for kind in RATES},
+        "rope_parameters": {"main": main, "compress": slowed},
+        "num_nextn_predict_layers": 0,
+    }
+    ours = ("compress_ratios", "num_hash_layers", "rope_scaling")
+    return {name: value for name, value in fields.items() if name not in ours} | rotary | theirs
