@@ -21,6 +21,7 @@ from minidsv4 import config_json
 from minidsv4.config import Config
 from minidsv4.files import atomic_folder
 from minidsv4.lowbit import formats
+from minidsv4.model.indexer import Hadamard
 from minidsv4.model.model import Model
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -68,7 +69,8 @@ def to_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def from_released(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """This package's state dict from tensors in any of the three spellings; experts are stacked."""
-    state, experts = {}, {}
+    state: dict[str, Tensor] = {}
+    experts: dict[str, dict[tuple[int, str], Tensor]] = {}
     for name, tensor in tensors.items():
         name = released_name(name)
         stacked = re.fullmatch(r"(.*experts\.)(gate_up_proj|down_proj)", name)
@@ -172,12 +174,12 @@ def load(
 def rebuild_constants(model: Model) -> None:
     """Fill the buffers that no checkpoint holds because they follow from the config."""
     for module in model.modules():
-        if hasattr(module, "reset_constants"):
+        if isinstance(module, Hadamard):
             module.reset_constants()
 
 
 def _read(folder: Path, keep: Callable[[str], str | None]) -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name in sorted(_shards(folder) or [_FILE]):
         if not (folder / name).is_file():
             raise ValueError(

@@ -70,7 +70,7 @@ def released_rope(fields: dict) -> dict:
     nested = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     main = nested.get("main", {})
     slowed = nested.get("compress", nested)
-    out = {"rope_scaling": yarn_settings(slowed)}
+    out: dict[str, object] = {"rope_scaling": yarn_settings(slowed)}
     if main:
         out["rope_theta"] = main.get("rope_theta", fields.get("rope_theta"))
         out["compress_rope_theta"] = slowed.get("rope_theta")

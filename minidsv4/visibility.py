@@ -6,14 +6,16 @@ too, is counted in tokens from the start of the row. The one place that says who
 attention, indexer, losses and pictures ask it.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+Position = TypeVar("Position", int, Tensor)
 
-def finished(position, ratio: int):
+
+def finished(position: Position, ratio: int) -> Position:
     """Entries whose M tokens all lie at or before position t: `floor((t + 1) / M)`; int or tensor.
 
     The report prints `floor(t / M)`; the released code counts the query's own token, as here.

@@ -3,11 +3,16 @@
 B batch, T tokens.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minidsv4.config import Config
 from minidsv4.model.cache import Cache
+
+if TYPE_CHECKING:
+    from minidsv4.model.model import Model
 
 
 def check_ids(config: Config, ids_BT: Tensor) -> None:
@@ -29,7 +34,7 @@ def check_ids(config: Config, ids_BT: Tensor) -> None:
         raise ValueError(f"ids: {wrong} is no token id; vocab_size allows 0 .. {config.vocab_size - 1}")
 
 
-def check_cache(model: nn.Module, ids_BT: Tensor, cache: Cache) -> None:
+def check_cache(model: "Model", ids_BT: Tensor, cache: Cache) -> None:
     """Raise ValueError unless `cache` is one that this model made for as many sequences."""
     if not isinstance(cache, Cache):
         raise ValueError(f"cache: {type(cache).__name__} is no cache; give what this model's new_cache() makes")
@@ -39,7 +44,7 @@ def check_cache(model: nn.Module, ids_BT: Tensor, cache: Cache) -> None:
         )
     if (cache.config, cache.dtype) != (model.config, model.embed.weight.dtype):
         raise ValueError("cache: made for a model of another config or dtype; use this model's new_cache()")
-    if cache.kinds != tuple(block.attn.kind for block in model.layers):
+    if cache.kinds != model.config.layer_types[: len(model.layers)]:
         raise ValueError("cache: its layers are of other kinds, as those for drafts; use this model's new_cache()")
 
 

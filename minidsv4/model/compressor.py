@@ -80,20 +80,21 @@ class OverlapCompressor(Compressor):
             before = self.nothing(as_previous_BCMK[:, 0])
         before = rearrange(before, "b m k -> b 1 m k")
         shifted = torch.cat([before, as_previous_BCMK[:, :-1]], dim=1)
-        if positions.document_BT is None:
+        document_BT = positions.document_BT
+        if document_BT is None:
             return shifted
-        first_BC = self.opens_document(shifted.shape[1], positions, memory)
+        first_BC = self.opens_document(document_BT, shifted.shape[1], positions.start, len(memory.entries))
         return torch.where(rearrange(first_BC, "b c -> b c 1 1"), self.nothing(shifted), shifted)
 
-    def opens_document(self, n_closed: int, positions: Positions, memory: CompressorMemory) -> Tensor:
+    def opens_document(self, document_BT: Tensor, n_closed: int, start: int, n_entries: int) -> Tensor:
         """Which windows closing now [B, C] have no whole window of their document before them.
 
         The document is that of a window's last token, which is always a token of this call. Where
         a document begins inside the window, no query reads its entry.
         """
-        window = torch.arange(n_closed, device=positions.document_BT.device) + len(memory.entries)
-        last = (window + 1) * self.ratio - 1 - positions.start
-        return positions.document_BT[:, last] > (window - 1) * self.ratio
+        window = torch.arange(n_closed, device=document_BT.device) + n_entries
+        last = (window + 1) * self.ratio - 1 - start
+        return document_BT[:, last] > (window - 1) * self.ratio
 
     def nothing(self, like: Tensor) -> Tensor:
         """Slots without weight: value 0 and gate -inf, so a softmax weight of exp(-inf) = 0."""

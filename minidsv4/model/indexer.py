@@ -36,6 +36,8 @@ class Hadamard(nn.Module):
     to 4 bits.
     """
 
+    signs: Tensor
+
     def __init__(self, width: int):
         super().__init__()
         self.register_buffer("signs", hadamard_signs(width), persistent=False)

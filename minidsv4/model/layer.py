@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ def wrapped(layers: list[Layer], name: str, wrap: Callable[[Layer, Callable], Ca
             layer.ops = table
 
 
-Call = tuple[nn.Module, tuple, object]
+Call = tuple[nn.Module, tuple, Any]
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def watch(model: nn.Module, *kinds: type | str) -> Iterator[list[Call]]:
     seen: list[Call] = []
 
     def watched(layer: Layer, operation: Callable) -> Callable:
-        def call(*arguments):
+        def call(*arguments: object) -> object:
             output = operation(*arguments)
             seen.append((layer, arguments, output))
             return output

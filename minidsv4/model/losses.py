@@ -6,10 +6,10 @@ nothing of losses.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from einops import rearrange, reduce
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from minidsv4.model.attention import CSAttention
@@ -17,7 +17,11 @@ from minidsv4.model.cache import CompressorMemory, Series
 from minidsv4.model.indexer import Indexer
 from minidsv4.model.layer import Call, watch
 from minidsv4.model.moe import LearnedRouter, Routed
+from minidsv4.model.mtp import MTP
 from minidsv4.ops import NO_TARGET, upcast
+
+if TYPE_CHECKING:
+    from minidsv4.model.model import Model
 
 MTP_WEIGHT = 0.3  # 0.1 from the start of the learning rate's decay on
 BALANCE_WEIGHT = 1e-4
@@ -33,7 +37,7 @@ class Losses(NamedTuple):
     indexer: Tensor
 
 
-def model_losses(model: nn.Module, ids_BT: Tensor, document_BT: Tensor | None, mtp_weight: float) -> Losses:
+def model_losses(model: "Model", ids_BT: Tensor, document_BT: Tensor | None, mtp_weight: float) -> Losses:
     """All losses of a batch of rows; no token is predicted from, or attends to, another document.
 
     ids_BT       at least 3 tokens: position i predicts i + 1, the MTP block i + 2
@@ -62,12 +66,12 @@ def model_losses(model: nn.Module, ids_BT: Tensor, document_BT: Tensor | None, m
     return Losses(total, main, mtp, balance, indexer)
 
 
-def mtp_loss(model: nn.Module, streams_BTND: Tensor, ids_BT: Tensor, document_BT: Tensor | None) -> Tensor:
+def mtp_loss(model: "Model", streams_BTND: Tensor, ids_BT: Tensor, document_BT: Tensor | None) -> Tensor:
     """Cross-entropy on token i + 2 of the MTP block, which reads streams i and token i + 1."""
     documents = None if document_BT is None else document_BT[:, :-1]
     cache = model.new_draft_cache(len(ids_BT))
     drafted_BTND = model.draft(streams_BTND[:, :-1], ids_BT[:, 1:], cache, documents)
-    return text_loss(model, drafted_BTND, targets(ids_BT, document_BT, 2), of=model.mtp[0])
+    return text_loss(model, drafted_BTND, targets(ids_BT, document_BT, 2), of=model.mtp_block)
 
 
 def targets(ids_BT: Tensor, document_BT: Tensor | None, ahead: int) -> Tensor:
@@ -78,7 +82,7 @@ def targets(ids_BT: Tensor, document_BT: Tensor | None, ahead: int) -> Tensor:
     return later_BT.masked_fill(document_BT[:, ahead:] != document_BT[:, :-ahead], NO_TARGET)
 
 
-def text_loss(model: nn.Module, streams_BTND: Tensor, target_BT: Tensor, of: nn.Module | None = None) -> Tensor:
+def text_loss(model: "Model", streams_BTND: Tensor, target_BT: Tensor, of: MTP | None = None) -> Tensor:
     """Cross-entropy of the head on these streams; positions beyond the last target are left out.
 
     of  the module whose collapse and norm come before the head; None is the model

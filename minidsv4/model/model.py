@@ -95,16 +95,17 @@ class Model(Layer):
         cache.n_tokens += n_tokens
         return streams_BTND
 
-    def logits(self, streams_BTND: Tensor, of: nn.Module | None = None) -> Tensor:
+    def logits(self, streams_BTND: Tensor, of: MTP | None = None) -> Tensor:
         """What the vocabulary head says on `hidden` [B, T, V], in float32 at least."""
         return F.linear(upcast(self.hidden(streams_BTND, of)), upcast(self.head.weight))
 
-    def hidden(self, streams_BTND: Tensor, of: nn.Module | None = None) -> Tensor:
+    def hidden(self, streams_BTND: Tensor, of: MTP | None = None) -> Tensor:
         """What the head reads [B, T, D]: collapsed and normed by the model or by `of`, the MTP
         block.
         """
-        source = self if of is None else of
-        return source.norm(source.hc_head(streams_BTND))
+        if of is None:
+            return self.norm(self.hc_head(streams_BTND))
+        return of.norm(of.hc_head(streams_BTND))
 
     def positions(self, start: int, n_tokens: int, document_BT: Tensor | None = None) -> dict[LayerKind, Positions]:
         """The positions `start, start + 1, ...` as each kind of layer turns them."""
@@ -122,13 +123,20 @@ class Model(Layer):
     def mtp_logits(self, streams_BTND: Tensor, ids_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
         """The MTP block's logits [B, T, V] for tokens i + 2, from streams i and tokens i + 1."""
         drafted = self.draft(streams_BTND, ids_BT, self.new_draft_cache(len(ids_BT)), document_BT)
-        return self.logits(drafted, of=self.mtp[0])
+        return self.logits(drafted, of=self.mtp_block)
 
     def draft(self, streams_BTND: Tensor, ids_BT: Tensor, cache: Cache, document_BT: Tensor | None = None) -> Tensor:
         """The MTP block's streams [B, T, N, D], which a chained draft reads."""
         positions = self.positions(cache.n_tokens, ids_BT.shape[1], document_BT)[LayerKind.WINDOW]
         cache.n_tokens += ids_BT.shape[1]
-        return self.mtp[0].draft(streams_BTND, self.embed(ids_BT), ids_BT, positions, cache.layers[0])
+        return self.mtp_block.draft(streams_BTND, self.embed(ids_BT), ids_BT, positions, cache.layers[0])
+
+    @property
+    def mtp_block(self) -> MTP:
+        """The MTP block; released names have it as the only one of the list `mtp`."""
+        block = self.mtp[0]
+        assert isinstance(block, MTP)
+        return block
 
     def loss(self, ids_BT: Tensor, document_BT: Tensor | None = None, mtp_weight: float = MTP_WEIGHT) -> Losses:
         """Training losses of rows of at least 3 tokens; see `losses.py`."""

@@ -48,6 +48,7 @@ class LearnedRouter(Router):
     """The A experts with the highest `score + bias`; the bias is no part of the weights."""
 
     float32 = ("bias",)
+    bias: Tensor
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -59,6 +60,8 @@ class LearnedRouter(Router):
 
 class HashRouter(Router):
     """The A experts that a frozen table names for the token id; weights are learned."""
+
+    tid2eid: Tensor
 
     def __init__(self, config: Config):
         super().__init__(config)

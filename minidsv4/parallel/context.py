@@ -84,7 +84,7 @@ def context_parallel_mtp_logits(
     transport = transport or Transport(group or dist.group.WORLD)
     communicator = Communicator(transport, agreed_partition(model, next_BT, document_BT, transport))
     cache = distribute_cache(model.new_draft_cache(len(next_BT)), communicator)
-    return model.logits(model.draft(streams_BTND, next_BT, cache, document_BT), of=model.mtp[0])
+    return model.logits(model.draft(streams_BTND, next_BT, cache, document_BT), of=model.mtp_block)
 
 
 # --- before anything is sent ---

@@ -40,7 +40,7 @@ def integer(name: str, value: object, right: str) -> int:
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
-        return operator.index(value)  # type: ignore[arg-type]
+        return operator.index(value)  # type: ignore[arg-type]  # whether it has an index is what is asked
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"generate: {name} = {shown(value)} is no integer; {right}") from None
 

@@ -39,7 +39,7 @@ class Speculation:
     catch_ups: int = 0
     kept: list[int] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.depth, int) or self.depth < 1:
             raise ValueError(f"speculate: depth = {shown(self.depth)} drafts nothing; it counts drafted tokens, from 1")
         if self.depth > MAX_DEPTH:
@@ -163,7 +163,7 @@ class Speculator:
             if place:  # the block's own streams and draft take the places of the model's streams and the next token
                 draft_BT = state.next_BT.new_tensor([drafts[-1:]])
                 streams_BTND = self.model.draft(streams_BTND, draft_BT, self.draft_cache)
-            probs.append(self.probabilities(self.model.logits(streams_BTND, of=self.model.mtp[0]))[0])
+            probs.append(self.probabilities(self.model.logits(streams_BTND, of=self.model.mtp_block))[0])
             drafts.append(sample(probs[-1], self.generator))
         self.draft_cache.restore(before)
         return drafts, torch.stack(probs)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from minidsv4.model.model import Model
 from minidsv4.serve.generation import generate
@@ -35,7 +36,7 @@ class Speedup:
 
 
 def measure_speedup(
-    model: Model, prompts: Iterable[Sequence[int]], n_tokens: int, depth: int = 1, **sampling
+    model: Model, prompts: Iterable[Sequence[int]], n_tokens: int, depth: int = 1, **sampling: Any
 ) -> Speedup:
     """The speedup over all prompts, after each of which is written twice: one by one and with drafts.
 
