@@ -26,7 +26,7 @@ from minidsv4.config import Config, LayerKind
 from minidsv4.model.attention import ATTENTION
 from minidsv4.model.cache import Cache, CompressorMemory, Series
 from minidsv4.model.model import Model
-from minidsv4.parallel.experts import AllToAll, Exchange
+from minidsv4.parallel.exchange import AllToAll, Exchange
 from minidsv4.parallel.transport import Transport
 from minidsv4.parallel.wire import Wire
 
