@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minidsv4.config import Config, LayerKind
 
-KINDS = ("window", "tail state", "CSA entries", "indexer keys", "HCA entries")
+KINDS = ("window", "tail state", "CSA entries", "indexer keys", "HCA entries")  # of bytes, in `Cache.report`
 
 
 class Series:
@@ -233,8 +233,8 @@ def new_layer_memory(
         return CompressorMemory(series(2 * n_halves * width, raw), series(2 * width, raw), series(width))
 
     window = series(config.head_dim)
+    if kind is LayerKind.WINDOW:
+        return LayerMemory(kind, window)
     if kind is LayerKind.CSA:
         return LayerMemory(kind, window, compressor(config.head_dim, 2), compressor(config.index_head_dim, 2))
-    if kind is LayerKind.HCA:
-        return LayerMemory(kind, window, compressor(config.head_dim, 1))
-    return LayerMemory(kind, window)
+    return LayerMemory(kind, window, compressor(config.head_dim, 1))

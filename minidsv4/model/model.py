@@ -113,11 +113,13 @@ class Model(Layer):
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         ratios = {ratio for ratio in self.config.compress_ratios if ratio}
         oldest = min([start, *(start // ratio * ratio for ratio in ratios)])  # where the oldest open window begins
-        by_kind = {}
-        for kind in (LayerKind.WINDOW, LayerKind.CSA):
+
+        def turned(kind: LayerKind) -> Positions:
             speed_R = frequencies(self.config, kind, dtype, weight.device)
-            by_kind[kind] = Positions(speed_R, start, n_tokens, oldest, document_BT)
-        by_kind[LayerKind.HCA] = by_kind[LayerKind.CSA]
+            return Positions(speed_R, start, n_tokens, oldest, document_BT)
+
+        by_kind = dict.fromkeys(LayerKind, turned(LayerKind.CSA))  # all that compress turn alike
+        by_kind[LayerKind.WINDOW] = turned(LayerKind.WINDOW)
         return by_kind
 
     def mtp_logits(self, streams_BTND: Tensor, ids_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:

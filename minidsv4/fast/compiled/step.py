@@ -15,6 +15,8 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from minidsv4.config import LayerKind
+from minidsv4.fast import FAST
+from minidsv4.ops import PLAIN
 
 if TYPE_CHECKING:  # the model stands above this room: it is handed in
     from minidsv4.model.block import Block
@@ -189,12 +191,17 @@ def rows(series: "Series") -> ndarray:
 
 
 def refuse_what_is_not_the_model(model: "Model") -> None:
-    """Raise ValueError unless every part is what `Model` builds, on the CPU, contiguous, and of one precision."""
+    """Raise ValueError unless every part is what `Model` builds and runs, on the CPU, contiguous, of one precision."""
     with torch.device("meta"):
         built = {name: type(module) for name, module in type(model)(model.config).named_modules()}
     for name, module in model.named_modules():
         if type(module) is not built.get(name):
             raise ValueError(f"fused: {name} is a {type(module).__name__}, which the loops do not know; run the model")
+        if getattr(module, "ops", FAST) not in (FAST, PLAIN):
+            raise ValueError(f"fused: {name or 'the model'} runs operations that the loops do not; model.use(FAST)")
+    unknown = set(model.config.layer_types) - {LayerKind.WINDOW, LayerKind.CSA, LayerKind.HCA}
+    if unknown:
+        raise ValueError(f"fused: {unknown.pop().name} layers have no compiled loops; run the model")
     dtype = model.embed.weight.dtype
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device.type != "cpu":

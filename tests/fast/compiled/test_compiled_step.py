@@ -225,6 +225,19 @@ def test_a_model_that_the_loops_do_not_know_is_refused():
         FusedStep(model)
 
 
+def test_a_model_that_runs_operations_of_its_own_is_refused_and_both_tables_are_not(model):
+    ops = model.ops
+    try:
+        FusedStep(model.use(v4.PLAIN))
+        model.use(v4.PLAIN._replace(sinkhorn=lambda logits, *_: logits.softmax(-1)))
+        with pytest.raises(
+            ValueError, match=r"fused: the model runs operations that the loops do not; model.use\(FAST"
+        ):
+            FusedStep(model)
+    finally:
+        model.use(ops)
+
+
 def test_fused_and_speculate_together_are_refused(model):
     with pytest.raises(ValueError, match="verifies several tokens a pass"):
         v4.generate(model, [1], 2, fused=True, speculate=True)
