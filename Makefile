@@ -1,32 +1,54 @@
-# make tour | test | check | lab | notebooks | figures | clean: each makes its own environment in .venv first.
-# Words for the tour go in ARGS (make tour ARGS="--minutes 1"), another interpreter in PYTHON (make PYTHON=python3.12 test).
+# Every target makes its own environment in .venv first. Words for a command go in ARGS (make tour ARGS="--minutes 1"),
+# another interpreter in PYTHON (make PYTHON=python3.12 test).
 
 PYTHON ?= python3
 ARGS ?=
 BIN = .venv/bin
+ALLOW_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # The same notebooks on a CPU without AVX: a digit that depends on the machine shows up here and not at the reader's.
 ANOTHER_CPU = ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 \
 	NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX2 FMA3"
 
-.PHONY: tour test check lab notebooks figures clean
-test check notebooks figures: export OMP_NUM_THREADS = 1
-test check notebooks figures: export PYTHONHASHSEED = 0
+.PHONY: help tour test check lint test-code test-notebooks test-notebooks-elsewhere lab notebooks figures clean
+test check test-code test-notebooks test-notebooks-elsewhere notebooks figures: export OMP_NUM_THREADS = 1
+test check test-code test-notebooks test-notebooks-elsewhere notebooks figures: export PYTHONHASHSEED = 0
+
+help:
+	@echo "make tour        train a small V4, let it write, weigh its cache (ARGS=\"--minutes 1\")"
+	@echo "make test        ruff, every test, every notebook output twice"
+	@echo "make check       ruff and the fast tests"
+	@echo "make lab         JupyterLab on the course, with sliders"
+	@echo "make notebooks   rebuild notebooks (ARGS=\"01_attention\"); make figures: rebuild figures"
+	@echo "make clean       remove the environment and caches"
 
 tour: .venv/ready
 	$(BIN)/python -m minidsv4 tour $(ARGS)
 
+# Two jobs at a time; each shows what it printed when it ends.
 test: .venv/ready
-	$(BIN)/python -m pytest
-	$(ANOTHER_CPU) $(BIN)/python -m pytest notebooks
+	@echo "ruff, tests, notebooks: two at a time, each printed when it ends; some 15 minutes on two cores"
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target \
+		lint test-code test-notebooks test-notebooks-elsewhere
 
-check: .venv/ready
+lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+test-code: .venv/ready
+	$(BIN)/python -m pytest tests
+
+test-notebooks: .venv/ready
+	$(BIN)/python -m pytest notebooks
+
+test-notebooks-elsewhere: .venv/ready
+	$(ANOTHER_CPU) $(BIN)/python -m pytest notebooks -p no:cacheprovider
+
+check: lint
 	$(BIN)/python -m pytest tests -m "not slow" --quiet
 
 lab: .venv/ready
-	MINIDSV4_LIVE=1 $(BIN)/jupyter lab notebooks/index.ipynb
+	MINIDSV4_LIVE=1 $(BIN)/jupyter lab $(ALLOW_ROOT) $(ARGS) notebooks/index.ipynb
 
 notebooks: .venv/ready
 	$(BIN)/python -m minidsv4.course.notebooks $(ARGS)

@@ -5,27 +5,13 @@ sentence on stderr, with exit code 2.
 """
 
 import argparse
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minidsv4.bench import report as bench_report
-from minidsv4.cost import ranks as cost_ranks
-from minidsv4.cost import report as cost_report
-from minidsv4.course import plots, tour
 from minidsv4.fast import FAST
 from minidsv4.ops import PLAIN
-from minidsv4.serve import completion
-from minidsv4.train import pretrain, ship
-
-
-def measure(arguments: argparse.Namespace) -> int:
-    """Measure, and draw what was found where a picture is asked for."""
-    found = bench_report.run(arguments)
-    if arguments.plot:
-        plots.use_style()
-        plots.bench_curves(found.points).savefig(arguments.plot)
-    return 0
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,52 +23,46 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Command:
-    """What it does, in a line; its options; its work; whether it runs a model, so that `--plain` is one of them."""
+    """A line of help, the module with its `add_options` and `main`, whether it runs a model (and has `--plain`)."""
 
     says: str
-    options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+    module: str
     runs_model: bool = False
 
 
 COMMANDS = {
-    "tour": Command(
-        "train a small V4 on this machine's Python, and see what it learns and remembers",
-        tour.add_options,
-        tour.main,
-        runs_model=True,
-    ),
-    "train": Command(
-        "train by a recipe, with a log and checkpoints", pretrain.add_options, pretrain.main, runs_model=True
-    ),
-    "ship": Command("make the small checkpoint of the package from a run", ship.add_options, ship.main),
-    "generate": Command("write with a model", completion.add_options, completion.main, runs_model=True),
-    "bench": Command("speed and memory, beside transformers on the same weights", bench_report.add_options, measure),
-    "bill": Command(
-        "what a model costs: parameters, FLOPs, bytes, time, dollars", cost_report.add_options, cost_report.main
-    ),
-    "ranks": Command(
-        "experts over real ranks, and what waves gain at a chip's pace", cost_ranks.add_options, cost_ranks.main
-    ),
+    "tour": Command("train a small V4 on this machine's Python, and see what it learns", "course.tour", True),
+    "train": Command("train by a recipe, with a log and checkpoints", "train.pretrain", True),
+    "ship": Command("make the small checkpoint of the package from a run", "train.ship"),
+    "generate": Command("write with a model", "serve.completion", True),
+    "bench": Command("speed and memory, beside transformers on the same weights", "course.bench"),
+    "bill": Command("what a model costs: parameters, FLOPs, bytes, time, dollars", "cost.report"),
+    "ranks": Command("experts over real ranks, and what waves gain at a chip's pace", "cost.ranks"),
 }
 
 
-def add_plain(parser: argparse.ArgumentParser) -> None:
-    """`--plain`, as the table of operations that the model runs."""
-    says = "run the operations of ops.py, to be read, in place of their fast exact replacements"
-    parser.add_argument("--plain", action="store_const", dest="ops", const=PLAIN, default=FAST, help=says)
+def add_options(parser: argparse.ArgumentParser, command: Command) -> None:
+    """The command's options; its module is loaded only now, for one command needs less than all of them."""
+    try:
+        module = importlib.import_module(f"minidsv4.{command.module}")
+    except ModuleNotFoundError as error:
+        parser.error(f"{error.name.split('.')[0]} is not installed; `pip install 'minidsv4[course]'` adds it")
+    module.add_options(parser)
+    parser.set_defaults(run=module.main)
+    if command.runs_model:
+        says = "run the operations of ops.py, to be read, in place of their fast exact replacements"
+        parser.add_argument("--plain", action="store_const", dest="ops", const=PLAIN, default=FAST, help=says)
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    words = sys.argv[1:] if words is None else list(words)
     parser = Parser(prog="python -m minidsv4", description="DeepSeek-V4, small enough to train on a laptop.")
     commands = parser.add_subparsers(metavar="command", required=True)
     for name, command in COMMANDS.items():
         options = commands.add_parser(name, help=command.says, description=command.says)
-        command.options(options)
-        options.set_defaults(run=command.run)
-        if command.runs_model:
-            add_plain(options)
+        if words[:1] == [name]:
+            add_options(options, command)
     arguments = parser.parse_args(words)
     try:
         return arguments.run(arguments)

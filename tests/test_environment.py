@@ -1,6 +1,9 @@
-"""pip and conda install the same things: environment.yml says what pyproject.toml says."""
+"""pip and conda install the same things, and each room imports only what its extra of pip brings."""
 
+import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -53,3 +56,66 @@ def test_a_disagreement_between_the_two_files_is_caught(old, new):
     environment, project = texts()
     assert old in environment
     assert len(conda_faults(environment.replace(old, new), project)) == 1
+
+
+EXTRA = {
+    "course": {"course"},
+    "fast/compiled": {"fast"},
+    "bench": {"dev", "fast"},
+}  # what rooms need more
+MODULES = {"ipython": "IPython", "jupyterlab": "nbformat"}  # packages whose module has another name, or that bring it
+
+
+def brought(*extras):
+    """Top-level modules that `pip install minidsv4[extras]` brings."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
+    names = {re.match(r"[\w-]+", line).group() for line in lines}
+    return {MODULES.get(name, name) for name in names} | ({"IPython"} if "ipywidgets" in names else set())
+
+
+def imported(source):
+    """Top-level modules that a text imports anywhere in it."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.split(".")[0] for name in names}
+
+
+def foreign(source, *extras):
+    """What a text imports that neither Python, the package nor these extras bring."""
+    return imported(source) - set(sys.stdlib_module_names) - {"minidsv4"} - brought(*extras)
+
+
+def test_each_room_imports_only_what_its_extra_brings():
+    found = {}
+    for path in sorted((ROOT / "minidsv4").rglob("*.py")):
+        name = path.relative_to(ROOT / "minidsv4").as_posix()
+        extras = set().union(*(extras for room, extras in EXTRA.items() if name.startswith(room + "/")))
+        found[name] = foreign(path.read_text(encoding="utf-8"), *extras)
+    assert {name: modules for name, modules in found.items() if modules} == {}
+
+
+def test_an_import_that_pip_does_not_bring_is_caught():
+    assert foreign("def f():\n    from matplotlib import pyplot") == {"matplotlib"}
+    assert foreign("from matplotlib import pyplot", "course") == set()
+
+
+def without(module, *words):
+    """What a command says where a module is not installed: exit code, output, errors."""
+    script = (
+        f"import sys; sys.modules[{module!r}] = None; from minidsv4.__main__ import main; sys.exit(main({words!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_writing_needs_nothing_of_the_course():
+    code, said, errors = without("matplotlib", "generate", "def", "--tokens", "2")
+    assert (code, errors) == (0, "") and said.startswith("def")
+
+
+def test_a_command_of_the_course_says_what_to_install():
+    code, said, errors = without("matplotlib", "tour", "--minutes", "0.01")
+    assert (code, said) == (2, "") and errors.count("\n") == 1
+    assert "matplotlib is not installed; `pip install 'minidsv4[course]'` adds it" in errors

@@ -10,6 +10,23 @@ def compiled(function):
     """Compile on the first call, and keep the machine code for the next process where it can be written down."""
     options = dict(fastmath=FASTMATH, error_model="numpy", nogil=True)  # threads may run them side by side
     try:
-        return numba.njit(cache=True, **options)(function)
+        dispatcher = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written to
         return numba.njit(**options)(function)
+    forget_unreadable(dispatcher)
+    return dispatcher
+
+
+def forget_unreadable(dispatcher) -> None:
+    """Drop machine code that cannot be read back: damaged, or of types that had another name when it was kept.
+
+    numba looks at the age of what it kept only after unpickling it, and lets the failure through.
+    """
+    kept = dispatcher._cache._cache_file
+    try:
+        for name in kept._load_index().values():
+            kept._load_data(name)
+    except FileNotFoundError:
+        return  # numba compiles anew where a file is missing
+    except Exception:  # an unpickler that reads nonsense may raise anything
+        kept.flush()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minidsv4.config import LayerKind
 from minidsv4.fast import FAST
-from minidsv4.ops import PLAIN
+from minidsv4.ops import PLAIN, Ops
 
 if TYPE_CHECKING:  # the model stands above this room: it is handed in
     from minidsv4.model.block import Block
@@ -190,6 +190,12 @@ def rows(series: "Series") -> ndarray:
     return series.data.numpy()[0, series.low : series.high]
 
 
+def computed_by_loops(ops: Ops) -> bool:
+    """Whether these operations are exact forms of one another: PLAIN, FAST, or FAST with compiled ones."""
+    replaced = {name: getattr(operation, "replaces", operation) for name, operation in ops._asdict().items()}
+    return Ops(**replaced) in (FAST, PLAIN)
+
+
 def refuse_what_is_not_the_model(model: "Model") -> None:
     """Raise ValueError unless every part is what `Model` builds and runs, on the CPU, contiguous, of one precision."""
     with torch.device("meta"):
@@ -197,7 +203,7 @@ def refuse_what_is_not_the_model(model: "Model") -> None:
     for name, module in model.named_modules():
         if type(module) is not built.get(name):
             raise ValueError(f"fused: {name} is a {type(module).__name__}, which the loops do not know; run the model")
-        if getattr(module, "ops", FAST) not in (FAST, PLAIN):
+        if not computed_by_loops(getattr(module, "ops", FAST)):
             raise ValueError(f"fused: {name or 'the model'} runs operations that the loops do not; model.use(FAST)")
     unknown = set(model.config.layer_types) - {LayerKind.WINDOW, LayerKind.CSA, LayerKind.HCA}
     if unknown:

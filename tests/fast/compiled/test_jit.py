@@ -1,0 +1,52 @@
+"""What numba kept on disk is a help, never a condition: it is dropped where it cannot be read."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+from typing import NamedTuple
+from minidsv4.fast.compiled.jit import compiled
+
+class Pair(NamedTuple):
+    a: float
+    b: float
+
+@compiled
+def total(pair):
+    return pair.a + pair.b
+
+print(total(Pair(1.5, 2.0)))
+"""
+
+
+def run(folder, program=PROGRAM):
+    """What the program prints and what it complains of; machine code is kept in the folder."""
+    (folder / "program.py").write_text(program)
+    settings = {**os.environ, "NUMBA_CACHE_DIR": str(folder / "kept")}
+    return subprocess.run([sys.executable, folder / "program.py"], capture_output=True, text=True, env=settings)
+
+
+def damaged(file):
+    """The file with its second half overwritten."""
+    kept = file.read_bytes()
+    file.write_bytes(kept[: len(kept) // 2] + b"\0" * (len(kept) - len(kept) // 2))
+
+
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+def test_damaged_machine_code_is_dropped_and_compiled_anew(tmp_path, ending):
+    assert run(tmp_path).stdout == "3.5\n"
+    files = list(tmp_path.rglob(f"*.{ending}"))
+    assert files
+    for file in files:
+        damaged(file)
+    done = run(tmp_path)
+    assert (done.stdout, done.stderr) == ("3.5\n", "")
+
+
+def test_machine_code_of_a_type_that_has_another_name_now_is_dropped(tmp_path):
+    assert run(tmp_path).stdout == "3.5\n"
+    done = run(tmp_path, PROGRAM.replace("Pair", "Couple"))
+    assert (done.stdout, done.stderr) == ("3.5\n", "")
