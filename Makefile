@@ -16,8 +16,8 @@ test check test-code test-notebooks test-notebooks-elsewhere notebooks figures: 
 
 help:
 	@echo "make tour        train a small V4, let it write, weigh its cache (ARGS=\"--minutes 1\")"
-	@echo "make test        ruff, every test, every notebook output twice"
-	@echo "make check       ruff and the fast tests"
+	@echo "make test        ruff, mypy, every test, every notebook output twice"
+	@echo "make check       ruff, mypy and the fast tests"
 	@echo "make lab         JupyterLab on the course, with sliders"
 	@echo "make notebooks   rebuild notebooks (ARGS=\"01_attention\"); make figures: rebuild figures"
 	@echo "make clean       remove the environment and caches"
@@ -27,13 +27,14 @@ tour: .venv/ready
 
 # Two jobs at a time; each shows what it printed when it ends.
 test: .venv/ready
-	@echo "ruff, tests, notebooks: two at a time, each printed when it ends; some 15 minutes on two cores"
+	@echo "ruff, mypy, tests, notebooks: two at a time, each printed when it ends; some 15 minutes on two cores"
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target \
 		lint test-code test-notebooks test-notebooks-elsewhere
 
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 test-code: .venv/ready
 	$(BIN)/python -m pytest tests
@@ -57,7 +58,7 @@ figures: .venv/ready
 	$(BIN)/python -m minidsv4.course.figures $(ARGS)
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 .venv/ready: pyproject.toml
