@@ -88,9 +88,9 @@ def test_without_gaps_packed_rows_are_those_of_plain_batches():
 def test_rows_are_drawn_once_before_any_is_drawn_again():
     packed = Packed(DOCUMENTS, length=6, seed=3)
     n = len(packed)
-    places = packed.places(range(3 * n))
-    assert all(sorted(places[i * n : (i + 1) * n]) == list(range(n)) for i in range(3))
-    assert places[:n] != places[n : 2 * n] and packed.places([n + 2]) == [places[n + 2]]
+    rows = packed.drawn(range(3 * n))
+    assert all(sorted(rows[i * n : (i + 1) * n]) == list(range(n)) for i in range(3))
+    assert rows[:n] != rows[n : 2 * n] and packed.drawn([n + 2]) == [rows[n + 2]]
 
 
 def sources():
@@ -103,7 +103,7 @@ def test_a_mixture_holds_its_shares_exactly_and_draws_every_row_before_any_again
     rows = [mixture.row(number).ids_BT.tolist() for number in range(50)]
     second = [max(row) > 500 for row in rows]
     assert all(sum(second[i : i + 5]) == 2 for i in range(0, 50, 5))
-    assert len({tuple(second[i : i + 5]) for i in range(0, 50, 5)}) > 2  # in changing places
+    assert len({tuple(second[i : i + 5]) for i in range(0, 50, 5)}) > 2  # in changing rows
     n_small = len(mixture.sources[0])
     of_first = [tuple(row) for row, large in zip(rows, second) if not large]
     assert len(set(of_first[:n_small])) == n_small

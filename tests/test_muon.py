@@ -9,7 +9,17 @@ from torch import nn
 
 from minidsv4 import Config, Model, paper
 from minidsv4.config import LayerKind
-from minidsv4.train.muon import SCHEDULE, UPDATE_RMS, Muon, Place, cut, muon, orthogonalise, places, table
+from minidsv4.train.muon import (
+    SCHEDULE,
+    UPDATE_RMS,
+    Muon,
+    ParameterSpec,
+    muon,
+    orthogonalise,
+    parameter_specs,
+    split_matrices,
+    table,
+)
 from tests.small import EXACT, TINY, normal, off, small_model, token_ids
 
 SHAPES = [(6, 20), (20, 6), (9, 31), (7, 7), (1, 5)]
@@ -22,7 +32,7 @@ def singular_values(stack):
 def learner(*shape, parts=(1,), seed=0, **options):
     """One parameter of normal numbers and its optimizer, at a rate of 0.5 without decay unless told otherwise."""
     parameter = nn.Parameter(normal(*shape, seed=seed))
-    return parameter, Muon([Place("w", parameter, parts)], **{"rate": 0.5, "decay": 0.0} | options)
+    return parameter, Muon([ParameterSpec("w", parameter, parts)], **{"rate": 0.5, "decay": 0.0} | options)
 
 
 def step(parameter, optimizer, gradient):
@@ -138,7 +148,7 @@ def test_the_decay_is_decoupled_from_the_gradient():
 def test_many_parameters_of_one_shape_learn_as_each_would_alone():
     alone = [learner(*shape, seed=i) for i, shape in enumerate([(6, 9), (9, 6), (6, 9), (4, 9)])]
     together = [nn.Parameter(parameter.detach().clone()) for parameter, _ in alone]
-    optimizer = Muon([Place(str(i), p, (1,)) for i, p in enumerate(together)], rate=0.5, decay=0.0)
+    optimizer = Muon([ParameterSpec(str(i), p, (1,)) for i, p in enumerate(together)], rate=0.5, decay=0.0)
     for i, (parameter, own) in enumerate(alone):
         together[i].grad = normal(*parameter.shape, seed=10 + i)
         step(parameter, own, together[i].grad.clone())
@@ -181,8 +191,8 @@ def test_each_expert_is_a_matrix_of_its_own_and_so_are_its_gate_and_up():
 
 
 def test_a_parameter_is_cut_into_the_matrices_that_the_report_names():
-    found = [place for place in places(Model(TINY)) if place.parts]
-    heights = {place.name: [part.shape[:2] for part in cut(place.parameter, place.parts)] for place in found}
+    found = [spec for spec in parameter_specs(Model(TINY)) if spec.parts]
+    heights = {spec.name: [part.shape[:2] for part in split_matrices(spec.parameter, spec.parts)] for spec in found}
     c, layer = TINY, f"layers.{TINY.layer_types.index(LayerKind.CSA)}."
     assert heights[layer + "ffn.experts.w13"] == [(c.n_routed_experts, c.moe_intermediate_size)] * 2
     assert heights[layer + "ffn.experts.w2"] == [(c.n_routed_experts, c.hidden_size)]
@@ -196,17 +206,17 @@ def test_a_parameter_is_cut_into_the_matrices_that_the_report_names():
 
 def test_every_parameter_has_one_place_and_adamw_has_what_the_report_lists():
     model = Model(TINY)
-    found = places(model)
-    assert [place.name for place in found] == [name for name, _ in model.named_parameters()]
+    found = parameter_specs(model)
+    assert [spec.name for spec in found] == [name for name, _ in model.named_parameters()]
     endings = ("embed.weight", "head.weight", "norm.weight", "base", "scale", "attn_sink", "ape")
-    for place in found:
-        assert (place.parts is None) == place.name.endswith(endings), place.name
+    for spec in found:
+        assert (spec.parts is None) == spec.name.endswith(endings), spec.name
 
 
 def test_a_frozen_parameter_has_no_place():
     model = Model(TINY)
     model.embed.requires_grad_(False)
-    assert "embed.weight" not in [place.name for place in places(model)]
+    assert "embed.weight" not in [spec.name for spec in parameter_specs(model)]
 
 
 def test_the_table_has_a_line_for_each_kind_of_parameter_and_counts_its_matrices():

@@ -213,7 +213,15 @@ def test_stages_keep_their_proportions_when_a_run_is_made_longer_or_shorter():
     plan = Plan.from_dict(SMALL)
     assert [stage.steps for stage in plan.scaled(2.5).stages] == [20, 10, 20] and plan.scaled(2.5).recipe.steps == 50
     assert [stage.steps for stage in plan.scaled(0.01).stages] == [1, 1, 1]
-    assert [plan.place(step) for step in (0, 7, 8, 12, 19, 25)] == [(0, 0), (0, 7), (1, 0), (2, 0), (2, 7), (2, 13)]
+    found = [plan.stage_and_step(step) for step in (0, 7, 8, 12, 19, 25)]
+    assert found == [
+        (0, 0),
+        (0, 7),
+        (1, 0),
+        (2, 0),
+        (2, 7),
+        (2, 13),
+    ]
 
 
 def test_minutes_are_turned_into_steps_by_a_rehearsal_that_leaves_the_model_alone(tmp_path, monkeypatch):

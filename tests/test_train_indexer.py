@@ -14,7 +14,7 @@ from minidsv4.model.indexer import Indexer
 from minidsv4.model.losses import index_calls, indexer_loss, watch
 from minidsv4.train import indexer
 
-MODES = {"dense": indexer.dense, "sparse": lambda model: nullcontext()}
+MODES = {"dense": indexer.dense_attention, "sparse": lambda model: nullcontext()}
 
 
 @functools.cache
@@ -89,14 +89,14 @@ def test_the_loss_is_the_sum_over_csa_layers_of_the_divergence_in_the_papers_loo
 
 
 def test_a_teacher_that_norms_each_head_by_itself_is_another_teacher():
-    with indexer.dense(model()):
+    with indexer.dense_attention(model()):
         call = calls_of(model(), token_ids(2, 38))[0]
     wrong = loss_by_hand(call, teach=lambda weight_HC: weight_HC / weight_HC.sum(1, keepdims=True))
     assert abs(indexer_loss(call).item() - wrong) > 1e-3
 
 
 def test_scores_equal_to_the_log_of_what_was_read_make_no_loss(monkeypatch):
-    with indexer.dense(model()):
+    with indexer.dense_attention(model()):
         call = calls_of(model(), token_ids(2, 9))[0]
     n_window = call.attended[3].n_window
     said_BTC = ops.attention_weights(*call.attended)[..., n_window:].sum(2).log().clamp(min=-1e9) + 5
@@ -157,7 +157,7 @@ def test_the_trunks_gradients_are_bitwise_the_same_with_and_without_the_indexers
     losses = ours.loss(ids_BT)
     with_it, without = grads(losses.total, parts(ours)[1]), grads(losses.total - losses.indexer, parts(ours)[1])
     assert all(torch.equal(one, other) for one, other in zip(with_it, without, strict=True))
-    with indexer.resting(ours):
+    with indexer.freeze_indexers(ours):
         losses = ours.loss(ids_BT)
         assert losses.indexer == 0
         resting = grads(losses.total, parts(ours)[1])
@@ -180,7 +180,7 @@ def test_inside_only_nothing_but_the_indexers_has_a_gradient_and_outside_all_is_
     ours = small_model()
     own, others = parts(ours)
     others[0].requires_grad_(False)  # one that rested before rests after
-    with pytest.raises(KeyError), indexer.only(ours):
+    with pytest.raises(KeyError), indexer.freeze_trunk(ours):
         ours.loss(token_ids(2, 38)).total.backward()
         raise KeyError
     assert all(parameter.grad is not None for parameter in own)
@@ -209,7 +209,7 @@ def test_clipping_shrinks_the_trunk_by_its_own_norm_and_the_indexers_by_theirs()
 def test_dense_is_a_top_k_of_everything_and_leaves_the_model_as_it_was():
     ours, ids_BT = small_model(), token_ids(2, 70)
     before = ours(ids_BT)
-    with pytest.raises(KeyError), indexer.dense(ours):
+    with pytest.raises(KeyError), indexer.dense_attention(ours):
         dense = ours(ids_BT)
         raise KeyError
     assert (dense - before).abs().max() > 1e-3
@@ -225,7 +225,7 @@ def test_a_cache_that_was_filled_densely_goes_on_sparsely():
     ours, ids_BT = small_model(), token_ids(2, 38)
     ours.layers[1].attn.indexer.n_picked = ours.layers[3].attn.indexer.n_picked = 12  # dense and sparse read the same
     cache = ours.new_cache(2)
-    with indexer.dense(ours):
+    with indexer.dense_attention(ours):
         ours(ids_BT[:, :30], cache)
     assert (ours(ids_BT[:, 30:], cache) - ours(ids_BT)[:, 30:]).abs().max() < EXACT
 
@@ -238,10 +238,10 @@ def warmed_up(n_steps):
     for layer in (1, 3):
         ours.layers[layer].attn.compressor.norm.weight.data *= 3  # loud entries: attention has favourites
     frozen = {name: tensor.clone() for name, tensor in ours.state_dict().items() if ".indexer." not in name}
-    with indexer.dense(ours):
+    with indexer.dense_attention(ours):
         before = indexer.recall(ours, unseen)
     losses = indexer.warm_up(ours, lambda step: token_ids(3, 96, seed=step), n_steps, rate=2e-2)
-    with indexer.dense(ours):
+    with indexer.dense_attention(ours):
         after = indexer.recall(ours, unseen)
     return ours, frozen, losses, before, after
 
@@ -267,7 +267,7 @@ def test_a_model_without_csa_layers_has_nothing_to_warm_up():
 
 def test_recall_counts_what_loops_count():
     ids_BT, k = token_ids(2, 38), TINY.index_topk
-    with indexer.dense(model()):
+    with indexer.dense_attention(model()):
         found, calls = indexer.recall(model(), ids_BT), calls_of(model(), ids_BT)
     for got, call in zip(found, calls, strict=True):
         rows = {name: [] for name in got}

@@ -11,7 +11,7 @@ import torch
 
 from minidsv4 import Config, Model
 from minidsv4.train.data import Batches
-from minidsv4.train.loop import Recipe, Trainer, asked_to_stop, bits_per_byte, fastest_threads
+from minidsv4.train.loop import Recipe, Trainer, bits_per_byte, fastest_threads, stop_on_interrupt
 from minidsv4.train.programs import programs
 from minidsv4.train.tokenizer import Tokenizer
 
@@ -134,9 +134,9 @@ def test_ctrl_c_ends_the_run_after_the_step_under_way(batches):
 
 
 def test_a_second_ctrl_c_interrupts_at_once():
-    with pytest.raises(KeyboardInterrupt), asked_to_stop() as asked:
+    with pytest.raises(KeyboardInterrupt), stop_on_interrupt() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert asked.wait(5)
+        assert stop.wait(5)
         os.kill(os.getpid(), signal.SIGINT)
         threading.Event().wait(5)
 

@@ -8,19 +8,19 @@ import torch
 from minidsv4 import Model
 from minidsv4.parallel.launch import run_ranks
 from minidsv4.parallel.zero import ShardedMuon, experts_in_order, padding, round_stochastically, share_out
-from minidsv4.train.muon import muon, places
+from minidsv4.train.muon import muon, parameter_specs
 from tests.small import TINY, normal, small_model
 
 N_STEPS = 2
 RATE = 0.02
 
 
-def gradient(place, rank, step):
+def gradient(spec, rank, step):
     """What a rank finds for a parameter in a step; the last layer's index has none anywhere, and rank 1 a few less."""
-    number = sum(map(ord, place.name)) + 1000 * rank + 100_000 * step
-    if "weights_proj" in place.name or (rank == 1 and ("attn_norm" in place.name or "wq_a" in place.name)):
+    number = sum(map(ord, spec.name)) + 1000 * rank + 100_000 * step
+    if "weights_proj" in spec.name or (rank == 1 and ("attn_norm" in spec.name or "wq_a" in spec.name)):
         return None
-    return normal(*place.parameter.shape, seed=number)
+    return normal(*spec.parameter.shape, seed=number)
 
 
 def weights(model):
@@ -32,8 +32,8 @@ def sharded(group, rounded, cap):
     model = small_model()
     optimizer = ShardedMuon(model, group, RATE, cap=cap, rounded=rounded, seed=5)
     for step in range(N_STEPS):
-        for place in places(model):
-            place.parameter.grad = gradient(place, group.rank(), step)
+        for spec in parameter_specs(model):
+            spec.parameter.grad = gradient(spec, group.rank(), step)
         optimizer.step()
     return weights(model), sum(view.numel() for view in optimizer.mine)
 
@@ -55,17 +55,17 @@ def alone(n_ranks, rounded):
     for step in range(N_STEPS):
         found = []
         for rank in range(n_ranks):
-            for place in places(model):
-                place.parameter.grad = gradient(place, rank, step)
+            for spec in parameter_specs(model):
+                spec.parameter.grad = gradient(spec, rank, step)
             if rounded:
                 rounded_experts(model, n_ranks, rank, generators[rank])
-            found.append([place.parameter.grad for place in places(model)])
-        for place, grads in zip(places(model), zip(*found)):
+            found.append([spec.parameter.grad for spec in parameter_specs(model)])
+        for spec, grads in zip(parameter_specs(model), zip(*found)):
             if grads[0] is not None:
-                narrow = rounded and place.parameter.ndim == 3
+                narrow = rounded and spec.parameter.ndim == 3
                 grads = [torch.zeros_like(grads[0]) if g is None else g for g in grads]
                 mean = functools.reduce(torch.add, [g.float() if narrow else g for g in grads]) / n_ranks
-                place.parameter.grad = mean.to(torch.float64)
+                spec.parameter.grad = mean.to(torch.float64)
         optimizer.step()
     return weights(model)
 
@@ -97,7 +97,7 @@ def test_every_number_has_one_owner_and_no_matrix_is_cut(n_ranks):
             piece += 1
             assert item.parts is None or piece.ndim == 2
     assert all((count == 1).all() for count in owners.values())
-    n_matrices = sum(place.n_matrices() for place in places(model))
+    n_matrices = sum(spec.n_matrices() for spec in parameter_specs(model))
     assert n_matrices == sum(item.parts is not None for rank in range(n_ranks) for item in shares.owned(rank))
 
 
@@ -110,7 +110,7 @@ def test_ranks_beyond_the_cap_own_the_same_dense_matrices_again():
 
 
 def test_the_vector_of_experts_holds_all_down_then_all_up_then_all_gate():
-    items = experts_in_order(places(Model(TINY)))
+    items = experts_in_order(parameter_specs(Model(TINY)))
     third = len(items) // 3
     names = [item.name.rsplit(".", 1)[1] for item in items]
     assert names == ["w2"] * third + ["w13"] * 2 * third
@@ -125,7 +125,7 @@ def test_a_limit_on_the_matrices_of_a_share_is_kept_and_leaves_its_matrices_in_o
     most = -(-n // 16)
     even = share_out(Model(TINY), n_ranks=16, most=most).dense
     assert max(map(len, shares)) > most >= max(map(len, even))
-    order = [place.name for place in places(Model(TINY))]
+    order = [spec.name for spec in parameter_specs(Model(TINY))]
     for share in shares + even:
         at = [order.index(item.name) for item in share]
         assert at == sorted(at)
@@ -142,7 +142,7 @@ def test_dense_matrices_of_a_small_model_are_padded_by_less_than_a_tenth():
 
 def test_the_report_has_a_line_for_each_kind_of_parameter():
     lines = share_out(Model(TINY), n_ranks=4).report().splitlines()
-    n = sum(place.n_matrices() for place in places(Model(TINY)) if place.parameter.ndim == 3)
+    n = sum(spec.n_matrices() for spec in parameter_specs(Model(TINY)) if spec.parameter.ndim == 3)
     assert [line.split()[0] for line in lines] == ["dense", "experts", "AdamW"]
     assert lines[1].split()[1:5] == ["4", "shares", "of", str(n // 4)] or n % 4
 

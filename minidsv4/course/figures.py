@@ -180,10 +180,10 @@ def recipe_over_steps():
     """Notebook 10: the recipe of the mini model over its steps."""
     plan = Plan.read("mini")
     stages, recipe = plan.stages, plan.recipe
-    places = [plan.place(step)[0] for step in range(recipe.steps)]
+    numbers = [plan.stage_and_step(step)[0] for step in range(recipe.steps)]
     rates = [recipe.rate_at(step, step / recipe.steps) for step in range(recipe.steps)]
     weights = [recipe.mtp_weight(step / recipe.steps) for step in range(recipe.steps)]
-    kinds, lengths = ([getattr(stages[place], name) for place in places] for name in ("attention", "length"))
+    kinds, lengths = ([getattr(stages[number], name) for number in numbers] for name in ("attention", "length"))
     return plots.schedule(kinds, rates, weights, lengths)
 
 

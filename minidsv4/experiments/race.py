@@ -14,7 +14,7 @@ from minidsv4.config import Config
 from minidsv4.model.model import Model
 from minidsv4.train.balance import balanced
 from minidsv4.train.data import Batches
-from minidsv4.train.muon import Muon, places
+from minidsv4.train.muon import Muon, parameter_specs
 from minidsv4.train.programs import programs
 from minidsv4.train.tokenizer import Tokenizer
 
@@ -34,7 +34,7 @@ def small_config() -> Config:
 
 @functools.cache
 def task() -> tuple[list[list[int]], Tensor]:
-    """Token ids of 2,000 programs to learn from, and 24 rows [B, T + 1] of others to be judged by."""
+    """Token ids of 2,000 programs to learn from, and 24 rows [B, T + 1] of others that measure the loss."""
     sources = [program.source for program in programs(seed=2, n=2000)]
     tokenizer = Tokenizer.train(sources[:300], vocab_size=320)
     unseen = tokenizer.encode_all(program.source for program in programs(seed=3, n=100))
@@ -45,8 +45,8 @@ def optimizer(model: Model, kind: str, rate: float) -> Muon:
     """Muon, or the same class with every parameter given to its AdamW part."""
     if kind not in RATES:
         raise ValueError(f"race: kind = {kind!r} is not known; it is one of {', '.join(RATES)}")
-    found = places(model)
-    return Muon(found if kind == "Muon" else [place._replace(parts=None) for place in found], rate)
+    found = parameter_specs(model)
+    return Muon(found if kind == "Muon" else [spec._replace(parts=None) for spec in found], rate)
 
 
 def learn(seed: int, kind: str, n_steps: int, every: int = 5, rate: float | None = None) -> list[float]:

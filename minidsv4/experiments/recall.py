@@ -78,7 +78,7 @@ def answers(model: Model, batch: Texts) -> Tensor:
 
 
 def learn(model: Model, n_steps: int, seed: int, rate: float = 2e-2, n: int = 32) -> None:
-    """Learn to answer, by Muon with a rate that falls linearly to a tenth; indexers learn too unless they rest."""
+    """Learn to answer, by Muon with a rate that falls linearly to a tenth; indexers learn unless they are frozen."""
     optimizer = muon(model, rate, decay=0.01)
     for step in range(n_steps):
         for group in optimizer.param_groups:
@@ -123,7 +123,7 @@ def run(seed: int, n_dense: int = 140, n_warm_up: int = 40, n_sparse: int = 40) 
     torch.manual_seed(seed)
     models = {"taught": Model(small("V4")), "window": Model(small("window"))}
     learn(models["window"], n_dense + n_sparse, seed)
-    with indexer.dense(models["taught"]), indexer.resting(models["taught"]):
+    with indexer.dense_attention(models["taught"]), indexer.freeze_indexers(models["taught"]):
         learn(models["taught"], n_dense, seed)
         answered = {"dense": by_distance(models["taught"], LONGER)}
     models["untaught"] = copy.deepcopy(models["taught"])
@@ -132,7 +132,7 @@ def run(seed: int, n_dense: int = 140, n_warm_up: int = 40, n_sparse: int = 40) 
     indexer.warm_up(models["taught"], warm_up_at, n_warm_up, rate=1e-2)
     caught["after the warm-up"] = found(models["taught"])
     learn(models["taught"], n_sparse, seed + 100, rate=4e-3)
-    with indexer.resting(models["untaught"]):
+    with indexer.freeze_indexers(models["untaught"]):
         learn(models["untaught"], n_sparse, seed + 100, rate=4e-3)
     answered |= {name: by_distance(model, LONGER) for name, model in models.items()}
     caught |= {f"at the end, {name}": found(models[name]) for name in ("taught", "untaught")}

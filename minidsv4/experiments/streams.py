@@ -33,14 +33,14 @@ class Residual(nn.Module):
 class PlainHyperConnection(nn.Module):
     """A site of plain HC: each map is `static + alpha tanh(theta RMSNorm(stream))`, and nothing bounds the mix.
 
-    At the start stream `place mod N` is read, all are written, each is carried whole, and theta is 0.
+    At the start stream `site mod N` is read, all are written, each is carried whole, and theta is 0.
     """
 
-    def __init__(self, n_streams: int, width: int, place: int):
+    def __init__(self, n_streams: int, width: int, site: int):
         super().__init__()
         self.streams = n_streams
         self.fn = nn.Parameter(torch.zeros(2 + n_streams, width))  # rows: pre, post, carry to each new stream
-        start = F.one_hot(torch.tensor(place % n_streams), n_streams), torch.ones(n_streams), torch.eye(n_streams)
+        start = F.one_hot(torch.tensor(site % n_streams), n_streams), torch.ones(n_streams), torch.eye(n_streams)
         self.base = nn.Parameter(torch.cat([part.flatten() for part in start]))  # packed like mHC's
         self.scale = nn.Parameter(torch.full((3,), GATE_AT_START))
 
@@ -76,7 +76,7 @@ class Stack(nn.Module):
             raise ValueError(f"stack: kind = {kind!r} is not known; it is 'residual', 'HC' or 'mHC'")
         n_sites, generator = SITES_PER_LAYER * n_layers, torch.Generator().manual_seed(seed)
         self.n_streams = 1 if kind == "residual" else n_streams
-        self.sites = nn.ModuleList(_site(kind, n_streams, width, place) for place in range(n_sites)).double()
+        self.sites = nn.ModuleList(_site(kind, n_streams, width, number) for number in range(n_sites)).double()
         # Each map adds 1 / n_sites to the mean square of a lone residual, which so doubles from entry to end.
         maps = torch.randn(n_sites, width, width, generator=generator, dtype=torch.float64)
         self.register_buffer("maps", maps / (width * n_sites) ** 0.5)
@@ -98,12 +98,12 @@ class Stack(nn.Module):
             yield streams_BTND, mix
 
 
-def _site(kind: str, n_streams: int, width: int, place: int) -> nn.Module:
+def _site(kind: str, n_streams: int, width: int, number: int) -> nn.Module:
     """A site at its initialisation; the released one needs a config, of which it reads the fields set here."""
     if kind == "residual":
         return Residual()
     if kind == "HC":
-        return PlainHyperConnection(n_streams, width, place)
+        return PlainHyperConnection(n_streams, width, number)
     site = HyperConnection(Config.tiny().replace(hc_mult=n_streams, hidden_size=width))
     nn.init.zeros_(site.fn)  # like HC's theta
     return site

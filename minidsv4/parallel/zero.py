@@ -19,13 +19,13 @@ from minidsv4.ops import upcast
 from minidsv4.parallel.balance import balanced_packing
 from minidsv4.parallel.gradients import have_gradient
 from minidsv4.parallel.launch import contact
-from minidsv4.train.muon import WHOLE, Muon, Place, cut, places
+from minidsv4.train.muon import WHOLE, Muon, ParameterSpec, parameter_specs, split_matrices
 
 
 class Item(NamedTuple):
     """What belongs to one rank: a matrix of a parameter, or a stretch of the numbers of one that AdamW moves.
 
-    parts  as in `Place`
+    parts  as in `ParameterSpec`
     where  (which part, which matrix of its stack), or (first number, number after the last)
     """
 
@@ -37,7 +37,9 @@ class Item(NamedTuple):
     def of(self, tensor: Tensor) -> Tensor:
         """Its piece of the parameter or of the gradient, as a view."""
         first, second = self.where
-        return tensor.reshape(-1)[first:second] if self.parts is None else cut(tensor, self.parts)[first][second]
+        if self.parts is None:
+            return tensor.reshape(-1)[first:second]
+        return split_matrices(tensor, self.parts)[first][second]
 
     @property
     def is_expert(self) -> bool:
@@ -92,8 +94,8 @@ def share_out(model: nn.Module, n_ranks: int, cap: int | None = None, most: int 
     """
     if n_ranks < 1 or (cap is not None and cap < 1):
         raise ValueError(f"share_out: n_ranks = {n_ranks}, cap = {cap} share nothing out; both count from 1")
-    found = places(model)
-    dense = [item for place in found if place.parts and place.parameter.ndim == 2 for item in _matrices(place)]
+    found = parameter_specs(model)
+    dense = [item for spec in found if spec.parts and spec.parameter.ndim == 2 for item in _matrices(spec)]
     n_shares = min(n_ranks, cap or n_ranks)
     share = balanced_packing(torch.tensor([item.size for item in dense]), n_shares, most).tolist()
     experts = experts_in_order(found)
@@ -105,22 +107,22 @@ def share_out(model: nn.Module, n_ranks: int, cap: int | None = None, most: int 
     )
 
 
-def experts_in_order(found: Sequence[Place]) -> list[Item]:
+def experts_in_order(found: Sequence[ParameterSpec]) -> list[Item]:
     """All down matrices of all experts and layers, then all up, then all gate: one vector of equally large matrices."""
-    stacks = [item for place in found if place.parts and place.parameter.ndim == 3 for item in _matrices(place)]
+    stacks = [item for spec in found if spec.parts and spec.parameter.ndim == 3 for item in _matrices(spec)]
     down = [item for item in stacks if item.parts == WHOLE]
     gate, up = ([item for item in stacks if item.parts != WHOLE and item.where[0] == part] for part in (0, 1))
     return down + up + gate
 
 
-def _matrices(place: Place) -> list[Item]:
+def _matrices(spec: ParameterSpec) -> list[Item]:
     """The single matrices of a parameter, part by part."""
-    stacks = cut(place.parameter, place.parts)
+    stacks = split_matrices(spec.parameter, spec.parts)
     where = [(part, matrix) for part, stack in enumerate(stacks) for matrix in range(len(stack))]
-    return [Item(place.name, place.parameter, place.parts, spot) for spot in where]
+    return [Item(spec.name, spec.parameter, spec.parts, spot) for spot in where]
 
 
-def _stretches(found: Sequence[Place], rank: int, n_ranks: int) -> list[Item]:
+def _stretches(found: Sequence[ParameterSpec], rank: int, n_ranks: int) -> list[Item]:
     """A rank's part of the numbers of every parameter that AdamW moves."""
     items = []
     for name, parameter, parts in found:
@@ -171,7 +173,9 @@ class ShardedMuon:
         self.generator = torch.Generator().manual_seed(seed * self.n_ranks + self.rank)
         # Parameters that are views of the model's: what moves them moves the model.
         self.mine = [nn.Parameter(item.of(item.parameter.detach())) for item in self.owned[self.rank]]
-        own = [Place(item.name, view, item.parts and WHOLE) for item, view in zip(self.owned[self.rank], self.mine)]
+        own = [
+            ParameterSpec(item.name, view, item.parts and WHOLE) for item, view in zip(self.owned[self.rank], self.mine)
+        ]
         self.optimizer = Muon(own, rate, **options)
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ def byte_alphabet() -> dict[str, int]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     characters = {chr(byte): byte for byte in printable}
-    return characters | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return characters | {chr(256 + number): byte for number, byte in enumerate(others)}
 
 
 class IncrementalDecoder:

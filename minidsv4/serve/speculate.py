@@ -70,7 +70,7 @@ class Speculation:
     def count(self, n_kept: int) -> None:
         """Count one more round, which accepted `n_kept` drafts."""
         self.rounds += 1
-        self.kept = [n + (place < n_kept) for place, n in enumerate(self.kept)]
+        self.kept = [n + (number < n_kept) for number, n in enumerate(self.kept)]
 
 
 class State(NamedTuple):
@@ -78,7 +78,7 @@ class State(NamedTuple):
 
     pending_BT   tokens of the text that the model's cache does not hold; the newest token is always one of them
     unread_BTND  the model's streams of positions that the MTP block has not read
-    next_BT      the tokens one place after those positions; they end with the newest token
+    next_BT      the tokens one position after those; they end with the newest token
     """
 
     pending_BT: Tensor
@@ -159,8 +159,8 @@ class Speculator:
         before = self.draft_cache.snapshot()
         drafts: list[int] = []
         probs: list[Tensor] = []
-        for place in range(self.speculation.depth):
-            if place:  # the block's own streams and draft take the places of the model's streams and the next token
+        for number in range(self.speculation.depth):
+            if number > 0:  # the block's own streams and draft stand in for the model's streams and the next token
                 draft_BT = state.next_BT.new_tensor([drafts[-1:]])
                 streams_BTND = self.model.draft(streams_BTND, draft_BT, self.draft_cache)
             probs.append(self.probabilities(self.model.logits(streams_BTND, of=self.model.mtp_block))[0])
@@ -212,18 +212,18 @@ def verify(target_TV: Tensor, draft_TV: Tensor, drafts: Sequence[int], generator
     A rejected draft is replaced by a sample of the residual distribution, `max(0, target - draft)` normalised, and no
     later draft counts. So each token has exactly its target probability.
 
-    target_TV  the model's probabilities at the place of each draft and of one token more [depth + 1, V]
+    target_TV  the model's probabilities at the position of each draft and of one token more [depth + 1, V]
     draft_TV   what the drafts were sampled from [depth, V]
     returns    1 to depth + 1 token ids
     """
-    for place, (draft, target_V, draft_V) in enumerate(zip(drafts, target_TV, draft_TV)):
+    for number, (draft, target_V, draft_V) in enumerate(zip(drafts, target_TV, draft_TV)):
         point = torch.rand((), generator=generator, dtype=torch.float64, device=generator.device)
         if point * draft_V[draft] >= target_V[draft]:
             residual_V = (target_V - draft_V).clamp(min=0)
-            return [*drafts[:place], sample(residual_V if residual_V.any() else target_V, generator)]
+            return [*drafts[:number], sample(residual_V if residual_V.any() else target_V, generator)]
     return [*drafts, sample(target_TV[len(drafts)], generator)]
 
 
 def expected_tokens(acceptance: float, depth: int) -> float:
     """Expected tokens a round, `1 + a + a^2 + ... + a^depth`, where every draft is accepted with probability a."""
-    return sum(acceptance**place for place in range(depth + 1))
+    return sum(acceptance**number for number in range(depth + 1))

@@ -42,13 +42,13 @@ class Batches:
     def at(self, step: int) -> Tensor:
         """The batch of a step, from 0: token ids [B, T + 1]."""
         per_epoch = len(self.rows) // self.batch_size
-        epoch, place = divmod(step, per_epoch)
+        epoch, number = divmod(step, per_epoch)
         order = torch.randperm(len(self.rows), generator=_generator(self.seed, f"epoch {epoch}"))
-        return self.rows[order[place * self.batch_size : (place + 1) * self.batch_size]]
+        return self.rows[order[number * self.batch_size : (number + 1) * self.batch_size]]
 
 
 class Batch(NamedTuple):
-    """Rows of tokens, and for each token the place in its row at which its document begins: both [B, T + 1].
+    """Rows of tokens, and for each token the position in its row at which its document begins: both [B, T + 1].
 
     A token is predicted from the tokens of its own document only. Padding is a document of its own, token by token,
     so the targets that count are those with `first` equal to that of the token before; see `counted`.
@@ -82,8 +82,9 @@ class Packed:
         order = torch.randperm(len(documents), generator=_generator(seed, "documents")).tolist()
         row, ids, starts = length + 1, [], []
         for i in order:
-            place = len(ids) % row
-            gap = row - place if place > length - 1 else min(-place % align, row - place)  # a document needs two tokens
+            position = len(ids) % row
+            room = row - position
+            gap = min(-position % align, room) if room > 1 else room  # a document needs two tokens
             tokens = (Tokenizer.bos_id, *documents[i], Tokenizer.eos_id)
             starts += [*range(len(ids), len(ids) + gap), *[len(ids) + gap] * len(tokens)]
             ids += [*[Tokenizer.eos_id] * gap, *tokens]
@@ -97,7 +98,7 @@ class Packed:
     def __len__(self) -> int:
         return len(self.rows.ids_BT)
 
-    def places(self, numbers: Sequence[int]) -> list[int]:
+    def drawn(self, numbers: Sequence[int]) -> list[int]:
         """The rows that are drawn as number 0, 1, 2, ...: each once, in a random order, before any is drawn again."""
         epochs = {number // len(self) for number in numbers}
         orders = {e: torch.randperm(len(self), generator=_generator(self.seed, f"epoch {e}")) for e in epochs}
@@ -129,12 +130,13 @@ class Mixture:
 
     def row(self, number: int) -> Batch:
         """Row `number` of the run."""
-        block, place = divmod(number, sum(self.shares))
+        block, number_in_block = divmod(number, sum(self.shares))
         pattern = [source for source, share in enumerate(self.shares) for _ in range(share)]
         order = torch.randperm(len(pattern), generator=_generator(self.seed, f"block {block}")).tolist()
-        drawn = [pattern[i] for i in order[: place + 1]]
-        source, share = self.sources[drawn[-1]], self.shares[drawn[-1]]
-        (row,) = source.places([block * share + drawn.count(drawn[-1]) - 1])
+        sources = [pattern[i] for i in order[: number_in_block + 1]]
+        source = self.sources[sources[-1]]
+        share = self.shares[sources[-1]]
+        (row,) = source.drawn([block * share + sources.count(sources[-1]) - 1])
         return Batch(*(part[row] for part in source.rows))
 
 

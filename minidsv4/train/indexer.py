@@ -3,9 +3,9 @@
 B batch, T tokens, C compressed entries, P picked entries. Report section 4.2.2 for the stages; the loss is not spelled
 out there, it is that of DeepSeek-V3.2 (`losses.indexer_loss`), a part of `model.loss` at every stage:
 
-    with dense(model), resting(model): ...           # every CSA layer reads all it may see, indexers wait
-    warm_up(model, batch_at, n_steps)                # indexers alone learn what the attention reads
-    ...                                              # sparse: the trunk from the text, each indexer from its layer
+    with dense_attention(model), freeze_indexers(model): ...  # CSA layers read all they may see
+    warm_up(model, batch_at, n_steps)  # indexers alone learn what the attention reads
+    ...                                # sparse: the trunk learns from the text, each indexer from its layer
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +27,7 @@ RATE = 1e-3  # of V3.2's warm-up
 
 
 @contextmanager
-def dense(model: nn.Module) -> Iterator[None]:
+def dense_attention(model: nn.Module) -> Iterator[None]:
     """Inside, CSA layers attend to all entries that a query may see; what the indexers pick is not used."""
     layers = [attn for attn in _parts(model, CSAttention) if "compressed" not in vars(attn)]  # not yet dense
     try:
@@ -45,7 +45,7 @@ def _all_entries(attn: CSAttention, *inputs) -> tuple[Tensor, Visibility]:
 
 
 @contextmanager
-def only(model: nn.Module) -> Iterator[None]:
+def freeze_trunk(model: nn.Module) -> Iterator[None]:
     """Inside, nothing but the indexers learns. An optimizer takes what `requires_grad`: make it inside as well."""
     own = set(_weights(model))
     with _frozen(parameter for parameter in model.parameters() if parameter not in own):
@@ -53,8 +53,8 @@ def only(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def resting(model: nn.Module) -> Iterator[None]:
-    """Inside, the indexers do not learn, and their loss is 0 and costs nothing."""
+def freeze_indexers(model: nn.Module) -> Iterator[None]:
+    """Inside, the indexers are frozen: their loss is 0 and costs nothing."""
     with _frozen(_weights(model)):
         yield
 
@@ -100,7 +100,7 @@ def warm_up(model: nn.Module, batch_at: Callable[[int], Tensor], n_steps: int, r
     if not _weights(model):
         raise ValueError("warm_up: the model has no CSA layer, so no indexer; give compress_ratios with one")
     losses = []
-    with dense(model), only(model):
+    with dense_attention(model), freeze_trunk(model):
         optimizer = torch.optim.Adam(_weights(model), lr=rate)
         for step in range(n_steps):
             loss = model.loss(batch_at(step)).indexer
@@ -123,8 +123,8 @@ def recall(model: nn.Module, ids_BT: Tensor) -> list[dict[str, Recall]]:
     """How good each CSA layer's picks are, beside three other choices of as many entries.
 
     The oracle takes the k entries with the most attention, summed over heads, had the layer read all that it may see.
-    Only queries that see more than k entries count. Layers read what they read: wrap the call in `dense` for a model
-    that still does.
+    Only queries that see more than k entries count. Layers read what they read: wrap the call in `dense_attention` for
+    a model that still does.
 
     returns  for each CSA layer {"oracle", "indexer", "recent": the newest k, "random": what blind choice expects}
     raises   ValueError where no query has to choose

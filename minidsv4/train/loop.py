@@ -24,7 +24,7 @@ from minidsv4.model.losses import MTP_WEIGHT
 from minidsv4.ops import upcast
 from minidsv4.train.balance import balanced, loads, max_violation
 from minidsv4.train.data import Batch, eval_rows
-from minidsv4.train.indexer import clip_apart, dense, only, resting
+from minidsv4.train.indexer import clip_apart, dense_attention, freeze_indexers, freeze_trunk
 from minidsv4.train.muon import muon
 from minidsv4.train.tokenizer import Tokenizer
 
@@ -119,8 +119,8 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "dense": Stage((dense, resting), trunk_learns=True),
-    "warm-up": Stage((dense, only), trunk_learns=False),
+    "dense": Stage((dense_attention, freeze_indexers), trunk_learns=True),
+    "warm-up": Stage((dense_attention, freeze_trunk), trunk_learns=False),
     "sparse": Stage((), trunk_learns=True),
 }
 
@@ -153,9 +153,9 @@ class Trainer:
         returns  True; False where Ctrl-C asked for an end, which comes after the step under way
         """
         self.model.train()
-        with asked_to_stop() as asked, _Bar(self) as bar:
+        with stop_on_interrupt() as stop, _Bar(self) as bar:
             while self.recipe.progress(self.step, self.seconds) < 1:
-                if asked.is_set():
+                if stop.is_set():
                     return False
                 start = time.perf_counter()
                 record = self.learn(self.batch_at(self.step))
@@ -224,21 +224,21 @@ def fastest_threads(trainer: Trainer) -> int:
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[threading.Event]:
+def stop_on_interrupt() -> Iterator[threading.Event]:
     """An event that Ctrl-C sets, so that no step is cut in two; a second Ctrl-C interrupts as ever."""
-    asked = threading.Event()
+    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stop
         return
     before = signal.getsignal(signal.SIGINT)
 
     def ask(_number, _frame):
-        asked.set()
+        stop.set()
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, ask)
     try:
-        yield asked
+        yield stop
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -260,9 +260,9 @@ class _Bar:
         trainer = self.trainer
         progress = min(1.0, trainer.recipe.progress(trainer.step, trainer.seconds))
         spent = trainer.seconds - self.first
-        left = tqdm.format_interval(spent * (1 - progress) / max(1e-9, progress - self.began))
+        time_left = tqdm.format_interval(spent * (1 - progress) / max(1e-9, progress - self.began))
         speed = f"{(trainer.tokens - self.tokens) / max(1e-9, spent):,.0f} tokens/s"
-        self.bar.set_description_str(f"loss {trainer.losses[-1]:.2f}, {speed}, {left} left", refresh=False)
+        self.bar.set_description_str(f"loss {trainer.losses[-1]:.2f}, {speed}, {time_left} left", refresh=False)
         self.bar.update(100 * progress - self.bar.n)
 
     def __exit__(self, *_error) -> None:

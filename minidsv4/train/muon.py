@@ -53,7 +53,7 @@ def orthogonalise(
     return (x if stack.shape[1] == n else x.mT).to(stack.dtype)
 
 
-class Place(NamedTuple):
+class ParameterSpec(NamedTuple):
     """Where one parameter goes: the relative heights of the matrices that lie in it one below the other, or AdamW."""
 
     name: str
@@ -62,20 +62,20 @@ class Place(NamedTuple):
 
     def n_matrices(self) -> int:
         """How many matrices Muon takes out of it."""
-        return sum(len(matrices) for matrices in cut(self.parameter, self.parts)) if self.parts else 0
+        return sum(len(matrices) for matrices in split_matrices(self.parameter, self.parts)) if self.parts else 0
 
 
-def cut(tensor: Tensor, parts: tuple[int, ...]) -> tuple[Tensor, ...]:
+def split_matrices(tensor: Tensor, parts: tuple[int, ...]) -> tuple[Tensor, ...]:
     """The matrices that a parameter holds, as views: for each part a stack [experts or 1, rows, columns]."""
     stack = tensor if tensor.ndim == 3 else tensor[None]
     unit = stack.shape[1] // sum(parts)
     return stack.split([part * unit for part in parts], dim=1)
 
 
-def places(model: nn.Module) -> list[Place]:
+def parameter_specs(model: nn.Module) -> list[ParameterSpec]:
     """Every parameter that learns and where it goes, in the model's order.
 
-    returns  [Place]; `parts` is None for AdamW: what is no matrix, embedding, head and position biases
+    returns  [ParameterSpec]; `parts` is None for AdamW: what is no matrix, embedding, head and position biases
     """
     parts, found = {}, []
     for module in model.modules():
@@ -83,7 +83,7 @@ def places(model: nn.Module) -> list[Place]:
     for name, parameter in model.named_parameters():
         usual = None if parameter.ndim < 2 or name.endswith("ape") else WHOLE
         if parameter.requires_grad:
-            found.append(Place(name, parameter, parts.get(parameter, usual)))
+            found.append(ParameterSpec(name, parameter, parts.get(parameter, usual)))
     return found
 
 
@@ -106,15 +106,15 @@ def _parts_of(module: nn.Module) -> dict[nn.Parameter, tuple[int, ...] | None]:
 
 
 def table(model: nn.Module) -> str:
-    """`places` to read: a line for all parameters of one name and shape, those of Muon first."""
+    """`parameter_specs` to read: a line for all parameters of one name and shape, those of Muon first."""
     kinds = defaultdict(list)
-    for place in places(model):
-        name = re.sub(r"^(layers|mtp)\.\d+\.", "", place.name).removesuffix(".weight")
-        kinds[name, tuple(place.parameter.shape), place.parts].append(place)
+    for spec in parameter_specs(model):
+        name = re.sub(r"^(layers|mtp)\.\d+\.", "", spec.name).removesuffix(".weight")
+        kinds[name, tuple(spec.parameter.shape), spec.parts].append(spec)
     lines = [f"{'parameter':32}{'how often':>10}{'shape':>15}{'goes to':>9}  as"]
     for (name, shape, parts), found in sorted(kinds.items(), key=lambda kind: kind[0][2] is None):
         n = found[0].n_matrices()
-        rows = " + ".join(str(part.shape[1]) for part in cut(found[0].parameter, parts)) if parts else ""
+        rows = " + ".join(str(part.shape[1]) for part in split_matrices(found[0].parameter, parts)) if parts else ""
         form = f"{n} {'matrix' if n == 1 else 'matrices'}, rows {rows}" if parts else "numbers"
         sizes = " x ".join(map(str, shape))
         lines.append(f"{name:32}{len(found):>10}{sizes:>15}{'Muon' if parts else 'AdamW':>9}  {form}")
@@ -127,13 +127,13 @@ def muon(model: nn.Module, rate: float, **options) -> "Muon":
     rate     learning rate, of the size that AdamW would have
     options  of `Muon`
     """
-    return Muon(places(model), rate, **options)
+    return Muon(parameter_specs(model), rate, **options)
 
 
 class Muon(torch.optim.Optimizer):
     """Algorithm 1, and AdamW in the groups whose `parts` is None; set `lr` of every group to follow a schedule.
 
-    places    which parameters, and where each goes: `places(model)`
+    specs     which parameters, and where each goes: `parameter_specs(model)`
     momentum  `M <- momentum M + G`, without (1 - momentum); Nesterov: the step is that of `momentum M + G`
     betas     of AdamW, as its eps
     decay     weight decay of both, decoupled: `W <- (1 - rate decay) W`
@@ -143,7 +143,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        places: Iterable[Place],
+        specs: Iterable[ParameterSpec],
         rate: float,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -154,9 +154,9 @@ class Muon(torch.optim.Optimizer):
         if not rate >= 0 or not 0 <= momentum < 1:
             raise ValueError(f"muon: rate = {rate}, momentum = {momentum} cannot be; 0 or more, and from 0 to below 1")
         groups = defaultdict(list)
-        for place in places:
-            _check(place)
-            groups[place.parts].append(place.parameter)
+        for spec in specs:
+            _check(spec)
+            groups[spec.parts].append(spec.parameter)
         adamw, common = {"betas": betas, "eps": eps}, {"lr": rate, "weight_decay": decay}
         newton = {"momentum": momentum, "dtype": dtype}
         given = [{"params": p, "parts": parts} | (newton if parts else adamw) for parts, p in groups.items()]
@@ -190,7 +190,8 @@ class Muon(torch.optim.Optimizer):
             state, mu = self.state[parameter], group["momentum"]
             momentum = state.setdefault("momentum", torch.zeros_like(parameter))
             ahead = momentum.mul_(mu).add_(parameter.grad).mul(mu).add_(parameter.grad)
-            for weight, direction in zip(cut(parameter, group["parts"]), cut(ahead, group["parts"])):
+            weights = split_matrices(parameter, group["parts"])
+            for weight, direction in zip(weights, split_matrices(ahead, group["parts"])):
                 piece = Piece(weight, direction, group)
                 shapes[piece.kind()].append(piece)
         return list(shapes.values())
@@ -235,7 +236,7 @@ def _wide(stack: Tensor) -> Tensor:
     return stack.mT if stack.shape[-2] > stack.shape[-1] else stack
 
 
-def _check(place: Place) -> None:
-    shape, parts = tuple(place.parameter.shape), place.parts
+def _check(spec: ParameterSpec) -> None:
+    shape, parts = tuple(spec.parameter.shape), spec.parts
     if parts is not None and (len(shape) not in (2, 3) or shape[-2] % sum(parts)):
-        raise ValueError(f"muon: {place.name} of shape {shape} holds no matrices of heights {parts}; AdamW takes it")
+        raise ValueError(f"muon: {spec.name} of shape {shape} holds no matrices of heights {parts}; AdamW takes it")

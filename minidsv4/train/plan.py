@@ -128,7 +128,7 @@ class Plan:
         """The same recipe with another seed."""
         return self.from_dict(self.fields | {"seed": seed})
 
-    def place(self, step: int) -> tuple[int, int]:
+    def stage_and_step(self, step: int) -> tuple[int, int]:
         """Which stage a step is in, and which step of it it is."""
         for number, stage in enumerate(self.stages[:-1]):
             if step < stage.steps:

@@ -83,13 +83,13 @@ class Batcher:
 
     def at(self, step: int) -> Batch | Tensor:
         """The batch of a step, from 0: what `Model.loss` takes."""
-        number, place = self.plan.place(step)
+        number, step_of_stage = self.plan.stage_and_step(step)
         if number not in self.mixtures:
             stage, seed = self.plan.stages[number], self.plan.seed + number
             align = math.lcm(*filter(None, self.plan.config.compress_ratios)) if self.plan.masks else 1
             packed = [Packed(documents, stage.length, seed, align) for documents in self.documents.values()]
             self.mixtures = {number: Mixture(packed, self.shares, stage.batch_size, seed)}
-        batch = self.mixtures[number].at(place)
+        batch = self.mixtures[number].at(step_of_stage)
         return batch if self.plan.masks else batch.ids_BT
 
 
@@ -140,7 +140,7 @@ class Run:
 
     def stage_at(self, step: int) -> str:
         """The kind of attention at a step."""
-        return self.plan.stages[self.plan.place(step)[0]].attention
+        return self.plan.stages[self.plan.stage_and_step(step)[0]].attention
 
     def header(self) -> dict:
         """The first line of the log: what is run, on what."""

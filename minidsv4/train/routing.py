@@ -36,13 +36,13 @@ def fixed_routing(model: nn.Module, picks: Iterable[Tensor]) -> Iterator[None]:
     raises  ValueError where picks are of another shape than the call's, or run out, or are left over
     """
     routers = [module for module in model.modules() if isinstance(module, LearnedRouter)]
-    left = list(picks)
+    remaining = list(picks)
 
     def pick(score_BTE: Tensor, _ids_BT: Tensor) -> Tensor:
-        if not left or left[0].shape[:2] != score_BTE.shape[:2]:
-            given = tuple(left[0].shape[:2]) if left else "none"
+        if not remaining or remaining[0].shape[:2] != score_BTE.shape[:2]:
+            given = tuple(remaining[0].shape[:2]) if remaining else "none"
             raise ValueError(f"fixed_routing: picks for {given} tokens do not fit {tuple(score_BTE.shape[:2])}")
-        return left.pop(0)
+        return remaining.pop(0)
 
     for router in routers:
         router.pick = pick
@@ -51,8 +51,8 @@ def fixed_routing(model: nn.Module, picks: Iterable[Tensor]) -> Iterator[None]:
     finally:
         for router in routers:
             del router.pick
-    if left:
-        raise ValueError(f"fixed_routing: {len(left)} picks are left over; the routers were called less often")
+    if remaining:
+        raise ValueError(f"fixed_routing: {len(remaining)} picks are left over; the routers were called less often")
 
 
 class Anticipation:
