@@ -56,10 +56,10 @@ def pair(config: v4.Config, seed: int, dtype: torch.dtype = torch.float32, stren
     )
     hf_configuration._experts_implementation = "eager"
     torch.set_default_dtype(dtype)
-    peer = _module(dtype).DeepseekV4ForCausalLM(hf_configuration).to(dtype).eval()
+    reference = _module(dtype).DeepseekV4ForCausalLM(hf_configuration).to(dtype).eval()
     torch.set_default_dtype(torch.float32)
     with torch.no_grad():
-        for name, tensor in [*peer.named_parameters(), *peer.named_buffers()]:
+        for name, tensor in [*reference.named_parameters(), *reference.named_buffers()]:
             if name.endswith("inv_freq"):
                 if dtype == torch.float64:  # transformers rounds them to float32
                     kind = "CSA" if "compress" in name else "WINDOW"
@@ -71,14 +71,14 @@ def pair(config: v4.Config, seed: int, dtype: torch.dtype = torch.float32, stren
             else:
                 tensor.add_(0.3 * torch.randn_like(tensor))
     model = v4.Model(config).to(dtype)
-    ours = from_released({k: v for k, v in peer.state_dict().items()})
+    ours = from_released({k: v for k, v in reference.state_dict().items()})
     model.load_state_dict(ours)
-    return model, peer
+    return model, reference
 
 
-def gradients(peer) -> dict[str, torch.Tensor]:
-    """The peer's gradients under this package's parameter names."""
-    return from_released({name: p.grad for name, p in peer.named_parameters() if p.grad is not None})
+def gradients(reference) -> dict[str, torch.Tensor]:
+    """The reference's gradients under this package's parameter names."""
+    return from_released({name: p.grad for name, p in reference.named_parameters() if p.grad is not None})
 
 
 def random_config(seed: int) -> tuple[v4.Config, int, int]:

@@ -123,27 +123,27 @@ def test_saving_leaves_nothing_else_in_the_folder(tmp_path):
 
 
 def test_a_folder_of_save_pretrained_loads_with_equal_logits(twins, tmp_path):
-    ours, peer = twins
-    peer.save_pretrained(tmp_path)
+    ours, reference = twins
+    reference.save_pretrained(tmp_path)
     back = v4.load(tmp_path)
     assert same_weights(back, ours)
     ids_BT = token_ids(2, 30)
-    assert off(back(ids_BT), peer(ids_BT).logits) < 1e-5  # rounding of float32, 4 layers deep
+    assert off(back(ids_BT), reference(ids_BT).logits) < 1e-5  # rounding of float32, 4 layers deep
 
 
 def test_a_folder_in_shards_loads_as_a_whole(twins, tmp_path):
-    ours, peer = twins
-    peer.save_pretrained(tmp_path, max_shard_size="50KB")
+    ours, reference = twins
+    reference.save_pretrained(tmp_path, max_shard_size="50KB")
     assert (tmp_path / INDEX).is_file() and not (tmp_path / WEIGHTS).is_file()
     assert same_weights(v4.load(tmp_path), ours)
 
 
 def test_the_names_of_a_state_dict_of_transformers_load_too(twins, tmp_path):
-    ours, peer = twins
-    state = {name: t.contiguous() for name, t in peer.state_dict().items() if not name.endswith("inv_freq")}
+    ours, reference = twins
+    state = {name: t.contiguous() for name, t in reference.state_dict().items() if not name.endswith("inv_freq")}
     assert "model.layers.0.self_attn.q_a_proj.weight" in state and "model.layers.1.mlp.experts.gate_up_proj" in state
     save_file(state, tmp_path / WEIGHTS)
-    peer.config.save_pretrained(tmp_path)
+    reference.config.save_pretrained(tmp_path)
     assert same_weights(v4.load(tmp_path), ours)
 
 
@@ -151,13 +151,13 @@ def test_an_exported_folder_opens_in_transformers_with_every_tensor_in_its_place
     model, _ = saved
     v4.export_hf(model, tmp_path)
     # The experts' default wants rows of whole 16 bytes, which these sizes are not.
-    peer, info = AutoModelForCausalLM.from_pretrained(
+    reference, info = AutoModelForCausalLM.from_pretrained(
         tmp_path, output_loading_info=True, attn_implementation="eager", experts_implementation="eager"
     )
     assert {kind: list(found) for kind, found in info.items() if found} == {}
     ids_BT = token_ids(2, 30)
     with torch.no_grad():
-        assert off(model(ids_BT), peer(ids_BT).logits) < 1e-5  # rounding of float32, 4 layers deep
+        assert off(model(ids_BT), reference(ids_BT).logits) < 1e-5  # rounding of float32, 4 layers deep
 
 
 def test_an_exported_folder_loads_here_again_without_mtp(saved, tmp_path):

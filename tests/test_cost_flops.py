@@ -80,7 +80,7 @@ def test_the_curve_is_a_straight_line_once_the_indexer_has_more_than_it_may_pick
 @pytest.mark.parametrize("model", [Config.tiny(), FLASH, V32()], ids=["tiny", "flash", "v3.2"])
 def test_a_prompt_costs_the_sum_of_its_tokens_with_the_head_once(model):
     n_tokens = 5000  # longer than what V3.2 picks
-    one, read = decode(model, 1), [flops.reading(model, n) for n in range(1, n_tokens + 1)]
+    one, read = decode(model, 1), [flops.context_flops(model, n) for n in range(1, n_tokens + 1)]
     summed = {kind: n_tokens * amount for kind, amount in one.items()}
     summed |= {kind: float(sum(token[kind] for token in read)) for kind in read[0]}
     assert prefill(model, n_tokens, every_logit=True) == summed
@@ -154,10 +154,10 @@ def test_attention_flops_counted_on_a_real_model_equal_the_formula(n_tokens):
 
 
 def test_the_indexer_at_the_released_sizes_scores_64_heads_of_128_numbers_for_each_entry():
-    per_entry = flops.reading(FLASH, 8)["FP4 indexer"] - flops.reading(FLASH, 4)["FP4 indexer"]
+    per_entry = flops.context_flops(FLASH, 8)["FP4 indexer"] - flops.context_flops(FLASH, 4)["FP4 indexer"]
     assert per_entry == 21 * 2 * 64 * 128  # 21 CSA layers
 
 
 def test_something_that_is_no_model_is_refused_with_a_sentence():
     with pytest.raises(ValueError, match="None is no model; give a Config"):
-        flops.reading(None, 4)
+        flops.context_flops(None, 4)

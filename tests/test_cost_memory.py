@@ -7,7 +7,17 @@ import torch
 from minidsv4 import Config, Model
 from minidsv4.cost import V32, memory
 from minidsv4.cost.baselines import gqa8, mha, mla
-from minidsv4.cost.memory import BF16, FP8_KEYS, PRODUCTION, Precision, cache, per_token, read, tail_room, tail_state
+from minidsv4.cost.memory import (
+    BF16,
+    FP8_KEYS,
+    PRODUCTION,
+    Precision,
+    cache,
+    per_token,
+    read_bytes,
+    tail_room,
+    tail_state,
+)
 
 FLASH, PRO, LONG = Config.flash(), Config.pro(), 2**20
 
@@ -109,12 +119,12 @@ def test_the_formula_equals_the_bytes_of_a_real_cache_kind_by_kind(n_tokens, dty
 
 def test_a_token_reads_all_keys_but_only_the_entries_that_it_picks():
     held = cache(FLASH, LONG)
-    assert read(FLASH, LONG) == sum(held.values()) - held["CSA entries"] + 21 * 512 * 584
-    assert read(FLASH, 2048) == sum(cache(FLASH, 2048).values())  # 512 entries: all are picked
-    assert read(V32(), LONG) == 61 * (LONG * 132 + 2048 * 656)
+    assert read_bytes(FLASH, LONG) == sum(held.values()) - held["CSA entries"] + 21 * 512 * 584
+    assert read_bytes(FLASH, 2048) == sum(cache(FLASH, 2048).values())  # 512 entries: all are picked
+    assert read_bytes(V32(), LONG) == 61 * (LONG * 132 + 2048 * 656)
 
 
-@pytest.mark.parametrize("function", [cache, read])
+@pytest.mark.parametrize("function", [cache, read_bytes])
 def test_something_that_is_no_model_is_refused_with_a_sentence(function):
     with pytest.raises(ValueError, match="3 is no model; give a Config"):
         function(3, 4)

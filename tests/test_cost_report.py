@@ -22,19 +22,23 @@ def test_the_bill_of_flash_at_a_million_tokens_holds_the_numbers_of_the_report()
         "290.94",
     ]
     assert f"{made.cache_bytes / 1e9:.3f}" == "3.688" and f"{made.checkpoint_bytes / 1e9:.1f}" == "159.6"
-    assert [f"{n:.2f}" for n in (made.smaller, made.cheaper, 100 * made.gqa8_share)] == ["13.67", "9.90", "2.00"]
-    assert made.answer == pytest.approx(2**20 * 0.14e-6 + 1000 * 0.28e-6)
-    assert 0 < made.compute < made.answer
+    assert [f"{n:.2f}" for n in (made.v32_cache_ratio, made.v32_flops_ratio, 100 * made.gqa8_share)] == [
+        "13.67",
+        "9.90",
+        "2.00",
+    ]
+    assert made.list_price == pytest.approx(2**20 * 0.14e-6 + 1000 * 0.28e-6)
+    assert 0 < made.compute_price < made.list_price
 
 
 def test_v3_2_is_as_large_as_itself_and_has_no_price():
     made = bill(V32(), 4096)
-    assert (made.cheaper, made.smaller, made.tail_bytes, made.answer) == (1.0, 1.0, 0, None)
+    assert (made.v32_flops_ratio, made.v32_cache_ratio, made.tail_bytes, made.list_price) == (1.0, 1.0, 0, None)
 
 
 def test_a_model_of_other_sizes_gets_a_bill_and_no_price():
     made = bill(v4.Config.mini(), 1000)
-    assert made.name == "a V4 model" and made.answer is None
+    assert made.name == "a V4 model" and made.list_price is None
     assert made.with_mtp == sum(p.numel() for p in v4.Model(v4.Config.mini()).parameters()) + 6 * 16  # and the biases
 
 

@@ -24,7 +24,7 @@ def test_one_sequence_waits_for_memory_and_a_large_batch_of_short_ones_for_compu
 def test_the_memory_ceiling_is_the_bytes_in_use_over_the_bandwidth():
     bits, n_tokens = 4.25, 32768
     active = sum(row.active * row.size for row in MAIN)
-    moved = active * bits / 8 + memory.read(FLASH, n_tokens)
+    moved = active * bits / 8 + memory.read_bytes(FLASH, n_tokens)
     step = decode_step(FLASH, n_tokens, LAPTOP, bits=bits, n_devices=1)
     assert step.seconds == pytest.approx(moved / 546e9, rel=1e-12)  # float64 sums in another order
     assert step.tokens_per_second == pytest.approx(1 / step.seconds)

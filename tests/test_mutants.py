@@ -65,14 +65,14 @@ def same(ours: torch.Tensor, expected: torch.Tensor):
 @functools.cache
 def museum() -> tuple[v4.Model, torch.Tensor, torch.Tensor]:
     """The model with its MTP block, two sequences, and what transformers makes of them."""
-    trunk, peer = pair(CONFIG, seed=1, dtype=torch.float64)
+    trunk, reference = pair(CONFIG, seed=1, dtype=torch.float64)
     model = v4.Model(CONFIG).double()
     model.load_state_dict(trunk.state_dict(), strict=False)
     with torch.no_grad():
         for parameter in model.mtp.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         ids_BT = torch.randint(CONFIG.vocab_size, (2, N_TOKENS))
-        return model, ids_BT, peer(ids_BT).logits
+        return model, ids_BT, reference(ids_BT).logits
 
 
 @functools.cache

@@ -22,18 +22,18 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def run(seed: int, dtype: torch.dtype, table: str):
     config, n_batch, n_tokens = random_config(seed)
-    model, peer = pair(config, seed, dtype)
+    model, reference = pair(config, seed, dtype)
     model.use(TABLES[table])
     ids = torch.randint(config.vocab_size, (n_batch, n_tokens))
-    ours, theirs = model(ids), peer(ids).logits
+    ours, theirs = model(ids), reference(ids).logits
     for logits in (ours, theirs):
         F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
-    return model, peer, ours, theirs
+    return model, reference, ours, theirs
 
 
-def assert_same_gradients(model, peer, tolerance: float):
+def assert_same_gradients(model, reference, tolerance: float):
     """No gradient (an indexer, a compressor whose first window is still open) must be none or zero there too."""
-    expected = gradients(peer)
+    expected = gradients(reference)
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name, parameter in model.named_parameters():
         ours = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -43,16 +43,16 @@ def assert_same_gradients(model, peer, tolerance: float):
 
 @on_every_config
 def test_logits_and_gradients_equal_those_of_transformers_in_float64(table, seed):
-    model, peer, ours, theirs = run(seed, torch.float64, table)
+    model, reference, ours, theirs = run(seed, torch.float64, table)
     assert relative(ours, theirs) < 1e-10
-    assert_same_gradients(model, peer, 1e-10)
+    assert_same_gradients(model, reference, 1e-10)
 
 
 @on_every_config
 def test_logits_and_gradients_equal_those_of_transformers_in_float32(table, seed):
-    model, peer, ours, theirs = run(seed, torch.float32, table)
+    model, reference, ours, theirs = run(seed, torch.float32, table)
     assert relative(ours, theirs) < 1e-5  # rounding of float32, a few layers deep
-    assert_same_gradients(model, peer, 1e-4)
+    assert_same_gradients(model, reference, 1e-4)
 
 
 def test_the_random_configs_exercise_what_they_should():

@@ -76,8 +76,8 @@ def work_of(config: Config, phase: str, n_tokens: int) -> tuple[float, float]:
     """FLOPs and least bytes of one run of a phase; of one token in decoding."""
     streams = 3 * 2 * config.num_hidden_layers * 4 * config.hc_mult * config.hidden_size * n_tokens
     if phase == "decode":
-        read = sum(4 * weight.active * weight.size for weight in weights(config) if weight.product)
-        read += memory.read(config, n_tokens, FLOAT32)
+        read = sum(4 * weight.active * weight.size for weight in weights(config) if weight.is_multiplied)
+        read += memory.read_bytes(config, n_tokens, FLOAT32)
         return flops.weighted(flops.decode(config, n_tokens), flops.RAW), float(read)
     if phase == "train":  # forward, and twice as much backward
         return flops.training(config, n_tokens, implementations.TRAINED[1]), 3.0 * (streams + weight_bytes(config))

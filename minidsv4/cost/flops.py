@@ -29,26 +29,26 @@ def weighted(flops: dict, factors: dict[str, float] = EQUIVALENT):
     return sum(factors[kind] * amount for kind, amount in flops.items())
 
 
-def products(rows: Iterable[Weight]) -> dict[str, int]:
+def weight_flops(rows: Iterable[Weight]) -> dict[str, int]:
     """FLOPs of one token with every weight that it is multiplied with; the MTP block is left out."""
     kinds = {"fp8": "FP8 products", "fp4": "FP4 experts", "bf16": "BF16 products", "fp32": "BF16 products"}
     sums = dict.fromkeys(KINDS[:4], 0)
     for row in rows:
-        if row.product and row.part != "MTP block":
+        if row.is_multiplied and row.part != "MTP block":
             sums["head" if row.part == "head" else kinds[row.stored]] += 2 * row.active * row.size
     return sums
 
 
 @singledispatch
-def reading(model, n_tokens) -> dict:
-    """FLOPs with which one query reads the past, by kind.
+def context_flops(model, n_tokens) -> dict:
+    """FLOPs of one query's index scores and core attention, by kind; they grow with the context.
 
     n_tokens  tokens that it sees, its own included: an integer or an array of them
     """
     raise ValueError(f"bill: {model!r} is no model; give a Config, such as Config.flash(), or V32()")
 
 
-@reading.register
+@context_flops.register
 def _(config: Config, n_tokens) -> dict:
     kinds = config.layer_types[: config.num_hidden_layers]
     near = np.minimum(config.sliding_window, n_tokens)
@@ -68,7 +68,7 @@ def visible(config: Config, kind: LayerKind, n_tokens):
     return n_tokens // ratio if ratio else 0
 
 
-@reading.register
+@context_flops.register
 def _(model: V32, n_tokens) -> dict:
     per_token = 2 * model.kv_lora_rank + model.qk_rope_head_dim  # scores on 512 + 64 numbers, sums on 512
     attended = model.num_hidden_layers * np.minimum(model.index_topk, n_tokens)
@@ -84,7 +84,7 @@ def decode(model, n_tokens) -> dict:
 
     n_tokens  tokens that it sees, its own included: an integer, or an array for a curve
     """
-    return products(weights(model)) | reading(model, n_tokens)
+    return weight_flops(weights(model)) | context_flops(model, n_tokens)
 
 
 def prefill(model, n_tokens: int, every_logit: bool = False) -> dict:
@@ -92,10 +92,10 @@ def prefill(model, n_tokens: int, every_logit: bool = False) -> dict:
 
     every_logit  the head for each token, as in training; otherwise for the last one only
     """
-    fixed = {kind: amount * n_tokens for kind, amount in products(weights(model)).items()}
+    fixed = {kind: amount * n_tokens for kind, amount in weight_flops(weights(model)).items()}
     if not every_logit:
         fixed["head"] //= n_tokens
-    read = reading(model, np.arange(1, n_tokens + 1))
+    read = context_flops(model, np.arange(1, n_tokens + 1))
     return fixed | {kind: float(np.sum(amount, dtype=float)) for kind, amount in read.items()}
 
 

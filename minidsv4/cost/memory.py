@@ -90,12 +90,12 @@ def _v32_key(model: V32, precision: Precision) -> int:
 
 
 @singledispatch
-def read(model, n_tokens, precision: Precision = PRODUCTION):
+def read_bytes(model, n_tokens, precision: Precision = PRODUCTION):
     """Bytes of the cache that one decoded token reads: all indexer keys, but only the entries that it attends to."""
     raise ValueError(f"bill: {model!r} is no model; give a Config, such as Config.flash(), or V32()")
 
 
-@read.register
+@read_bytes.register
 def _(config: Config, n_tokens, precision: Precision = PRODUCTION):
     held = cache(config, n_tokens, precision)
     n_csa = config.layer_types[: config.num_hidden_layers].count(LayerKind.CSA)
@@ -104,7 +104,7 @@ def _(config: Config, n_tokens, precision: Precision = PRODUCTION):
     return held["window"] + held["indexer keys"] + held["HCA entries"] + picked * entry
 
 
-@read.register
+@read_bytes.register
 def _(model: V32, n_tokens, precision: Precision = PRODUCTION):
     picked = model.num_hidden_layers * np.minimum(model.index_topk, n_tokens)
     return cache(model, n_tokens, precision)["indexer keys"] + picked * _v32_entry(model, precision)

@@ -67,8 +67,8 @@ class Weight:
         return math.prod(self.shape)
 
     @property
-    def product(self) -> bool:
-        """Whether a token is multiplied with it: a matrix in use. A position bias (`ape`) is added."""
+    def is_multiplied(self) -> bool:
+        """Whether a token is multiplied with it, as with a matrix in use; a position bias (`ape`) is added."""
         return len(self.shape) == 2 and self.active > 0 and not self.name.endswith("ape")
 
 

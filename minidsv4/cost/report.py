@@ -29,11 +29,12 @@ class Bill:
     cache             bytes of one sequence in the production formats, by kind
     tail_bytes        raw values that wait for their window, in FP32 as the released code reserves them; V4 only
     read_bytes        bytes of the cache that one new token reads
-    cheaper, smaller  FP8-equivalent FLOPs of V3.2 over these; bytes of V3.2's cache over these
-    gqa8_share        these bytes over those of GQA8 in BF16 at the same depth
+    v32_flops_ratio   FP8-equivalent FLOPs of one new token in V3.2 over those here
+    v32_cache_ratio   bytes of V3.2's cache over those here
+    gqa8_share        bytes of this cache over those of GQA8 in BF16 at the same depth
     steps             one new token of one sequence on each device, at best
-    answer            dollars for reading the tokens and writing 1,000, at list price; None without a price
-    compute           dollars for the same FLOPs on rented H800s at peak rate: a floor, nothing else is in it
+    list_price        dollars for reading the tokens and writing 1,000; None where the model is not sold
+    compute_price     dollars for the same FLOPs on rented H800s at peak rate: a floor, nothing else is in it
     """
 
     name: str
@@ -50,12 +51,12 @@ class Bill:
     cache_bytes: int
     tail_bytes: int
     read_bytes: int
-    cheaper: float
-    smaller: float
+    v32_flops_ratio: float
+    v32_cache_ratio: float
     gqa8_share: float
     steps: list[roofline.Step]
-    answer: float | None
-    compute: float
+    list_price: float | None
+    compute_price: float
 
 
 def bill(config: Config | V32, n_tokens: int, name: str = "") -> Bill:
@@ -79,10 +80,10 @@ def bill(config: Config | V32, n_tokens: int, name: str = "") -> Bill:
         prefill_fp8=flops.weighted(prompt),
         training=flops.training(config, 1, TRAINED_AT),
         **_cache_of(config, n_tokens),
-        cheaper=float(flops.weighted(flops.decode(V32(), n_tokens)) / flops.weighted(one)),
+        v32_flops_ratio=float(flops.weighted(flops.decode(V32(), n_tokens)) / flops.weighted(one)),
         steps=[roofline.decode_step(config, n_tokens, device) for device in DEVICES.values()],
-        answer=list_price(name, n_tokens),
-        compute=compute_floor(prompt, one),
+        list_price=list_price(name, n_tokens),
+        compute_price=compute_price(prompt, one),
     )
 
 
@@ -109,8 +110,8 @@ def _cache_of(config: Config | V32, n_tokens: int) -> dict:
         "cache": held,
         "cache_bytes": n_bytes,
         "tail_bytes": memory.tail_room(config) if isinstance(config, Config) else 0,
-        "read_bytes": int(memory.read(config, n_tokens)),
-        "smaller": float(sum(memory.cache(V32(), n_tokens).values()) / n_bytes),
+        "read_bytes": int(memory.read_bytes(config, n_tokens)),
+        "v32_cache_ratio": float(sum(memory.cache(V32(), n_tokens).values()) / n_bytes),
         "gqa8_share": n_bytes / gqa8(config).cache_bytes(n_tokens),
     }
 
@@ -125,7 +126,7 @@ def list_price(name: str, n_tokens: int, answer: int = 1000) -> float | None:
     return price.cost(price.PRICES[name], price.question(n_tokens, answer)) if name in price.PRICES else None
 
 
-def compute_floor(prompt: dict[str, float], one: dict[str, float], answer: int = 1000) -> float:
+def compute_price(prompt: dict[str, float], one: dict[str, float], answer: int = 1000) -> float:
     """Dollars for the multiplications alone, on rented H800s: a prompt, then `answer` times one token."""
     h800 = DEVICES["H800"]
     return price.rented(roofline.seconds(prompt, h800) + answer * roofline.seconds(one, h800))
@@ -162,7 +163,7 @@ def _flops(bill: Bill) -> str:
     one.append(("all", sum(bill.decode.values()), bill.decode_fp8))
     rows = [(kind, f"{raw / 1e9:,.2f}", f"{fp8 / 1e9:,.2f}") for kind, raw, fp8 in one]
     return aligned(("one new token, GFLOP", "raw", "FP8-equivalent"), rows) + (
-        f"\n  V3.2 needs {bill.cheaper:.4g} times as much"
+        f"\n  V3.2 needs {bill.v32_flops_ratio:.4g} times as much"
         f"\n  reading all tokens: {bill.prefill_fp8 / 1e15:,.3g} PFLOP, FP8-equivalent"
         f"\n  training: {bill.training / 1e9:,.1f} GFLOP a token in sequences of {TRAINED_AT:,}"
     )
@@ -173,7 +174,7 @@ def _bytes(bill: Bill) -> str:
     return aligned(("cache of one sequence, MB", ""), rows) + (
         f"\n  raw values that wait for their window: {bill.tail_bytes / 1e6:,.2f} MB at most"
         f"\n  one new token reads {bill.read_bytes / 1e6:,.1f} MB of it"
-        f"\n  V3.2 keeps {bill.smaller:.4g} times as much; GQA8 in BF16 {1 / bill.gqa8_share:.3g} times as much"
+        f"\n  V3.2 keeps {bill.v32_cache_ratio:.4g} times as much; GQA8 in BF16 {1 / bill.gqa8_share:.3g} times as much"
     )
 
 
@@ -187,8 +188,8 @@ def _time(bill: Bill) -> str:
 
 
 def _dollars(bill: Bill) -> str:
-    sold = f"${bill.answer:,.4f} at list price" if bill.answer is not None else "no price"
-    floor = f"its FLOPs alone, on rented H800s at peak: ${bill.compute:,.4f}"
+    sold = f"${bill.list_price:,.4f} at list price" if bill.list_price is not None else "no price"
+    floor = f"its FLOPs alone, on rented H800s at peak: ${bill.compute_price:,.4f}"
     return f"  reading all tokens and writing 1,000: {sold}\n  {floor}"
 
 

@@ -55,7 +55,7 @@ def decode_step(
     rows = [row for row in weights(model) if row.part != "MTP block"]
     held = weight_bytes(rows, bits) + batch * sum(memory.cache(model, n_tokens).values())
     n_devices = n_devices or math.ceil(held / device.memory)
-    moved = weight_bytes(rows, bits, batch) + batch * memory.read(model, n_tokens)
+    moved = weight_bytes(rows, bits, batch) + batch * memory.read_bytes(model, n_tokens)
     return Step(
         device,
         n_devices,
