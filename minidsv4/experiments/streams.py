@@ -5,6 +5,7 @@ hyper-connections (Zhu et al. 2025). The model has mHC only; the other two sites
 read from and written to by the model's own `collapse` and `write`.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -151,3 +152,13 @@ def composite_gains(carries: list[Tensor]) -> tuple[Tensor, Tensor]:
     product = torch.eye(n, dtype=carries[0].dtype).expand_as(carries[0])
     products = [product := product @ carry for carry in [product, *carries]]
     return tuple(torch.stack([p.abs().sum(axis).max() for p in products]) for axis in (-2, -1))
+
+
+@functools.cache
+def depth_flows(moved=0.2, n_layers=64):
+    """Notebook 06: {kind: Flow of each of 5 seeds} through random stacks whose sites moved by noise of that width."""
+    x_BTD = torch.randn(1, 2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return {
+        kind: [flow(Stack(kind, n_layers, 16, moved=moved, seed=seed), x_BTD) for seed in range(5)]
+        for kind in ("residual", "HC", "mHC")
+    }
