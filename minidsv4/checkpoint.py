@@ -42,6 +42,8 @@ _TO_RELEASED = [  # (pattern, replacement), in order; a released name passes thr
 ]
 _OURS = (r"\bhc_(attn|ffn|head)_(fn|base|scale)$", r"hc_\1.\2")  # released spelling -> this package's
 _RELEASED = (r"\bhc_(attn|ffn|head)\.(fn|base|scale)$", r"hc_\1_\2")
+# Multiplied in the wider of their own type and that of what they read.
+_OWN = re.compile(r"\bcompressor\.(wkv|wgate)\.weight$|\bweights_proj\.weight$")
 
 
 def released_name(name: str) -> str:
@@ -150,8 +152,8 @@ def load(
 
     keep     the name to read a tensor under, from its released one; None leaves it in the file, unread
     adapt    changes the model before it has any numbers, so that it needs what is kept
-    returns  a model in the dtype of the stored embedding, or in float32 where matrices are in FP8; without an MTP
-             block if the file has none
+    returns  a model that rounds no stored tensor: of the embedding's dtype, or of the widest that another matrix has;
+             in float32 where matrices are in FP8; without an MTP block if the file has none
     raises   ValueError: no config or weights, a file cut off, tensors or scales missing, extra or of another shape,
              and packed FP4, by name
     """
@@ -164,11 +166,27 @@ def load(
         model = Model(config)
     adapt(model)
     _compare(model.state_dict(), state)
-    dtype = state["embed.weight"].dtype
-    model = model.to(dtype).to_empty(device="cpu")
+    take_types(model, state)
+    model = model.to_empty(device="cpu")
     model.load_state_dict(state)
     rebuild_constants(model)
     return model
+
+
+def take_types(model: Model, state: dict[str, Tensor]) -> None:
+    """Give the model, on the meta device, the narrowest dtype that rounds no stored tensor, from the embedding's on.
+
+    What is computed in float32 in any case keeps its own type where that is a wider one, as in float16 folders of
+    transformers.
+    """
+    dtype = state["embed.weight"].dtype
+    for name, held in model.to(dtype).state_dict().items():
+        stored = state[name].dtype
+        if held.is_floating_point() and torch.promote_types(held.dtype, stored) != held.dtype and not _OWN.search(name):
+            dtype = torch.promote_types(dtype, stored)
+    for name, parameter in model.to(dtype).named_parameters():
+        if _OWN.search(name):
+            parameter.data = parameter.data.to(torch.promote_types(dtype, state[name].dtype))
 
 
 def rebuild_constants(model: Model) -> None:

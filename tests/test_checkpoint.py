@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 import minidsv4 as v4
 from minidsv4 import checkpoint
 from minidsv4.__main__ import main
-from minidsv4.checkpoint import to_released
+from minidsv4.checkpoint import from_released, to_released
 from minidsv4.cost.parameters import checkpoint_bytes, with_experts_in
 from minidsv4.cost.parameters import weights as bill_of
 from minidsv4.lowbit import formats, fp8, mxfp4
@@ -129,6 +129,48 @@ def test_a_folder_of_save_pretrained_loads_with_equal_logits(twins, tmp_path):
     assert same_weights(back, ours)
     ids_BT = token_ids(2, 30)
     assert off(back(ids_BT), reference(ids_BT).logits) < 1e-5  # rounding of float32, 4 layers deep
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_folder_of_mixed_types_keeps_the_type_and_the_bits_of_every_tensor(dtype, twins, tmp_path):
+    twins[1].save_pretrained(tmp_path / "wide")
+    options = dict(dtype=dtype, attn_implementation="eager", experts_implementation="eager")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "wide", **options).save_pretrained(tmp_path / "mixed")
+    back = v4.load(tmp_path / "mixed")
+    stored = from_released({checkpoint.released_name(n): t for n, t in load_file(tmp_path / "mixed" / WEIGHTS).items()})
+    assert {tensor.dtype for tensor in stored.values()} == {dtype, torch.float32, torch.int64}
+    for name, tensor in back.state_dict().items():
+        assert tensor.dtype == stored[name].dtype and torch.equal(tensor, stored[name]), name
+    assert back(token_ids(2, 40)).isfinite().all()
+    v4.save(back, tmp_path / "again")
+    again = load_file(tmp_path / "again" / WEIGHTS)
+    assert all(again[name].dtype == tensor.dtype for name, tensor in to_released(stored).items())
+    assert same_weights(v4.load(tmp_path / "again"), back)
+
+
+@pytest.mark.parametrize("name", ["layers.1.attn.wq_b.weight", "layers.1.ffn.experts.3.w2.weight", "head.weight"])
+def test_one_matrix_wider_than_the_embedding_is_not_rounded(name, saved, tmp_path):
+    def narrow_all_but_one(tensors):
+        for key, tensor in tensors.items():
+            if tensor.is_floating_point() and key != name:
+                tensors[key] = tensor.bfloat16()
+        for expert in range(TINY.n_routed_experts):  # a stack has one type
+            key = name.replace("experts.3", f"experts.{expert}")
+            tensors[key] = tensors[key].float()
+
+    back = v4.load(damaged(saved, tmp_path, narrow_all_but_one))
+    assert torch.equal(to_released(back.state_dict())[name], load_file(saved[1] / WEIGHTS)[name])
+    assert back(token_ids(2, 14)).isfinite().all()
+
+
+def test_islands_stored_in_16_bits_are_float32_in_the_model(saved, tmp_path):
+    def narrow(tensors):
+        for key, tensor in tensors.items():
+            tensors[key] = tensor.bfloat16() if tensor.is_floating_point() else tensor
+
+    back = v4.load(damaged(saved, tmp_path, narrow))
+    assert back.embed.weight.dtype == torch.bfloat16
+    assert back.layers[1].ffn.gate.bias.dtype == back.layers[0].attn.attn_sink.dtype == torch.float32
 
 
 def test_a_folder_in_shards_loads_as_a_whole(twins, tmp_path):

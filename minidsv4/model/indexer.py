@@ -89,5 +89,6 @@ class Indexer(Layer):
         """Index queries [B, T, U, Z]; head weights [B, T, U] times (U Z)^-0.5; eqs. (14), (15)."""
         query_BTUZ = rearrange(self.wq_b(latent_BTQ), "b t (u z) -> b t u z", u=self.heads)
         turned_BTUZ = self.ops.rotate(query_BTUZ, rearrange(positions.turns(), "t r -> t 1 r"))
+        x_BTD = x_BTD.to(self.weights_proj.weight.dtype)  # wider than the model in float16 folders
         weight_BTU = upcast(self.weights_proj(x_BTD)) * self.scale
         return self.hadamard(turned_BTUZ), weight_BTU
