@@ -210,12 +210,12 @@ def wave_count(config: Config, n_tokens: int, n_ranks: int = RANKS, n_units: int
 
 
 def serial_seconds(config: Config, n_tokens: int, kernel: Kernel) -> float:
-    """Five kernels one after the other."""
+    """Seconds of five kernels, one after the other."""
     return kernel.serial_fixed + rank_stages(config, n_tokens, kernel).serial
 
 
 def fused_seconds(config: Config, n_tokens: int, kernel: Kernel) -> float:
-    """One kernel whose waves overlap, and the sum over the A experts."""
+    """Seconds of one kernel whose waves overlap, and of the sum over the A experts."""
     n_waves = kernel.n_waves or wave_count(config, n_tokens)
     summed = BF16 * config.hidden_size * n_tokens * (1 + config.num_experts_per_tok)  # bytes read and written
     overlapped = schedule.waves(rank_stages(config, n_tokens, kernel), n_waves).time

@@ -30,17 +30,17 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """Time of the step: both go on at once."""
+        """Time of the step: the longer of the two, which go on at once."""
         return max(self.memory_seconds, self.matmul_seconds)
 
     @property
     def bound(self) -> str:
-        """What the step waits for."""
+        """What the step waits for: "memory" or "compute"."""
         return "memory" if self.memory_seconds >= self.matmul_seconds else "compute"
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all sequences together."""
+        """Tokens per second of all sequences together."""
         return self.batch / self.seconds
 
 

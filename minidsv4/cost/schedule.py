@@ -56,27 +56,27 @@ class Stages:
 
     @property
     def products(self) -> float:
-        """Both products."""
+        """Time of both products."""
         return self.linear1 + self.linear2
 
     @property
     def transfers(self) -> float:
-        """Both transfers."""
+        """Time of both transfers."""
         return self.dispatch + self.combine
 
     @property
     def rho(self) -> float:
-        """Transfers over products: C / (2 F B) where nothing but the peaks counts."""
+        """Time of transfers over that of products: C / (2 F B) where nothing but the peaks counts."""
         return self.transfers / self.products
 
     @property
     def serial(self) -> float:
-        """One stage after the other."""
+        """Time of all stages, one after the other."""
         return self.transfers + self.products + self.activation
 
     @property
     def bound(self) -> float:
-        """No schedule is faster than its busiest lane."""
+        """Time of the busiest lane, which no schedule can beat."""
         return max(self.products, self.transfers, self.activation)
 
 
@@ -166,7 +166,7 @@ class Timeline:
 
 
 def simulate(tasks: Iterable[Task]) -> Timeline:
-    """Each lane does one task at a time, whole: of those that may begin, the one that stands first in `tasks`.
+    """The timeline of tasks; a lane does one at a time, of those that may begin the first in `tasks`.
 
     raises  ValueError where a task waits for one that is not there, or for itself
     """
@@ -211,14 +211,17 @@ def _run(tasks: list[Task], waits: list[int], followers: list[list[int]]) -> lis
 
 
 def naive(stages: Stages) -> Timeline:
-    """One stage after the other."""
+    """The timeline of one stage after the other."""
     names = list(STAGES)
     needs = [(), *(((name, 0),) for name in names)]
     return simulate(Task(name, 0, getattr(stages, name), before) for name, before in zip(names, needs))
 
 
 def comet(stages: Stages, n_tiles: int = 3 * TILES) -> Timeline:
-    """Dispatch overlaps linear 1, linear 2 overlaps combine, tile by tile; the activation waits for all of linear 1."""
+    """Comet's timeline: dispatch beside linear 1, then linear 2 beside combine, tile by tile.
+
+    The activation waits for all of linear 1.
+    """
     _at_least_one("comet", n_tiles=n_tiles)
     tiles, part = range(n_tiles), {name: getattr(stages, name) / n_tiles for name in STAGES}
     return simulate(
