@@ -10,6 +10,7 @@ import pytest
 import minidsv4
 
 HEAVY = ("tokenizers", "tqdm", "matplotlib", "numba", "transformers", "IPython")
+ROOMS = ("cost", "parallel", "train", "experiments", "bench", "course")  # that a first call does not need
 
 
 def loaded(*lines):
@@ -22,6 +23,16 @@ def loaded(*lines):
 def test_the_import_adds_none_of_the_heavy_libraries_to_what_torch_loads():
     added = loaded("import torch", "import minidsv4") - loaded("import torch")
     assert "minidsv4" in added and added.intersection(HEAVY) == set()
+
+
+def test_the_import_loads_no_room_that_a_first_call_does_not_need():
+    script = "import sys, minidsv4; print(*[name for name in sys.modules if name.startswith('minidsv4.')])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert {name.split(".")[1] for name in done.stdout.split()}.isdisjoint(ROOMS)
+
+
+def test_a_room_that_is_loaded_later_is_the_module_itself():
+    assert minidsv4.cost.bill is not None and minidsv4.cost.__name__ == "minidsv4.cost"
 
 
 @pytest.mark.parametrize("name", ["complete", "load_pretrained", "pretrained_tokenizer"])
