@@ -165,7 +165,7 @@ def load(
     with torch.device("meta"):
         model = Model(config)
     adapt(model)
-    _compare(model.state_dict(), state)
+    _compare(model.state_dict(), state, config.n_routed_experts)
     take_types(model, state)
     model = model.to_empty(device="cpu")
     model.load_state_dict(state)
@@ -205,8 +205,12 @@ def _read(folder: Path, keep: Callable[[str], str | None]) -> dict[str, Tensor]:
             )
         try:
             with safe_open(folder / name, framework="pt") as file:
-                names = {key: keep(released_name(key)) for key in file.keys()}
-                tensors |= {name: file.get_tensor(key) for key, name in names.items() if name is not None}
+                for key in file.keys():
+                    wanted = keep(released_name(key))
+                    if wanted in tensors:
+                        raise ValueError(f"checkpoint: {key} is another spelling of {wanted}, which is there as well")
+                    if wanted is not None:
+                        tensors[wanted] = file.get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"checkpoint: {name} cannot be read ({error}); it may be cut off, copy it again"
@@ -224,7 +228,7 @@ def _shards(folder: Path) -> set[str]:
         raise ValueError(f"checkpoint: {_INDEX} cannot be read ({error}); it may be cut off, copy it again") from error
 
 
-def _compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], n_experts: int) -> None:
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or extra:
         parts = [f"{word}: {_few(names)}" for word, names in (("missing", missing), ("not known", extra)) if names]
@@ -233,8 +237,36 @@ def _compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
         if tensor.shape != expected[name].shape:
             right, given = tuple(expected[name].shape), tuple(tensor.shape)
             raise ValueError(f"checkpoint: {name} has shape {given}, the config needs {right}")
-        if tensor.is_floating_point() and tensor.dtype.itemsize < 2:
-            raise ValueError(f"checkpoint: {name} is {tensor.dtype}; dequantise it first, load reads 16 bits and more")
+        if name.endswith("tid2eid"):
+            _check_table(name, tensor, n_experts)
+        else:
+            _check_numbers(name, tensor)
+
+
+def _check_numbers(name: str, tensor: Tensor) -> None:
+    """Refuse a weight that is held in integers, in 8 bits without a scale, or is not finite."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"checkpoint: {name} is {tensor.dtype}; weights are floats of 16 bits and more")
+    if tensor.dtype.itemsize < 2:
+        raise ValueError(f"checkpoint: {name} is {tensor.dtype}; dequantise it first, load reads 16 bits and more")
+    wrong = tensor[~tensor.isfinite()]
+    if len(wrong):
+        raise ValueError(f"checkpoint: {name} holds {wrong[0].item()} ({len(wrong)} not finite); weights are finite")
+
+
+def _check_table(name: str, table_VA: Tensor, n_experts: int) -> None:
+    """Refuse a table that does not name, for every token id, distinct experts by integers from 0."""
+    if table_VA.is_floating_point():
+        raise ValueError(f"checkpoint: {name} is {table_VA.dtype}; a table of experts holds integers")
+    low, high = (int(end) for end in table_VA.aminmax())
+    if low < 0 or high >= n_experts:
+        wrong = low if low < 0 else high
+        raise ValueError(f"checkpoint: {name} names expert {wrong}; n_routed_experts allows 0 .. {n_experts - 1}")
+    ascending = table_VA.sort(dim=-1).values
+    twice = (ascending[:, 1:] == ascending[:, :-1]).any(-1).nonzero()
+    if len(twice):
+        token = int(twice[0])
+        raise ValueError(f"checkpoint: {name} gives token {token} experts {table_VA[token].tolist()}; they must differ")
 
 
 def _few(names: list[str]) -> str:

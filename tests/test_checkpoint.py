@@ -283,6 +283,50 @@ def test_tensors_in_8_bits_are_refused_with_what_to_do(saved, tmp_path):
         v4.load(tmp_path)
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", ["layers.2.ffn.experts.7.w2.weight", "layers.1.ffn.gate.bias", "hc_head_scale"])
+def test_a_weight_that_is_not_finite_is_refused_by_name(name, number, saved, tmp_path):
+    def spoil(tensors):
+        tensors[name][..., -1] = float(number)
+
+    ours = {"hc_head_scale": "hc_head.scale"}.get(name, name.replace(".7.w2.weight", ".w2"))
+    with pytest.raises(ValueError, match=rf"{re.escape(ours)} holds {number} \(\d+ not finite"):
+        v4.load(damaged(saved, tmp_path, spoil))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e5m2, torch.float8_e8m0fnu])
+def test_a_weight_in_a_type_that_holds_no_weights_is_refused_by_name(dtype, saved, tmp_path):
+    key = "layers.1.attn_norm.weight"
+    damaged(saved, tmp_path, lambda tensors: tensors.update({key: tensors[key].to(dtype)}))
+    with pytest.raises(ValueError, match=rf"{re.escape(key)} is {dtype}"):
+        v4.load(tmp_path)
+
+
+TABLES = {  # what is done to the table of experts, and what the sentence says
+    "all zeros": (torch.zeros_like, r"gives token 0 experts \[0, 0\]"),
+    "bfloat16": (torch.Tensor.bfloat16, "is torch.bfloat16; a table"),
+    "fractions": (lambda table: table + 0.5, "is torch.float32; a table"),
+    "below": (lambda table: table - 1, "names expert -1"),
+    "beyond": (lambda table: table + 1, "names expert 9; .* 0 .. 8"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_that_names_no_distinct_experts_is_refused_by_name(name, saved, tmp_path):
+    change, sentence = TABLES[name]
+    key = "layers.0.ffn.gate.tid2eid"
+    damaged(saved, tmp_path, lambda tensors: tensors.update({key: change(tensors[key])}))
+    with pytest.raises(ValueError, match=rf"{re.escape(key)} {sentence}"):
+        v4.load(tmp_path)
+
+
+def test_two_spellings_of_one_tensor_are_refused_by_name(saved, tmp_path):
+    theirs = "model.layers.0.self_attn.q_a_proj.weight"
+    damaged(saved, tmp_path, lambda tensors: tensors.update({theirs: torch.zeros(22, 24)}))
+    with pytest.raises(ValueError, match=r"q_a_proj\.weight.* spelling of layers\.0\.attn\.wq_a\.weight"):
+        v4.load(tmp_path)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 def test_a_file_that_was_cut_off_is_refused(share, saved, tmp_path):
     model, source = saved
