@@ -114,7 +114,7 @@ class Config:
 
     def to_json(self, path: str | Path) -> None:
         """Write the released form of `config.json` to `path`."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def to_dict(self) -> dict:
         """The released form as plain JSON values, with V4's fixed fields spelled out."""

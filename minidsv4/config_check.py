@@ -15,6 +15,7 @@ def require(fact: bool, field: str, value: object, right: str) -> None:
 def check(config: "Config") -> None:
     """Raise ValueError, naming a field, its value and what would be right, for a config that cannot be built."""
     check_sizes(config)
+    check_factors(config)
     check_schedule(config)
     check_rope(config)
 
@@ -24,6 +25,25 @@ SIZES = (  # fields that count something: whole numbers from 1
     *("qk_rope_head_dim q_lora_rank o_groups o_lora_rank sliding_window index_n_heads index_head_dim").split(),
     *("index_topk n_routed_experts num_experts_per_tok hc_mult hc_sinkhorn_iters max_position_embeddings").split(),
 )
+
+
+FACTORS = (  # fields that are multiplied or added: numbers above 0
+    *("routed_scaling_factor swiglu_limit hc_eps rms_norm_eps initializer_range rope_theta").split(),
+    *("compress_rope_theta",),
+)
+
+
+def check_factors(config: "Config") -> None:
+    """Refuse factors that are no numbers of float32 above 0, and tokens outside the vocabulary."""
+    for name in FACTORS:
+        value = getattr(config, name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        require(number and 0 < value < 1e30, name, value, "it is a number above 0 and below 1e30")
+    for name in ("bos_token_id", "eos_token_id"):
+        value = getattr(config, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        right = f"vocab_size allows 0 .. {config.vocab_size - 1}"
+        require(whole and 0 <= value < config.vocab_size, name, value, right)
 
 
 def check_sizes(config: "Config") -> None:
@@ -37,9 +57,6 @@ def check_sizes(config: "Config") -> None:
     active = config.num_experts_per_tok
     experts = config.n_routed_experts
     require(active <= experts, "num_experts_per_tok", active, f"there are n_routed_experts = {experts}")
-    require(config.swiglu_limit > 0, "swiglu_limit", config.swiglu_limit, "a bound is above 0")
-    for name in ("hc_eps", "rms_norm_eps"):
-        require(getattr(config, name) > 0, name, getattr(config, name), "it is a small number above 0")
     mtp = config.num_nextn_predict_layers
     require(mtp in (0, 1), "num_nextn_predict_layers", mtp, "V4 has 1 MTP block, or none with 0")
 

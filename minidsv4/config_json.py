@@ -34,9 +34,9 @@ def read(path: str | Path) -> dict:
     if not file.is_file():
         raise ValueError(f"config: no config.json at {str(path)!r}; give the file or the folder that holds it")
     try:
-        fields = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"config: {file.name} is not JSON ({error}); it may be cut off") from error
+        fields = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of thousands of digits, deep nesting
+        raise ValueError(f"config: {file.name} is not JSON in UTF-8 ({error}); it may be cut off") from error
     if not isinstance(fields, dict):
         raise ValueError(f"config: {file.name} holds {fields!r}; it should hold fields and values in braces")
     return released(fields)
@@ -76,7 +76,7 @@ def released_rope(fields: dict) -> dict:
         out["compress_rope_theta"] = slowed.get("rope_theta")
     if fields.get("qk_rope_head_dim") is None and fields.get("head_dim"):
         part = fields.get("partial_rotary_factor") or main.get("partial_rotary_factor") or ROTARY_PART
-        out["qk_rope_head_dim"] = int(fields["head_dim"] * part)
+        out["qk_rope_head_dim"] = round(fields["head_dim"] * part)
     return out
 
 

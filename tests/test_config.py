@@ -182,6 +182,16 @@ REFUSED = [  # what is changed in tiny(), the field that the sentence names, the
     (dict(index_n_heads="11"), "index_n_heads", "'11'", "whole number"),
     (dict(num_experts_per_tok=10), "num_experts_per_tok", "10", "n_routed_experts = 9"),
     (dict(swiglu_limit=0.0), "swiglu_limit", "0.0", "above 0"),
+    *(
+        (dict(swiglu_limit=wrong), "swiglu_limit", repr(wrong), "below 1e30")
+        for wrong in (float("nan"), 1e400, True, "7")
+    ),
+    (dict(routed_scaling_factor=-1.5), "routed_scaling_factor", "-1.5", "above 0"),
+    (dict(initializer_range=float("nan")), "initializer_range", "nan", "above 0"),
+    (dict(compress_rope_theta="160000"), "compress_rope_theta", "'160000'", "above 0"),
+    (dict(bos_token_id=-1), "bos_token_id", "-1", "0 .. 60"),
+    (dict(eos_token_id=61), "eos_token_id", "61", "0 .. 60"),
+    (dict(eos_token_id=True), "eos_token_id", "True", "0 .. 60"),
     (dict(rms_norm_eps=0.0), "rms_norm_eps", "0.0", "above 0"),
     (dict(hc_eps=-1e-6), "hc_eps", "-1e-06", "above 0"),
     (dict(num_nextn_predict_layers=2), "num_nextn_predict_layers", "2", "1 MTP block"),
@@ -246,6 +256,26 @@ def test_a_folder_without_config_and_a_file_cut_off_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"vocab_size": 61, "hid')
     with pytest.raises(ValueError, match="config.json is not JSON .*cut off"):
         v4.Config.from_json(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xff\xfe{}", b'{"a": ' + b"9" * 5000 + b"}", b"[" * 100000], ids=["utf-16", "digits", "deep"]
+)
+def test_bytes_that_are_no_json_in_utf_8_are_refused_with_a_sentence(text, tmp_path):
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(ValueError, match="config: config.json is not JSON in UTF-8"):
+        v4.Config.from_json(tmp_path)
+
+
+def test_a_byte_order_mark_is_let_through(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(released_json(FLASH)).encode())
+    assert v4.Config.from_json(tmp_path) == FLASH
+
+
+@pytest.mark.parametrize("rotary", range(2, 45, 2))
+def test_a_rotary_fraction_gives_the_width_that_it_was_made_from(rotary):
+    config = from_fields(bench_like(head_dim=44, index_head_dim=44, partial_rotary_factor=rotary / 44))
+    assert config.qk_rope_head_dim == rotary
 
 
 @pytest.mark.parametrize("text", ["3", "null", '"deepseek"', "[1, 2]"])
