@@ -7,6 +7,7 @@ refused by `config_check.py`. How files spell the fields is told in `config_json
 import dataclasses
 import enum
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,11 @@ class Config:
     def ratio_of(self, kind: LayerKind) -> int:
         """Tokens per compressed entry of every layer of this kind: 0 for WINDOW, and for a kind no layer has."""
         return next((r for r, k in zip(self.compress_ratios, self.layer_types) if k is kind), 0)
+
+    @property
+    def document_grid(self) -> int:
+        """Documents of a packed row begin at multiples of this, so that no compressed entry pools two of them."""
+        return math.lcm(*filter(None, self.compress_ratios))
 
     def replace(self, **changes: object) -> "Config":
         """A copy with the named fields changed; kinds are derived anew when the released field behind them changes."""

@@ -36,12 +36,12 @@ def cut_at_random(n_tokens, n_ranks, seed):
 
 
 def random_case(n_ranks, seed):
-    """(config, ids, first, lengths): one document or two rows of documents, begun on the grid of entries or off it."""
+    """(config, ids, first, lengths): one document or two rows of documents, begun on the grid of entries."""
     config = CONFIGS[seed % 3]
     if seed % 4 == 0:
         ids_BT, document_BT = token_ids(1, draw(seed, 40, 80)[0], seed), None
     else:
-        rows = [pack(draw(seed + row, 1, 30, n=5), (1, 12, 24, 24)[seed % 4], seed + row) for row in (0, 50)]
+        rows = [pack(draw(seed + row, 1, 30, n=5), config.document_grid, seed + row) for row in (0, 50)]
         n_tokens = min(ids_BT.shape[1] for ids_BT, *_ in rows)
         ids_BT, document_BT = (torch.cat([row[part][:, :n_tokens] for row in rows]) for part in (0, 1))
     return config, ids_BT, document_BT, cut_at_random(ids_BT.shape[1], n_ranks, seed)
@@ -329,7 +329,7 @@ def test_a_mistake_on_one_rank_or_all_is_told_on_every_rank():
         assert found["documents"].startswith("document_BT given differs between ranks: True on rank 0")
         assert "is no token id" in found["all wrong"] and "differs" not in found["all wrong"]
         assert found["shape"] == "document_BT: shape (1, 5); it goes with ids_BT, whose shape is (1, 6)"
-        assert "document_BT = 9 for position 6; it is 0 .. 6, in the whole row' on rank 1" in found["place"]
+        assert "document_BT = 9 for position 6 of row 0; it is from 0 to its position' on rank 1" in found["place"]
 
 
 # --- counting alone ---

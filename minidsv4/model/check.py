@@ -1,4 +1,4 @@
-"""Input checks of a model: token ids out of range, caches of another model.
+"""Input checks of a model: token ids out of range, misplaced documents, caches of another model.
 
 B batch, T tokens.
 """
@@ -17,21 +17,68 @@ if TYPE_CHECKING:
 
 def check_ids(config: Config, ids_BT: Tensor) -> None:
     """Raise ValueError unless `ids_BT` is a batch of token ids of this config's vocabulary."""
-    dtype = getattr(ids_BT, "dtype", type(ids_BT).__name__)
-    if dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"ids: {dtype} cannot name tokens; give a tensor of integers")
+    check_integers("ids", ids_BT, "cannot name tokens")
     shape = tuple(ids_BT.shape)
     if len(shape) != 2 or 0 in shape:
         raise ValueError(f"ids: shape {shape} is no batch of prompts; give [batch, tokens], at least one token")
-    if ids_BT.device.type == "meta":
+    if not has_numbers(ids_BT):
         return
-    try:
-        low, high = (int(end) for end in ids_BT.aminmax())
-    except RuntimeError:  # under torch.func.vmap no number can be looked at
-        return
+    low, high = (int(end) for end in ids_BT.aminmax())
     if low < 0 or high >= config.vocab_size:
         wrong = low if low < 0 else high
         raise ValueError(f"ids: {wrong} is no token id; vocab_size allows 0 .. {config.vocab_size - 1}")
+
+
+def check_documents(config: Config, ids_BT: Tensor, document_BT: Tensor | None, start: int) -> None:
+    """Raise ValueError unless `document_BT` says where the document of each token begins.
+
+    start  position of the first of these tokens in its row
+    """
+    if document_BT is None:
+        return
+    check_integers("document_BT", document_BT, "holds no positions")
+    if document_BT.shape != ids_BT.shape:
+        raise ValueError(
+            f"document_BT: shape {tuple(document_BT.shape)}; it goes with ids_BT, whose shape is {tuple(ids_BT.shape)}"
+        )
+    if has_numbers(document_BT):
+        check_places(config.document_grid, document_BT, start)
+
+
+def check_places(grid: int, document_BT: Tensor, start: int) -> None:
+    """Raise ValueError for a document that begins elsewhere than its tokens say, or off the grid.
+
+    A document of one token, as padding is, may begin anywhere.
+    """
+    position_T = torch.arange(start, start + document_BT.shape[1], device=document_BT.device)
+    before_BT = torch.cat([document_BT[:, :1], document_BT[:, :-1]], dim=1)
+    begins_here = document_BT == position_T
+    rules = {
+        "from 0 to its position": (document_BT >= 0) & (document_BT <= position_T),
+        "that of the token before, or its own position": begins_here | (document_BT == before_BT),
+        f"a multiple of {grid}, unless its document is one token": begins_here | (document_BT % grid == 0),
+    }
+    for right, holds_BT in rules.items():
+        if not holds_BT.all():
+            b, t = (~holds_BT).nonzero()[0].tolist()
+            found = f"document_BT = {int(document_BT[b, t])} for position {start + t} of row {b}"
+            raise ValueError(f"{found}; it is {right}")
+
+
+def check_integers(name: str, x: Tensor, otherwise: str) -> None:
+    """Raise ValueError, with what is wrong `otherwise`, unless `x` is a tensor of integers."""
+    dtype = getattr(x, "dtype", type(x).__name__)
+    if dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name}: {dtype} {otherwise}; give a tensor of integers")
+
+
+def has_numbers(x_BT: Tensor) -> bool:
+    """Whether values can be looked at: not on the meta device, nor under `torch.func.vmap`."""
+    try:
+        x_BT[0, 0].item()
+    except RuntimeError:
+        return False
+    return True
 
 
 def check_cache(model: "Model", ids_BT: Tensor, cache: Cache) -> None:

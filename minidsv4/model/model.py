@@ -15,7 +15,7 @@ from minidsv4.config import Config, LayerKind
 from minidsv4.fast import FAST
 from minidsv4.model.block import Block
 from minidsv4.model.cache import Cache
-from minidsv4.model.check import check_cache, check_count, check_ids
+from minidsv4.model.check import check_cache, check_count, check_documents, check_ids
 from minidsv4.model.hyper_connection import HeadCollapse
 from minidsv4.model.layer import Layer, RMSNorm
 from minidsv4.model.losses import MTP_WEIGHT, Losses, model_losses
@@ -86,7 +86,9 @@ class Model(Layer):
 
         document_BT  position of the first token of each token's document, for rows of several
                      documents
+        raises       ValueError for documents that begin after their tokens or off the grid
         """
+        check_documents(self.config, ids_BT, document_BT, cache.n_tokens)
         n_tokens = ids_BT.shape[1]
         positions = self.positions(cache.n_tokens, n_tokens, document_BT)
         streams_BTND = repeat(self.embed(ids_BT), "b t d -> b t n d", n=self.config.hc_mult)
@@ -129,6 +131,7 @@ class Model(Layer):
 
     def draft(self, streams_BTND: Tensor, ids_BT: Tensor, cache: Cache, document_BT: Tensor | None = None) -> Tensor:
         """The MTP block's streams [B, T, N, D], which a chained draft reads."""
+        check_documents(self.config, ids_BT, document_BT, cache.n_tokens)
         positions = self.positions(cache.n_tokens, ids_BT.shape[1], document_BT)[LayerKind.WINDOW]
         cache.n_tokens += ids_BT.shape[1]
         return self.mtp_block.draft(streams_BTND, self.embed(ids_BT), ids_BT, positions, cache.layers[0])

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from minidsv4.config import Config, LayerKind
 from minidsv4.model.attention import ATTENTION
 from minidsv4.model.cache import Cache, CompressorMemory, Series
+from minidsv4.model.check import check_documents
 from minidsv4.model.model import Model
 from minidsv4.parallel.exchange import AllToAll, Exchange
 from minidsv4.parallel.transport import Transport
@@ -92,12 +93,13 @@ def context_parallel_mtp_logits(
 
 def agreed_partition(model: Model, ids_BT: Tensor, document_BT: Tensor | None, transport: Transport) -> "Partition":
     """How many tokens each rank has, once all ranks mean the same and none has tokens that cannot be run."""
-    wrong = what_is_wrong(model, ids_BT, document_BT)
+    wrong = what_is_wrong(model.check, ids_BT)
     n_tokens, n_batch = (0, 0) if wrong else (ids_BT.shape[1], len(ids_BT))
     lengths = transport.swap(torch.full((transport.n_ranks,), n_tokens, device=transport.device)).tolist()
     partition = Partition(tuple(lengths))
-    if all(lengths) and document_BT is not None:
-        wrong = what_is_misplaced(document_BT, *partition.stretch(transport.rank))
+    if all(lengths):
+        start, _ = partition.stretch(transport.rank)
+        wrong = what_is_wrong(check_documents, model.config, ids_BT, document_BT, start)
     transport.agree(
         **{"what is wrong": wrong, "batch size": n_batch, "document_BT given": document_BT is not None},
         **{"config": model.config, "dtype": model.embed.weight.dtype, "parameters with a gradient": learning(model)},
@@ -107,27 +109,13 @@ def agreed_partition(model: Model, ids_BT: Tensor, document_BT: Tensor | None, t
     return partition
 
 
-def what_is_wrong(model: Model, ids_BT: Tensor, document_BT: Tensor | None) -> str:
-    """Why this rank's tokens cannot be run, in a sentence; empty if they can."""
+def what_is_wrong(check: Callable[..., None], *arguments) -> str:
+    """Why a check refuses this rank's tokens, in a sentence; empty if it does not."""
     try:
-        model.check(ids_BT, None)
+        check(*arguments)
     except ValueError as error:
         return str(error)
-    if document_BT is not None and document_BT.shape != ids_BT.shape:
-        return (
-            f"document_BT: shape {tuple(document_BT.shape)}; it goes with ids_BT, whose shape is {tuple(ids_BT.shape)}"
-        )
     return ""
-
-
-def what_is_misplaced(document_BT: Tensor, start: int, stop: int) -> str:
-    """Which token of `start .. stop - 1` lies before the begin of its document, in a sentence; empty if none does."""
-    position_T = torch.arange(start, stop, device=document_BT.device)
-    wrong = ((document_BT > position_T) | (document_BT < 0)).nonzero()
-    if not len(wrong):
-        return ""
-    b, t = wrong[0].tolist()
-    return f"document_BT = {int(document_BT[b, t])} for position {start + t}; it is 0 .. {start + t}, in the whole row"
 
 
 def learning(model: Model) -> list[str]:

@@ -86,7 +86,7 @@ class Batcher:
         number, step_of_stage = self.plan.stage_and_step(step)
         if number not in self.mixtures:
             stage, seed = self.plan.stages[number], self.plan.seed + number
-            align = math.lcm(*filter(None, self.plan.config.compress_ratios)) if self.plan.masks else 1
+            align = self.plan.config.document_grid if self.plan.masks else 1
             packed = [Packed(documents, stage.length, seed, align) for documents in self.documents.values()]
             self.mixtures = {number: Mixture(packed, self.shares, stage.batch_size, seed)}
         batch = self.mixtures[number].at(step_of_stage)
