@@ -4,7 +4,6 @@ T tokens, D width, A active experts, E experts, F expert width.
 """
 
 import torch
-from einops import reduce
 from torch import Tensor
 
 from minidsv4.fast.function import FastFunction, first_derivative_only
@@ -44,7 +43,7 @@ class PickedExperts(FastFunction):
         ctx.save_for_backward(x_TD, weight_TA, w13, w2, order, *raws)
         ctx.visits, ctx.limit = visits, limit
         out = torch.empty_like(rows).index_copy_(0, order, torch.cat(outs))
-        return reduce(upcast(out), "(t a) d -> t d", "sum", a=n_active).to(x_TD.dtype)
+        return upcast(out).unflatten(0, (-1, n_active)).sum(1).to(x_TD.dtype)
 
     @staticmethod
     @first_derivative_only

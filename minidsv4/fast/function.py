@@ -9,17 +9,24 @@ from torch import Tensor
 HAND_WRITTEN = "ops: the fast form of {} has a hand-written gradient, which {}; call model.use(PLAIN) first"
 
 
+class NoContext:
+    """What a forward keeps for its gradient where there will be none."""
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Nothing is kept."""
+
+
 class FastFunction(torch.autograd.Function):
     """An `autograd.Function` whose refusals of `torch.func` and of forward mode name the way out."""
 
     @classmethod
     def run(cls, *arguments) -> Tensor:
-        """`apply`.
+        """`apply`; the forward alone where no gradient is asked for, which a decoding step runs some twenty times.
 
         raises  ValueError inside `torch.func` transforms and under forward-mode differentiation
         """
         try:
-            return cls.apply(*arguments)
+            return cls.apply(*arguments) if torch.is_grad_enabled() else cls.forward(NoContext(), *arguments)
         except RuntimeError as error:
             if "functorch" not in str(error) and "forward AD" not in str(error):
                 raise
