@@ -167,6 +167,33 @@ def test_a_fault_planted_in_a_notebook_is_caught(fault):
     assert len(found) == 1 and fault in found[0], found
 
 
+# --- listings ---
+
+
+def listing_faults(notebook):
+    """Listings of `show.source` that are no longer the source, by their call: found without running the notebook."""
+    names = {}
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        imports = re.findall(r"^(?:import|from) .*$", cell.source, flags=re.MULTILINE)
+        exec("\n".join(imports), names)
+        call = re.search(r"^show\.source\(.*\)$", cell.source, flags=re.MULTILINE)
+        if call and eval(call.group(), names)._repr_markdown_() != cell.outputs[0]["data"]["text/markdown"]:
+            yield f"{call.group()} lists what is no longer there; make notebooks"
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_the_sources_that_a_notebook_lists_are_those_of_the_package(path):
+    assert list(listing_faults(nbformat.read(path, as_version=4))) == []
+
+
+def test_a_listing_of_another_source_is_caught():
+    cell = v4.new_code_cell("from minidsv4 import ops\nfrom minidsv4.course import show\nshow.source(ops.pool)")
+    cell.outputs = [v4.new_output("execute_result", {"text/markdown": "def pool(): ..."})]
+    assert len(list(listing_faults(v4.new_notebook(cells=[cell])))) == 1
+
+
 # --- exercises: the convention stands in minidsv4/course/show.py ---
 
 STUB = re.compile(r"# exercise: (\w+)\n")
