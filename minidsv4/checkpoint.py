@@ -153,13 +153,14 @@ def load(
     keep     the name to read a tensor under, from its released one; None leaves it in the file, unread
     adapt    changes the model before it has any numbers, so that it needs what is kept
     returns  a model that rounds no stored tensor: of the embedding's dtype, or of the widest that another matrix has;
-             in float32 where matrices are in FP8; without an MTP block if the file has none
+             in float32 where matrices are in FP8; without an MTP block if the file or the config has none
     raises   ValueError: no config or weights, a file cut off, tensors or scales missing, extra or of another shape,
              and packed FP4, by name
     """
     folder = Path(folder)
     config = Config.from_json(folder)
-    state = from_released(formats.from_stored(_read(folder, keep)))
+    read = keep if config.num_nextn_predict_layers else without_drafts(keep)
+    state = from_released(formats.from_stored(_read(folder, read)))
     if not any(name.startswith("mtp.") for name in state):
         config = config.replace(num_nextn_predict_layers=0)
     with torch.device("meta"):
@@ -171,6 +172,11 @@ def load(
     model.load_state_dict(state)
     rebuild_constants(model)
     return model
+
+
+def without_drafts(keep: Callable[[str], str | None]) -> Callable[[str], str | None]:
+    """`keep` that leaves in the file what drafts tokens: the config has no MTP block, or has named what is left out."""
+    return lambda name: None if name.startswith("mtp.") else keep(name)
 
 
 def take_types(model: Model, state: dict[str, Tensor]) -> None:

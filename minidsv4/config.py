@@ -155,7 +155,8 @@ class Config:
         given["mlp_layer_types"] = named("mlp_layer_types", routing, Routing)
         known = dataclasses.fields(cls)
         missing = [field.name for field in known if field.default is dataclasses.MISSING and field.name not in given]
-        require(not missing, "config.json", f"without {', '.join(missing)}", "these fields have no default")
+        right = f"these fields have no default, and the file seems to be {config_json.family(fields)}"
+        require(not missing, "config.json", f"without {', '.join(missing)}", right)
         return cls(**{field.name: given[field.name] for field in known if field.name in given})
 
     @classmethod

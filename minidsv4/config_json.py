@@ -4,6 +4,7 @@ Only texts and plain values here: `Config` takes and gives the released spelling
 """
 
 import json
+import warnings
 from pathlib import Path
 
 from minidsv4.config_check import require
@@ -22,6 +23,23 @@ FIXED: dict[str, object] = {  # fields that V4 never varies: another value is an
 WINDOW, CSA, HCA = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
 RATES = {CSA: 4, HCA: 128}  # tokens per entry where transformers' file names none
 ROTARY_PART = 64 / 512  # of a head, where transformers' file names none
+MODEL_TYPES = {  # the families that `model_type` tells for certain
+    **{"deepseek_v41": "DeepSeek-V4.1", "deepseek_v32": "DeepSeek-V3.2", "deepseek_v3": "DeepSeek-V3"},
+    **{"deepseek_v2": "DeepSeek-V2", "llama": "Llama", "mistral": "Mistral", "gpt2": "GPT-2"},
+}
+FAMILIES = (  # what a file seems to be that has all of these fields, the first that fits
+    ("DeepSeek-V4.1", ("text_config", "vision_config")),
+    ("a model of text and images, as DeepSeek-V4.1", ("text_config",)),
+    ("DeepSeek-V4.1", ("engram_layer_ids",)),
+    ("DeepSeek-V3.2", ("kv_lora_rank", "index_topk")),
+    ("DeepSeek-V2 or V3", ("kv_lora_rank",)),
+    ("GPT-2", ("n_embd",)),
+    ("another mixture of experts", ("num_local_experts",)),
+    ("another mixture of experts", ("num_experts",)),
+    ("a dense model, as Llama", ("num_key_value_heads", "intermediate_size")),
+    ("DeepSeek-V4", ("compress_ratios",)),
+    ("DeepSeek-V4 as transformers writes it", ("compress_rates",)),
+)
 
 
 def read(path: str | Path) -> dict:
@@ -47,9 +65,25 @@ def released(fields: dict) -> dict:
 
     raises  ValueError for another model than V4
     """
+    kind = fields.get("model_type") or "deepseek_v4"
+    right = f"V4 has 'deepseek_v4', and this file seems to be {family(fields)}"
+    require(kind == "deepseek_v4", "model_type", kind, right)
+    nested = fields.get("text_config") is not None
+    require(not nested, "config.json", "text_config", f"this file seems to be {family(fields)}, not V4")
     for name, value in FIXED.items():
         require(fields.get(name, value) == value, name, fields.get(name), f"V4 has {value!r}")
     return fields | released_schedule(fields) | released_rope(fields)
+
+
+def family(fields: dict) -> str:
+    """The model that a `config.json` seems to be, told by its `model_type` and its fields."""
+    kind = fields.get("model_type")
+    if isinstance(kind, str) and kind in MODEL_TYPES:
+        return MODEL_TYPES[kind]
+    for name, marks in FAMILIES:
+        if all(mark in fields for mark in marks):
+            return name
+    return f"{kind!r}" if kind else "no config of a language model"
 
 
 def released_schedule(fields: dict) -> dict:
@@ -62,7 +96,20 @@ def released_schedule(fields: dict) -> dict:
         return {"layer_types": kinds, "compress_ratios": [rates.get(kind, 0) for kind in kinds]}
     if ratios is not None and len(ratios) == n_layers:
         return {"compress_ratios": [*ratios, 0]}
+    if ratios is not None and len(ratios) > n_layers + 1 and not any(ratios[n_layers:]):
+        return without_drafts(ratios, fields.get("layer_types"), n_layers)
     return {}
+
+
+def without_drafts(ratios: list[int], kinds: list[str] | None, n_layers: int) -> dict:
+    """The schedule of the main model of V4-Flash-0731 and V4-Pro-0813, whose drafts are no MTP block."""
+    warnings.warn(
+        f"config: compress_ratios has {len(ratios) - n_layers} entries beyond the {n_layers} layers: draft stages, "
+        "of which V4 has one at most, its MTP block. They are left out (mtp.*); the main model is whole",
+        stacklevel=2,
+    )
+    main = {"compress_ratios": ratios[: n_layers + 1], "num_nextn_predict_layers": 0}
+    return main | ({} if kinds is None else {"layer_types": kinds[: n_layers + 1]})
 
 
 def released_rope(fields: dict) -> dict:

@@ -114,6 +114,18 @@ def test_a_file_without_mtp_gives_a_model_without_mtp(saved, tmp_path):
     assert not back.mtp and torch.equal(back(token_ids(2, 14)), model(token_ids(2, 14)))
 
 
+def test_the_draft_stages_of_a_release_stay_in_the_file_unread(saved, tmp_path):
+    """Kind: V4-Flash-0731, whose `mtp.*` tensors are three stages of another kind."""
+    model, folder = saved
+    save_file(load_file(folder / WEIGHTS) | {"mtp.2.markov.weight": torch.ones(3)}, tmp_path / WEIGHTS)
+    fields = model.config.to_dict() | {"compress_ratios": [0, 3, 12, 3, 0, 0, 0], "num_nextn_predict_layers": 3}
+    fields["layer_types"] = [*fields["layer_types"], "sliding_attention", "sliding_attention"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.warns(UserWarning, match="draft stages"):
+        back = v4.load(tmp_path)
+    assert not back.mtp and torch.equal(back(token_ids(2, 14)), model(token_ids(2, 14)))
+
+
 def test_saving_leaves_nothing_else_in_the_folder(tmp_path):
     v4.save(small_model(dtype=torch.float32), tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["config.json", WEIGHTS]

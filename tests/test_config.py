@@ -8,6 +8,7 @@ import pytest
 import minidsv4 as v4
 from minidsv4.config import YaRN
 from minidsv4.config_json import for_transformers, released
+from minidsv4.cost.parameters import parameters, total, weights
 from minidsv4.dims import GLOSSARY
 
 TINY, FLASH, PRO = v4.Config.tiny(), v4.Config.flash(), v4.Config.pro()
@@ -164,6 +165,18 @@ def test_hash_layers_are_counted_and_not_stored():
         config.num_hash_layers = 3
 
 
+@pytest.mark.parametrize(("config", "n_ratios", "billions"), [(FLASH, 46, 284.33), (PRO, 64, 1573.0)])
+def test_a_release_with_draft_stages_loads_as_its_main_model_and_says_what_is_left_out(config, n_ratios, billions):
+    """Kind: the configs of V4-Flash-0731 and V4-Pro-0813, whose last zeros are not the MTP block's."""
+    fields = released_json(config) | {"num_nextn_predict_layers": 3}
+    fields["compress_ratios"] = [*config.compress_ratios, 0, 0]
+    assert len(fields["compress_ratios"]) == n_ratios
+    with pytest.warns(UserWarning, match=r"3 entries beyond the \d\d layers: draft stages.* left out \(mtp"):
+        main = from_fields(fields)
+    assert main == config.replace(num_nextn_predict_layers=0)
+    assert round(total(parameters(weights(main))).total / 1e9, 2) == billions
+
+
 # ---- refusals ----
 
 REFUSED = [  # what is changed in tiny(), the field that the sentence names, the value, what would be right
@@ -235,7 +248,14 @@ REFUSED_FILES = [  # what is changed in a released file, the field, the value, w
     (dict(compress_ratios=None, layer_types=["full_attention"] * 43), "layer_types", "full_attention", "sliding_"),
     (dict(mlp_layer_types=["dense"] * 43), "mlp_layer_types", "dense", "hash_moe"),
     (dict(layer_types=["full_attention"] * 44), "layer_types", "full_attention", "sliding_attention"),
-    (dict(hidden_size=None, head_dim=None), "config.json", "hidden_size, head_dim", "no default"),
+    (dict(hidden_size=None, head_dim=None), "config.json", "hidden_size, head_dim", "seems to be DeepSeek-V4"),
+    (dict(model_type="deepseek_v41", text_config={}), "model_type", "'deepseek_v41'", "seems to be DeepSeek-V4.1"),
+    (dict(model_type="deepseek_v32"), "model_type", "'deepseek_v32'", "seems to be DeepSeek-V3.2"),
+    (dict(model_type="llama"), "model_type", "'llama'", "seems to be Llama"),
+    (dict(model_type="nova"), "model_type", "'nova'", "V4 has 'deepseek_v4'"),
+    (dict(model_type=["deepseek_v4"]), "model_type", "['deepseek_v4']", "V4 has 'deepseek_v4'"),
+    (dict(text_config={"hidden_size": 4096}), "config.json", "text_config", "not V4"),
+    (dict(compress_ratios=[*FLASH.compress_ratios, 0, 4]), "compress_ratios", "46 entries", "needs 44"),
     (dict(vocab_size="many"), "vocab_size", "'many'", "whole number"),
 ]
 
@@ -248,6 +268,23 @@ def test_a_file_of_another_model_is_refused_with_field_value_and_what_would_be_r
         from_fields(released_json(FLASH) | changes)
     sentence = str(refusal.value)
     assert f"{field} = " in sentence and value in sentence.split(";")[0] and right in sentence.split(";")[1]
+
+
+OTHERS = {  # fields of another family's file without its name, and what the file seems to be
+    "DeepSeek-V3.2": dict(kv_lora_rank=512, index_topk=2048, hidden_size=7168),
+    "DeepSeek-V2 or V3": dict(kv_lora_rank=512, hidden_size=7168),
+    "a dense model, as Llama": dict(num_key_value_heads=1, intermediate_size=11008, hidden_size=4096),
+    "GPT-2": dict(n_embd=768, vocab_size=50257),
+    "no config of a language model": {},
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_a_file_without_the_fields_of_v4_says_what_is_missing_and_what_it_seems_to_be(family, tmp_path):
+    """Kind: a config of another family, once a KeyError of the first field that was looked up."""
+    (tmp_path / "config.json").write_text(json.dumps(OTHERS[family]))
+    with pytest.raises(ValueError, match=rf"without .*compress_ratios.*; .* seems to be {family}"):
+        v4.Config.from_json(tmp_path)
 
 
 def test_a_folder_without_config_and_a_file_cut_off_are_named(tmp_path):
