@@ -46,6 +46,7 @@ def first_derivative_only(backward: Callable) -> Callable:
         if torch.is_grad_enabled():  # create_graph=True
             name = type(ctx).__name__.removesuffix("Backward")
             raise ValueError(HAND_WRITTEN.format(name, "gives first derivatives only"))
-        return backward(ctx, *gradients)
+        with torch.autocast(gradients[0].device.type, enabled=False):  # as its forward ran
+            return backward(ctx, *gradients)
 
     return checked

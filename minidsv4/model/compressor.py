@@ -8,12 +8,11 @@ norm}`.
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from minidsv4.model.autocast import linear
 from minidsv4.model.cache import CompressorMemory
 from minidsv4.model.layer import Layer, RMSNorm
 from minidsv4.model.rope import Positions
-from minidsv4.ops import upcast
 
 
 class Compressor(Layer):
@@ -33,8 +32,8 @@ class Compressor(Layer):
 
     def forward(self, x_BTD: Tensor, positions: Positions, memory: CompressorMemory) -> Tensor:
         """Every finished entry [B, C, K], the new ones included; `memory` takes the tokens in."""
-        values = F.linear(upcast(x_BTD), upcast(self.wkv.weight))  # eqs. (9), (20)
-        gates = F.linear(upcast(x_BTD), upcast(self.wgate.weight))  # eqs. (10), (21)
+        values = linear(x_BTD, self.wkv.weight)  # eqs. (9), (20)
+        gates = linear(x_BTD, self.wgate.weight)  # eqs. (10), (21)
         series = memory.open.append(torch.cat([values, gates], dim=-1))
         n_closed = series.shape[1] // self.ratio
         if n_closed == 0:

@@ -8,18 +8,29 @@ import torch
 from torch import Tensor, nn
 
 from minidsv4.fast import FAST
+from minidsv4.model.autocast import autocasting, exact_but_for_experts
 from minidsv4.ops import Ops
 
 
 class Layer(nn.Module):
     """A module that computes by `self.ops`; `Model.use` gives the whole model another table.
 
+    table    the operations; `ops` is the same but under `torch.autocast`
     float32  names of its own parameters and buffers that stay in float32 where the model is held
              in 16 bits, because they are released so
     """
 
-    ops: Ops = FAST
+    table: Ops = FAST
     float32: tuple[str, ...] = ()
+
+    @property
+    def ops(self) -> Ops:
+        """The operations; under `torch.autocast` those that keep to their types."""
+        return exact_but_for_experts(self.table) if autocasting() else self.table
+
+    @ops.setter
+    def ops(self, table: Ops) -> None:
+        self.table = table
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """What `to`, `bfloat16`, `cuda` and the like call for every tensor."""
@@ -54,11 +65,11 @@ class RMSNorm(Layer):
 @contextmanager
 def wrapped(layers: list[Layer], name: str, wrap: Callable[[Layer, Callable], Callable]) -> Iterator[None]:
     """Inside, these layers call `wrap(layer, operation)` for the operation called `name`."""
-    before = [layer.ops for layer in layers]
+    before = [layer.table for layer in layers]
     try:
         for layer in layers:
-            operation = wrap(layer, getattr(layer.ops, name))
-            layer.ops = layer.ops._replace(**{name: operation})
+            operation = wrap(layer, getattr(layer.table, name))
+            layer.ops = layer.table._replace(**{name: operation})
         yield
     finally:
         for layer, table in zip(layers, before):

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from einops import repeat
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from minidsv4.config import Config, LayerKind
 from minidsv4.fast import FAST
+from minidsv4.model.autocast import linear
 from minidsv4.model.block import Block
 from minidsv4.model.cache import Cache
 from minidsv4.model.check import check_cache, check_count, check_documents, check_ids
@@ -21,7 +21,7 @@ from minidsv4.model.layer import Layer, RMSNorm
 from minidsv4.model.losses import MTP_WEIGHT, Losses, model_losses
 from minidsv4.model.mtp import MTP
 from minidsv4.model.rope import Positions, frequencies
-from minidsv4.ops import Ops, upcast
+from minidsv4.ops import Ops
 
 PREFILL_CHUNK = 2048  # tokens: enough for products at full speed, and memory stays bounded
 
@@ -99,7 +99,7 @@ class Model(Layer):
 
     def logits(self, streams_BTND: Tensor, of: MTP | None = None) -> Tensor:
         """What the vocabulary head says on `hidden` [B, T, V], in float32 at least."""
-        return F.linear(upcast(self.hidden(streams_BTND, of)), upcast(self.head.weight))
+        return linear(self.hidden(streams_BTND, of), self.head.weight)
 
     def hidden(self, streams_BTND: Tensor, of: MTP | None = None) -> Tensor:
         """What the head reads [B, T, D]: collapsed and normed by the model or by `of`, the MTP

@@ -1,0 +1,61 @@
+"""`torch.autocast`: linear layers and experts run in 16 bits, and what is computed in float32 in a
+16-bit model stays in float32.
+
+E experts, F expert width, D width.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minidsv4.ops import Ops, upcast
+
+DEVICES = ("cpu", "cuda")  # whose autocast is looked for
+
+
+def autocasting() -> bool:
+    """Whether this is inside of `torch.autocast`."""
+    return any(torch.is_autocast_enabled(device) for device in DEVICES)
+
+
+def exact(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`operation` in the types of its arguments, inside of `torch.autocast` as outside."""
+
+    @functools.wraps(operation)
+    def call(*arguments: Any) -> Tensor:
+        device = device_of(arguments[0])
+        if not torch.is_autocast_enabled(device):
+            return operation(*arguments)
+        with torch.autocast(device, enabled=False):
+            return operation(*arguments)
+
+    return call
+
+
+def device_of(argument: Tensor | tuple) -> str:
+    """The kind of device that an operation's first tensor is on."""
+    first = argument
+    while isinstance(first, tuple):
+        first = first[0]
+    return first.device.type
+
+
+@exact
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`x weight^T`, in float32 at least."""
+    return F.linear(upcast(x), upcast(weight))
+
+
+@functools.lru_cache(maxsize=64)
+def exact_but_for_experts(table: Ops) -> Ops:
+    """The table whose operations autocast leaves alone; experts get 16 bits, as linear layers do."""
+
+    def experts(x: Tensor, picked: Tensor, weight: Tensor, w13_EFD: Tensor, w2_EDF: Tensor, limit: float) -> Tensor:
+        low = torch.get_autocast_dtype(x.device.type) if x.dtype != torch.float64 else x.dtype
+        return exact(table.experts)(x.to(low), picked, weight, w13_EFD.to(low), w2_EDF.to(low), limit)
+
+    return Ops(*map(exact, table))._replace(experts=experts)
