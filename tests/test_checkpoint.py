@@ -585,7 +585,7 @@ def test_a_package_without_its_model_says_so(tmp_path, monkeypatch):
             call()
 
 
-def test_generate_writes_with_the_shipped_model_unless_there_was_a_tour(finished, tmp_path, monkeypatch, capsys):
+def test_generate_writes_with_the_shipped_model_unless_another_is_named(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ship, "SHIPPED", tmp_path / "package")
     words = ["generate", "x = 1", "--tokens", "3", "--temperature", "0"]
@@ -595,9 +595,9 @@ def test_generate_writes_with_the_shipped_model_unless_there_was_a_tour(finished
     shipped = capsys.readouterr().out
     assert shipped.startswith("x = 1") and main([*words, "--model", str(ship.SHIPPED)]) == 0
     assert capsys.readouterr().out == shipped
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "tour").mkdir()
-    assert main(words) == 2 and "no config.json" in capsys.readouterr().err  # so the tour's folder is looked at first
+    (tmp_path / "runs" / "tour").mkdir(parents=True)
+    assert main(words) == 0 and capsys.readouterr().out == shipped
+    assert main([*words, "--model", "runs/tour"]) == 2 and "no config.json" in capsys.readouterr().err
 
 
 def test_the_files_of_the_shipped_model_travel_with_the_package():

@@ -19,6 +19,7 @@ ROOMS = [
     *(
         "dims",
         "files",
+        "options",
         "config_check",
         "config_json",
         "config",

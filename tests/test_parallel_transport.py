@@ -161,7 +161,7 @@ def test_the_command_prints_both_tables(capsys):
         (["--model", "gpt"], "--model gpt is not known; it is one of flash, pro"),
         (["--ranks", "5"], "--ranks 5 cannot share 48 experts evenly"),
         (["--waves", "25"], "--waves 25, but a rank has 24 experts; give 1 .. 24"),
-        (["--seconds", "0"], "--seconds 0.0 must be above 0"),
+        (["--ranks", "1"], "--ranks 1 cannot share 48 experts evenly; give one of 2, 3, 4, 6"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_before_any_rank_starts(monkeypatch, capsys, words, says):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from minidsv4 import options
 from minidsv4.bench import implementations, limits, peak_memory, phases
 from minidsv4.bench.implementations import RECOMPUTED, SIZES, MiniDSV4, Transformers, reference_is_here
 from minidsv4.bench.phases import Bench, Row
@@ -40,8 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=words, default=["tiny"], help=several)
     parser.add_argument("--phases", type=words, default=list(PHASES), help=f"some of {','.join(PHASES)}")
     parser.add_argument("--lengths", type=lengths, help="tokens, such as 1K,8K,1M; each phase has its own otherwise")
-    parser.add_argument("--threads", type=count, default=1, help="of both implementations")
-    parser.add_argument("--repeats", type=count, default=5, help="rounds; medians are compared")
+    parser.add_argument("--threads", type=options.count, default=1, help="of both implementations")
+    parser.add_argument("--repeats", type=options.count, default=5, help="rounds; medians are compared")
     parser.add_argument("--alone", action="store_true", help="without transformers")
     parser.add_argument("--profile", action="store_true", help="shares of the machine's limits, for every phase")
     parser.add_argument("--curve", action="store_true", help="only what 1K to 1M tokens cost, minidsv4 alone: minutes")
@@ -61,13 +62,6 @@ def words(text: str) -> list[str]:
 def lengths(text: str) -> list[int]:
     """Lengths between commas, in rising order."""
     return sorted({length(word) for word in text.split(",")})
-
-
-def count(text: str) -> int:
-    """A whole number from 1 to a million."""
-    if not text.isdecimal() or len(text) > 6 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} counts nothing; give a whole number from 1 to 999999")
-    return int(text)
 
 
 @dataclass

@@ -6,6 +6,7 @@ tile, and gains more from few waves; `schedule.py` has both.
 
 import argparse
 
+from minidsv4 import options
 from minidsv4.cost import schedule
 from minidsv4.cost.hardware import DEVICES
 from minidsv4.cost.report import MODELS, NAMES, aligned
@@ -17,12 +18,13 @@ SIZES = {name: MODELS[name] for name in ("flash", "pro")}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m minidsv4 ranks`."""
-    parser.add_argument("--ranks", type=int, default=2, help="processes to start")
-    parser.add_argument("--waves", type=int, default=4, help="measure 1 to so many waves of experts")
+    parser.add_argument("--ranks", type=options.count, default=2, help="processes to start")
+    parser.add_argument("--waves", type=options.count, default=4, help="measure 1 to so many waves of experts")
     parser.add_argument("--device", default="B200", help=f"whose pace: {', '.join(CLUSTERS)}")
     parser.add_argument("--model", default="flash", help="whose experts: flash or pro")
-    parser.add_argument("--seconds", type=float, default=0.3, help="that the products of the layer are stretched to")
-    parser.add_argument("--rounds", type=int, default=5, help="of measuring; with 0 nothing waits")
+    seconds = "that the products of the layer are stretched to"
+    parser.add_argument("--seconds", type=options.above_0(3600), default=0.3, help=seconds)
+    parser.add_argument("--rounds", type=options.whole(0), default=5, help="of measuring; with 0 nothing waits")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -48,13 +50,14 @@ def check(args: argparse.Namespace) -> None:
     for name, value, known in (("device", args.device, CLUSTERS), ("model", args.model, SIZES)):
         if value not in known:
             raise ValueError(f"ranks: --{name} {value} is not known; it is one of {', '.join(known)}")
-    if args.ranks < 1 or benchmark.E % args.ranks:
-        raise ValueError(f"ranks: --ranks {args.ranks} cannot share {benchmark.E} experts evenly; give a divisor")
+    if args.ranks == 1 or benchmark.E % args.ranks:
+        divisors = [str(n) for n in range(2, benchmark.E + 1) if benchmark.E % n == 0]
+        raise ValueError(
+            f"ranks: --ranks {args.ranks} cannot share {benchmark.E} experts evenly; give one of {', '.join(divisors)}"
+        )
     most = benchmark.E // args.ranks
-    if not 1 <= args.waves <= most:
+    if args.waves > most:
         raise ValueError(f"ranks: --waves {args.waves}, but a rank has {most} experts; give 1 .. {most}")
-    if not args.seconds > 0 or args.rounds < 0:
-        raise ValueError(f"ranks: --seconds {args.seconds} must be above 0, and --rounds {args.rounds} 0 or more")
 
 
 def strategies(costs: list[benchmark.Cost]) -> str:

@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from minidsv4 import options
 from minidsv4.config import Config, LayerKind
 from minidsv4.cost.baselines import at_own_widths
 from minidsv4.course import plots
-from minidsv4.files import writable_folder
 from minidsv4.model.cache import KINDS
 from minidsv4.model.model import Model
-from minidsv4.serve.completion import TOURED, complete
+from minidsv4.serve.completion import complete
 from minidsv4.train.loop import fastest_threads
 from minidsv4.train.plan import Plan
-from minidsv4.train.pretrain import Run
+from minidsv4.train.pretrain import Run, add_folder_options, folder_of_run
 
 # No line break at the end: the tokenizer joins it to what follows.
 PROMPTS = ("def fib(n):", "import os\n\nclass File:\n    def __init__(self,", "for i in range(10):")
@@ -34,17 +34,17 @@ CHUNK = 512  # tokens that it takes in at once: the plain operations need memory
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m minidsv4 tour`."""
-    parser.add_argument("--minutes", type=float, default=3.0, help="of training, all parts of a resumed run together")
-    parser.add_argument("--out", default=TOURED, help="folder that keeps the model")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and completions")
-    parser.add_argument("--resume", action="store_true", help="go on from what --out keeps")
+    minutes = "of training, all parts of a resumed run together"
+    parser.add_argument("--minutes", type=options.minutes, default=3.0, help=minutes)
+    parser.add_argument("--seed", type=options.seed, default=0, help="of weights, batches and completions")
+    add_folder_options(parser, "runs/tour")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Corpus, tokenizer, model, training, held-out test, completions, cache, picture; one screen of report."""
     began = time.perf_counter()
-    folder = writable_folder(arguments.out)
-    again = f"python -m minidsv4 tour --resume --out {folder}"
+    folder = folder_of_run(arguments, "tour")
+    again = f"python -m minidsv4 tour --resume --out {options.pasted(folder)}"
     kept = arguments.resume
     try:
         run = begin(arguments, folder)
@@ -55,10 +55,11 @@ def main(arguments: argparse.Namespace) -> int:
         report(run)
     except KeyboardInterrupt:
         whole = f"{folder} keeps what was learned; go on with: {again}"
-        print(f"\nStopped: {whole if kept else 'there was nothing to keep yet; the same command begins again'}.")
+        nothing = "there was nothing to keep yet; the same command with --overwrite begins again"
+        print(f"\nStopped: {whole if kept else nothing}.")
         return 130
     print(f"\nThe whole tour took {_minutes(time.perf_counter() - began)}. Now try:")
-    print(f'  python -m minidsv4 generate --model {folder} "def fib(n):"')
+    print(f'  python -m minidsv4 generate --model {options.pasted(folder)} "def fib(n):"')
     return 0
 
 

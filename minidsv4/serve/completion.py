@@ -1,23 +1,30 @@
 """Completion: text in, text out, with the small model that the package ships or any other; `generate` as a command."""
 
 import argparse
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
+from minidsv4 import options
 from minidsv4.checkpoint import load
 from minidsv4.model.model import Model
 from minidsv4.ops import PLAIN
-from minidsv4.serve.checks import check_model, check_stream, shown
+from minidsv4.serve.checks import (
+    check_model,
+    check_seed,
+    check_stream,
+    check_temperature,
+    check_top_p,
+    shown,
+)
 from minidsv4.serve.detokenize import IncrementalDecoder
 from minidsv4.serve.generation import generate
 from minidsv4.serve.speculate import Speculation
 from minidsv4.train.ship import TOKENIZER, load_pretrained, pretrained_tokenizer
 from minidsv4.train.tokenizer import Tokenizer
-
-TOURED = "runs/tour"  # where `python -m minidsv4 tour` leaves its model
 
 
 def complete(
@@ -76,7 +83,8 @@ def check_text(prompt: object) -> str:
     except UnicodeEncodeError as error:
         half = prompt[error.start]
         raise ValueError(
-            f"complete: prompt: character {error.start} is {half!a}, half of a surrogate pair; give whole characters"
+            f"complete: prompt: character {error.start} is {half!a}, half of a surrogate pair or a byte that is "
+            "no UTF-8; give whole characters"
         ) from None
     return prompt
 
@@ -99,13 +107,15 @@ def _shipped_tokenizer() -> Tokenizer:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m minidsv4 generate`."""
     parser.add_argument("prompt", help="text to go on from")
-    parser.add_argument(
-        "--model", help=f"folder of a model with its tokenizer.json; {TOURED} if there is one, else the shipped model"
-    )
-    parser.add_argument("--tokens", type=int, default=100, help="at most so many")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this share")
-    parser.add_argument("--seed", type=int, default=0)
+    folder = "folder of a model with its tokenizer.json, such as runs/tour; the shipped model if not given"
+    parser.add_argument("--model", type=options.folder, help=folder)
+    parser.add_argument("--tokens", type=options.whole(0), default=100, help="at most so many")
+    temperature = options.checked(float, check_temperature)
+    parser.add_argument("--temperature", type=temperature, default=0.8, help="0: always the likeliest token")
+    top_p = options.checked(float, check_top_p)
+    parser.add_argument("--top-p", type=top_p, default=1.0, help="sample among the likeliest tokens of this share")
+    seed = options.checked(int, check_seed)
+    parser.add_argument("--seed", type=seed, default=0, help="the same seed writes the same")
     parser.add_argument("--fused", action="store_true", help="compiled decoding; needs numba, 20 s the first time")
 
 
@@ -115,29 +125,46 @@ def main(arguments: argparse.Namespace) -> int:
         raise ValueError("generate: --fused runs compiled loops and --plain the operations to read; give one of them")
     torch.set_num_threads(1)
     model, tokenizer = with_tokenizer(arguments.model)
-    print(arguments.prompt, end="", flush=True)
-    try:
+    with typewriter(check_text(arguments.prompt)) as show:
         complete(
             arguments.prompt,
             arguments.tokens,
             model=model.use(arguments.ops),
             tokenizer=tokenizer,
-            stream=functools.partial(print, end="", flush=True),
+            stream=show,
             temperature=arguments.temperature,
             top_p=arguments.top_p,
             seed=arguments.seed,
             fused=arguments.fused,
         )
-    finally:
-        print()
     return 0
 
 
+@contextlib.contextmanager
+def typewriter(prompt: str) -> Iterator[Callable[[str], None]]:
+    """A function that prints pieces of a text at once, the prompt before the first; nothing where there came none.
+
+    The line is ended when the block is, also after an error.
+    """
+    opening = [prompt]
+
+    def show(piece: str) -> None:
+        print(*opening, piece, sep="", end="", flush=True)
+        opening.clear()
+
+    try:
+        yield show
+        show("")
+    finally:
+        if not opening:
+            print()
+
+
 def with_tokenizer(folder: str | None) -> tuple[Model, Tokenizer]:
-    """The model in a folder with its tokenizer; with None the tour's, or the shipped one where there was no tour."""
-    if folder is None and not Path(TOURED).is_dir():
+    """The model in a folder with its tokenizer; with None the shipped ones."""
+    if folder is None:
         return load_pretrained(), pretrained_tokenizer()
-    path = Path(folder or TOURED)
+    path = Path(folder)
     if not path.is_dir():
-        raise ValueError(f"--model {path}: there is no such folder; `python -m minidsv4 tour` makes {TOURED}")
+        raise ValueError(f"--model {path}: there is no such folder; `python -m minidsv4 tour` makes runs/tour")
     return load(path), Tokenizer.load(path / TOKENIZER)

@@ -3,7 +3,6 @@
 import argparse
 import copy
 import hashlib
-import math
 import pickle
 import platform
 import sys
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from minidsv4 import options
 from minidsv4.checkpoint import save
 from minidsv4.fast import FAST
 from minidsv4.files import atomic_file, writable_folder
@@ -22,7 +22,7 @@ from minidsv4.model.model import Model
 from minidsv4.ops import Ops
 from minidsv4.train.corpus import Corpus, python_source
 from minidsv4.train.data import Batch, Mixture, Packed
-from minidsv4.train.log import Log
+from minidsv4.train.log import Log, read_log
 from minidsv4.train.loop import Trainer, bits_per_byte
 from minidsv4.train.plan import Plan
 from minidsv4.train.programs import document, programs
@@ -195,20 +195,31 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def path_of_state(folder: Path) -> Path:
+    """The file with the state of training.
+
+    raises  ValueError where there is none
+    """
+    if not (folder / STATE).is_file():
+        raise ValueError(f"--resume: {folder} holds no {STATE} to go on from; begin without --resume")
+    return folder / STATE
+
+
 def read_state(folder: Path) -> dict:
     """The state of training that a run's folder keeps.
 
     raises  ValueError where there is none, one that cannot be read, or one of an older version of this package
     """
-    if not (folder / STATE).is_file():
-        raise ValueError(f"--resume: {folder} holds no {STATE} to go on from; begin without --resume")
+    path = path_of_state(folder)
     try:
-        state = torch.load(folder / STATE, weights_only=True)
+        state = torch.load(path, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"--resume: {folder / STATE} cannot be read; begin without --resume") from error
+        raise ValueError(f"--resume: {folder / STATE} cannot be read; begin anew with --overwrite") from error
     missing = [name for name in ("plan", "digest", "before", "model", "trainer") if name not in state]
     if missing:
-        raise ValueError(f"--resume: {folder / STATE} has no {missing[0]}, so it is of another version; begin anew")
+        raise ValueError(
+            f"--resume: {folder / STATE} has no {missing[0]}, so it is of another version; begin anew with --overwrite"
+        )
     return state
 
 
@@ -231,52 +242,86 @@ def seconds_per_step(run: Run) -> list[float]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m minidsv4 train`."""
     parser.add_argument("--recipe", default="mini", help="`mini`, `tour`, or a JSON file like assets/mini.json")
-    parser.add_argument("--out", default="runs/mini", help="folder that keeps the run")
-    parser.add_argument("--resume", action="store_true", help="go on from what --out keeps, bit for bit")
-    parser.add_argument("--steps", type=int, help="all stages longer or shorter, so many steps together")
-    parser.add_argument("--minutes", type=float, help="as many steps as fit, by a rehearsal on this machine")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="others round differently, so a resumed run keeps to its own"
-    )
+    add_folder_options(parser, "runs/mini")
+    steps, minutes = options.count, options.minutes
+    parser.add_argument("--steps", type=steps, help="all stages longer or shorter, so many steps together")
+    parser.add_argument("--minutes", type=minutes, help="as many steps as fit, by a rehearsal on this machine")
+    threads = "others round differently, so a resumed run keeps to its own"
+    parser.add_argument("--threads", type=options.whole(1, options.MOST_THREADS), default=1, help=threads)
+
+
+def add_folder_options(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Where a run is kept, and what becomes of the one that is there."""
+    parser.add_argument("--out", type=options.folder, default=folder, help="folder that keeps the run")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--resume", action="store_true", help="go on from what --out keeps, bit for bit")
+    one.add_argument("--overwrite", action="store_true", help="begin anew, in place of the run that --out keeps")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Train by a recipe; 130 after Ctrl-C, which keeps what was learned."""
-    check(arguments)
+    plan = planned(arguments)
+    folder = folder_of_run(arguments, "train")
     torch.set_num_threads(arguments.threads)
-    run = begin(arguments, writable_folder(arguments.out))
+    run = begin(arguments, plan, folder)
     ends = f"{run.plan.recipe.steps} steps" if run.plan.recipe.steps else f"{run.plan.recipe.seconds:g} seconds"
     print(f"{ends}, {run.trainer.step} steps of them done; the log: {run.folder / LOG}", flush=True)
     if not run.train():
-        print(f"Stopped; go on with: python -m minidsv4 train --resume --out {run.folder}")
+        print(f"Stopped; go on with: python -m minidsv4 train --resume --out {options.pasted(folder)}")
         return 130
     for name, bits in run.held_out().items():
         print(f"{bits:.2f} bits per byte of unseen {name}")
-    print(f'Now try: python -m minidsv4 generate --model {run.folder} "def fib(n):"')
+    print(f'Now try: python -m minidsv4 generate --model {options.pasted(folder)} "def fib(n):"')
     return 0
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Refuse options of `train` that make no sense, before anything is read."""
-    for name in ("steps", "minutes", "threads"):
-        value = getattr(arguments, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"train: --{name} {value:g} cannot be; give a number above 0")
+def folder_of_run(arguments: argparse.Namespace, command: str) -> Path:
+    """The folder that `--out` names, made if need be; nothing is made or changed where it is refused.
+
+    raises  ValueError where it holds a run and neither --resume nor --overwrite is given, or none to resume;
+            OSError with a sentence where nothing can be written into it
+    """
+    folder = Path(arguments.out)
+    if arguments.resume:
+        path_of_state(folder)
+    elif not arguments.overwrite and holds_run(folder):
+        again = f"python -m minidsv4 {command} --resume --out {options.pasted(folder)}"
+        make = f" (`make {command} ARGS=--overwrite`)" * (command == "tour")
+        raise ValueError(
+            f"{command}: {folder} holds a run; `{again}` goes on with it, --overwrite in place of --resume begins "
+            f"anew and replaces it{make}"
+        )
+    return writable_folder(folder)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is a state, a model, a tokenizer, or a log with a step in it."""
+    kept = (STATE, TOKENIZER, "config.json", "model.safetensors")
+    logged = (folder / LOG).is_file() and len(read_log(folder / LOG)) > 1
+    return logged or any((folder / name).exists() for name in kept)
+
+
+def planned(arguments: argparse.Namespace) -> Plan:
+    """The recipe, or one of other length; of a resumed run only the folder knows.
+
+    raises  ValueError for a recipe that is none, and a length that goes with no recipe of this kind or with --resume
+    """
     if arguments.resume and (arguments.steps or arguments.minutes):
         raise ValueError("--resume: a run keeps the steps that it began with; leave --steps and --minutes out")
-
-
-def begin(arguments: argparse.Namespace, folder: Path) -> Run:
-    """The run that the options ask for: the recipe's, one of other length, or the folder's."""
     plan = Plan.read(arguments.recipe)
-    seconds = arguments.minutes and 60 * arguments.minutes
     if arguments.steps:
         plan = plan.of_steps(arguments.steps)
-    if seconds and plan.recipe.seconds:
-        plan = plan.lasting(seconds)
+    if arguments.minutes and plan.recipe.seconds:
+        plan = plan.lasting(60 * arguments.minutes)
+    return plan
+
+
+def begin(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Run:
+    """The run of a plan, or the folder's; a plan of steps is cut to the minutes asked for."""
     run = Run(plan, folder, arguments.resume, ops=arguments.ops)
-    if seconds and plan.recipe.seconds is None:
+    if arguments.minutes and plan.recipe.seconds is None:
         whole = sum(s * stage.steps for s, stage in zip(seconds_per_step(run), plan.stages))
-        run = Run(plan.scaled(seconds / whole), folder, ops=arguments.ops)
+        run = Run(plan.scaled(60 * arguments.minutes / whole), folder, ops=arguments.ops)
     return run

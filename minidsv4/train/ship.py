@@ -4,6 +4,7 @@ import argparse
 from importlib import resources
 from pathlib import Path
 
+from minidsv4 import options
 from minidsv4.checkpoint import load, save
 from minidsv4.files import atomic_folder
 from minidsv4.model.model import Model
@@ -68,8 +69,9 @@ def ship(run: str | Path, folder: str | Path) -> dict[str, int]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("finished", help="folder of a finished run, as `train` leaves it")
-    parser.add_argument("--out", default=str(SHIPPED), help="folder to fill; by default the package's own")
+    """The options of `python -m minidsv4 ship`."""
+    parser.add_argument("finished", type=options.folder, help="folder of a finished run, as `train` leaves it")
+    parser.add_argument("--out", type=options.folder, default=str(SHIPPED), help="folder to fill; the package's own")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,78 @@
+"""Types of the commands' options for argparse, whose refusals name the value and what would be right."""
+
+import argparse
+import math
+import os
+import reprlib
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+MOST = 999_999_999  # whatever is counted
+MOST_THREADS = 1024
+MOST_MINUTES = 1e6  # nearly two years
+
+
+def whole(least: int, most: int = MOST) -> Callable[[str], int]:
+    """The type of whole numbers in a range, both ends in it."""
+
+    def read(text: str) -> int:
+        digits = text.removeprefix("-")
+        number = int(text) if digits.isdecimal() and len(digits) <= 20 else None
+        if number is None or not least <= number <= most:
+            raise argparse.ArgumentTypeError(
+                f"{reprlib.repr(text)} cannot be; give a whole number from {least} to {most}"
+            )
+        return number
+
+    return read
+
+
+def above_0(most: float) -> Callable[[str], float]:
+    """The type of finite numbers above 0, up to the most that makes sense."""
+
+    def read(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not 0 < number <= most:
+            raise argparse.ArgumentTypeError(
+                f"{reprlib.repr(text)} cannot be; give a number above 0, at most {most:,.0f}"
+            )
+        return number
+
+    return read
+
+
+def checked(convert: Callable[[str], T], check: Callable[[T], T]) -> Callable[[str], T]:
+    """The type of what a function called with it takes: the text is converted, then checked by the function's rule."""
+
+    def read(text: str) -> T:
+        try:
+            return check(convert(text))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def folder(text: str) -> str:
+    """The type of folders: any name but an empty one, which would be the folder one stands in."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' names no folder; give its name, or . for the one you are in")
+    return text
+
+
+seed = whole(-(2**63), 2**63 - 1)
+count = whole(1)
+minutes = above_0(MOST_MINUTES)
+
+
+def pasted(path: str | Path) -> str:
+    """A path as it is to be typed into a shell: quoted where need be, and never like an option."""
+    text = str(path)
+    return shlex.quote(os.path.join(".", text) if text.startswith("-") else text)
