@@ -29,9 +29,9 @@ DTYPES = (torch.float32, torch.float64)
 class FusedStep:
     """`step(ids_BT, cache)` gives and does what `model(ids_BT, cache=cache)` does, for one token of one sequence.
 
-    The weights are read where the model keeps them, so a change in place counts at once, and a parameter put in
-    another's place after `prepare`. Steps of both kinds, prefill and `restore` may follow each other in one cache. The
-    first step on a machine compiles; later ones, in any process, read what it left.
+    The weights are read where the model keeps them: a change in place counts at once, and so does a tensor or a part
+    put in another's place, which every step looks for. Steps of both kinds, prefill and `restore` may follow each other
+    in one cache. The first step on a machine compiles; later ones, in any process, read what it left.
 
     raises  ValueError: numba is missing, or the model is not on the CPU, in 16 bits, or holds parts of another make
     """
@@ -41,10 +41,10 @@ class FusedStep:
         self.prepare()
 
     def prepare(self) -> None:
-        """Look at the weights where they lie: at the start, and again when `model.to` has put them elsewhere."""
+        """Look at the weights where they lie: at the start, and again when any lies elsewhere."""
         model, kernels = self.model, self.kernels
         refuse_what_is_not_the_model(model)
-        self.place, weights = model.embed.weight.data_ptr(), Weights(model, kernels)
+        self.places, weights = Places(model), Weights(model, kernels)
         self.sizes, self.nothing = weights.sizes(), weights.no_compressor()
         self.layers = [weights.layer(block) for block in model.layers]
         self.embed, self.head = array(model.embed.weight), array(model.head.weight)
@@ -76,7 +76,7 @@ class FusedStep:
             raise ValueError(f"ids: shape {tuple(ids_BT.shape)} is more than one token; the fused step takes [1, 1]")
         if cache is None:
             raise ValueError("cache: the fused step continues a cache; give this model's new_cache()")
-        if self.place != self.model.embed.weight.data_ptr():
+        if self.places.changed():
             self.prepare()
 
     def layer_cache(self, memory: "LayerMemory"):
@@ -105,6 +105,26 @@ class FusedStep:
         for part in memory.compressors():
             if len(part.open) == self.model.config.ratio_of(memory.kind):
                 part.open.drop(len(part.open))
+
+
+class Places:
+    """Where a model's tensors lie and which parts it has; looking again is a walk through dictionaries, 3% of a step.
+
+    The arrays of the loops keep the old memory, so nothing new can lie at its address.
+    """
+
+    def __init__(self, model: "Model"):
+        self.tensors, self.parts = [], []
+        for module in model.modules():
+            self.parts += [(module._modules, name, part) for name, part in module._modules.items()]
+            for owner in (module._parameters, module._buffers):
+                self.tensors += [(owner, name, x.data_ptr()) for name, x in owner.items() if x is not None]
+
+    def changed(self) -> bool:
+        """Whether a tensor lies elsewhere or a part is another one."""
+        if any(owner[name].data_ptr() != place for owner, name, place in self.tensors):
+            return True
+        return any(owner[name] is not part for owner, name, part in self.parts)
 
 
 class Weights:

@@ -3,6 +3,7 @@
 float64 nearly throughout: numba compiles once for each dtype.
 """
 
+import copy
 import subprocess
 import sys
 
@@ -100,6 +101,36 @@ def test_a_weight_changed_in_place_counts_at_once_and_so_does_one_moved(model):
     with torch.no_grad():
         model.layers[1].attn.wq_b.weight.mul_(0.5)
     agree(model, step, ids_BT, model.new_cache(), model.new_cache())
+
+
+REPLACED = {
+    "a parameter": lambda attn: setattr(attn.wq_b, "weight", nn.Parameter(1.5 * attn.wq_b.weight)),
+    "the data of a parameter": lambda attn: setattr(attn.wq_b.weight, "data", 1.5 * attn.wq_b.weight.data),
+    "a part": lambda attn: setattr(attn, "wq_b", copy.deepcopy(attn.wq_b).requires_grad_(False)),
+}
+
+
+@pytest.mark.parametrize("what", REPLACED)
+def test_what_is_put_in_anothers_place_counts_at_the_next_step(what):
+    """Kind: the same logits as the model; before, the step went on with the weights that it was made with."""
+    model, ids_BT = small_model(seed=1), token_ids(1, 20)
+    step = FusedStep(model)
+    agree(model, step, ids_BT, model.new_cache(), model.new_cache())
+    with torch.no_grad():
+        REPLACED[what](model.layers[1].attn)
+        agree(model, step, ids_BT, model.new_cache(), model.new_cache())
+        model.layers[1].attn.wq_b.weight.mul_(1.5)  # the new one, in place
+    agree(model, step, ids_BT, model.new_cache(), model.new_cache())
+
+
+def test_a_replaced_parameter_that_the_loops_cannot_read_is_refused_at_the_next_step():
+    model = small_model(seed=1)
+    step, cache = FusedStep(model), model.new_cache()
+    model.layers[1].attn.wq_b.weight = nn.Parameter(model.layers[1].attn.wq_b.weight.float())
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"fused: layers.1.attn.wq_b.weight is torch.float32"):
+            step(token_ids(1, 1), cache)
+    assert cache.n_tokens == 0
 
 
 def test_the_loops_are_compiled_once_for_a_dtype(step, model):
