@@ -3,9 +3,10 @@
 Letters are those of `dims.py`: B batch, T tokens (queries), S window tokens or pooled slots, D
 width, H heads, K head width, R rotary part, M tokens per entry, C compressed entries, P picked
 entries, U index heads, Z index width, E experts, A active experts, F expert width, N streams (i
-old, j new), V vocabulary. Equation numbers are the report's. `PLAIN` names all of them.
-`minidsv4.fast.FAST` holds exact replacements with the same signatures, held equal by tests. What
-is held in 16 bits is computed in float32 where the released model does so; float64 stays float64.
+old, j new), V vocabulary. Equation numbers are the report's. `PLAIN` names those
+that a layer calls; the others are parts of these. `minidsv4.fast.FAST` holds exact replacements
+with the same signatures, held equal by tests. What is held in 16 bits is computed in float32 where
+the released model does so; float64 stays float64.
 """
 
 from collections.abc import Callable
@@ -69,15 +70,15 @@ def index_scores(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor) -> Te
 
 
 def stable_topk(score: Tensor, k: int) -> Tensor:
-    """Indices of the k largest values of the last axis, ascending; on ties the lower wins."""
+    """Indices of the k largest values of the last axis, sorted by index; on ties the lower wins."""
     best = score.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     return best.sort(dim=-1).values
 
 
 def top_entries(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, sees: Visibility, k: int) -> Tensor:
-    """`picks_BTP`: the k visible entries with the best scores, ascending; eq. (17).
+    """`picks_BTP`: indices of the P = min(k, C) visible entries that score best, sorted; eq. (17).
 
-    A query that sees fewer than k gets hidden ones as well: `Visibility.entry_map` drops them.
+    A query that sees fewer gets hidden ones as well: `Visibility.entry_map` drops them.
     """
     score_BTC = index_scores(query_BTUZ, weight_BTU, keys_BCZ)
     return stable_topk(score_BTC.masked_fill(~sees.entry_map(), -torch.inf), k)
@@ -89,7 +90,10 @@ def top_entries(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, sees: 
 def attention_weights(
     query_BTHK: Tensor, window_BSK: Tensor, entries_BCK: Tensor, sees: Visibility, sinks_H: Tensor
 ) -> Tensor:
-    """`exp(z_s) / (sum exp(z) + exp(sink))`, 0 if unseen [B, T, H, S + C]; eq. (27)."""
+    """`exp(z_s) / (sum_r exp(z_r) + exp(sink))` [B, T, H, S + C]; eq. (27).
+
+    `z_s = q . k_s / sqrt(K)`; s and r run over what the query sees, the rest has weight 0.
+    """
     keys_BSK = torch.cat([upcast(window_BSK), upcast(entries_BCK)], dim=1)
     dots_BTHS = einsum(upcast(query_BTHK), keys_BSK, "b t h k, b s k -> b t h s")
     score_BTHS = dots_BTHS * query_BTHK.shape[-1] ** -0.5
@@ -102,7 +106,7 @@ def attention_weights(
 def attend(query_BTHK: Tensor, window_BSK: Tensor, entries_BCK: Tensor, sees: Visibility, sinks_H: Tensor) -> Tensor:
     """Core attention; an entry is key and value at once. Eqs. (19), (26).
 
-    query_BTHK   normed and rotated
+    query_BTHK   RMS-normalised and rotated
     window_BSK   entries of the last S tokens
     entries_BCK  compressed entries
     sinks_H      the logit of an entry whose value is zero, one a head
@@ -119,8 +123,8 @@ def index_loss(attended: tuple, indexed: tuple) -> Tensor:
     p is the attention on each entry, summed over heads and divided by its sum over entries. A head
     that attends more to entries counts for more.
 
-    attended  the arguments of `attend`
-    indexed   the arguments of `index_scores`
+    attended  the arguments of `attend`, in order
+    indexed   the arguments of `index_scores`, in order
     """
     sees = attended[3]
     target_BTC = teacher(attention_weights(*attended)[..., sees.n_window :])
@@ -132,7 +136,10 @@ def index_loss(attended: tuple, indexed: tuple) -> Tensor:
 
 
 def teacher(weight_BTHC: Tensor) -> Tensor:
-    """Attention on entries, summed over heads, over its sum [B, T, C]; 0 where none is read."""
+    """The indexer's target [B, T, C]: attention on entries, summed over heads, made to sum to 1.
+
+    0 for a query that reads no entry.
+    """
     mass_BTC = reduce(weight_BTHC, "b t h c -> b t c", "sum")
     total = reduce(mass_BTC, "b t c -> b t 1", "sum")
     return mass_BTC / total.clamp(min=torch.finfo(total.dtype).tiny)
@@ -149,6 +156,9 @@ def stream_logits(streams_BTND: Tensor, fn: Tensor, eps: float) -> Tensor:
 
 def sinkhorn(logits_BTij: Tensor, iterations: int, eps: float) -> Tensor:
     """Nearly doubly stochastic matrices, eq. (2): rows and columns divided by their sums; eq. (8).
+
+    The report writes it on the transpose, so that its columns are our rows; its exp and its first
+    division are the softmax.
 
     returns  [B, T, old, new]; over old streams the sum is 1 within 2 eps, over new ones nearly 1
     """
@@ -176,10 +186,10 @@ def write(streams_BTND: Tensor, y_BTD: Tensor, post_BTN: Tensor, carry_BTij: Ten
 
 
 def affinities(x_BTD: Tensor, weight_ED: Tensor) -> Tensor:
-    """The router's scores `sqrt(softplus(x . weight))` [B, T, E].
+    """The router's scores `sqrt(softplus(z))`, `z = x . weight` [B, T, E].
 
-    Far below zero softplus underflows, and the slope of its root would be 0 / 0: `exp(z / 2)`
-    there.
+    Far below zero softplus underflows, and the slope of its root would be 0 / 0; there the score
+    is `exp(z / 2)`, which is the same.
     """
     logit = F.linear(upcast(x_BTD), upcast(weight_ED))
     tiny = logit < EXP_IS_SOFTPLUS
@@ -200,7 +210,7 @@ def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
 
 
 def expert(x: Tensor, w13_FD: Tensor, w2_DF: Tensor, limit: float, weight: Tensor) -> Tensor:
-    """`w2 (weight * swiglu(w1 x, w3 x))` of an expert's tokens [..., D]; `w13_FD` is w1 over w3."""
+    """`w2 (weight * swiglu(w1 x, w3 x))` of tokens [..., D]; `w13_FD`, [2 F, D], is w1 over w3."""
     gate, up = F.linear(x, w13_FD).chunk(2, dim=-1)
     inner = swiglu(gate, up, limit) * weight
     return F.linear(inner.to(x.dtype), w2_DF)
@@ -210,7 +220,8 @@ def experts(x: Tensor, picked: Tensor, weight: Tensor, w13_EFD: Tensor, w2_EDF: 
     """`sum_e weight[e] expert_e(x)`; an expert that the token did not pick has weight 0.
 
     x       tokens [..., D]
-    picked  the experts of each token [..., A], as indices, and their routing weights `weight`
+    picked  indices of the experts of each token [..., A]
+    weight  their routing weights [..., A]
     """
     nothing = upcast(x).new_zeros(*x.shape[:-1], len(w13_EFD))
     by_expert = nothing.scatter_add(-1, picked, weight.to(nothing.dtype))

@@ -115,10 +115,10 @@ def layer_frequencies(kind, config):
 
 
 def hyper_connection(streams_TND, maps, layer):
-    """Eq. (1): X' = B X + C F(A X), with B = comb^T: X'_j = post_j y + sum_i comb[i, j] X_i.
+    """Eq. (1): X' = B X + C F(A X), with B = carry^T: X'_j = post_j y + sum_i carry[i, j] X_i.
 
     streams_TND  (T, N, D)
-    maps         one (pre_N, post_N, comb_NN) per token: A, C and the mix from old stream i to new stream j
+    maps         one (pre_N, post_N, carry_NN) per token: A, C and the mix from old stream i to new stream j
     layer        F, a function (T, D) -> (T, D)
     returns      (T, N, D)
     """
@@ -126,11 +126,11 @@ def hyper_connection(streams_TND, maps, layer):
     x_TD = [sum(pre[i] * streams_TND[t, i] for i in range(n_streams)) for t, (pre, _, _) in enumerate(maps)]
     y_TD = layer(np.array(x_TD))
     new_TND = np.zeros_like(streams_TND)
-    for t, (_, post, comb) in enumerate(maps):
+    for t, (_, post, carry) in enumerate(maps):
         for j in range(n_streams):
             new_TND[t, j] = post[j] * y_TD[t]
             for i in range(n_streams):
-                new_TND[t, j] += comb[i, j] * streams_TND[t, i]
+                new_TND[t, j] += carry[i, j] * streams_TND[t, i]
     return new_TND
 
 
@@ -168,12 +168,12 @@ def write_weights(raw_N):
 
 
 def sinkhorn(raw_NN, iterations=20, eps=1e-6, form="released"):
-    """Eq. (8): M <- T_r(T_c(M)), read on B = comb^T, until rows and columns of comb sum to about 1.
+    """Eq. (8): M <- T_r(T_c(M)), read on B = carry^T, until rows and columns of carry sum to about 1.
 
     raw_NN      logits [old i, new j]
     form        "released": softmax over j plus eps, divide by column sums, then iterations - 1 times by row and by
                 column sums, eps added to every divisor; "report": exp, then iterations times by row and by column sums
-    returns     comb (N, N) as [old, new] in both forms; its columns are the last to be normalised
+    returns     carry (N, N) as [old, new] in both forms; its columns are the last to be normalised
     """
     eps = 0.0 if _is_report("form", form) else eps
     n = len(raw_NN)
@@ -189,13 +189,13 @@ def sinkhorn(raw_NN, iterations=20, eps=1e-6, form="released"):
 
 
 def stream_maps(streams_TND, params, site, config, form="released"):
-    """(pre, post, comb) of every token, (3)-(8), from `hc_<site>_fn`, `_base`, `_scale`; site is "attn" or "ffn"."""
+    """(pre, post, carry) of every token, (3)-(8), from `hc_<site>_fn`, `_base`, `_scale`; site is "attn" or "ffn"."""
     maps = []
     for streams_ND in streams_TND:
         names = [f"hc_{site}_{part}" for part in ("fn", "base", "scale")]
         pre, post, mix = raw_maps(streams_ND, *[params[name] for name in names], config.rms_norm_eps)
-        comb_NN = sinkhorn(mix, config.hc_sinkhorn_iters, config.hc_eps, form)
-        maps.append((read_weights(pre, config.hc_eps, form), write_weights(post), comb_NN))
+        carry_NN = sinkhorn(mix, config.hc_sinkhorn_iters, config.hc_eps, form)
+        maps.append((read_weights(pre, config.hc_eps, form), write_weights(post), carry_NN))
     return maps
 
 

@@ -16,7 +16,7 @@ Position = TypeVar("Position", int, Tensor)
 
 
 def finished(position: Position, ratio: int) -> Position:
-    """Entries whose M tokens all lie at or before position t: `floor((t + 1) / M)`; int or tensor.
+    """How many entries have all their M tokens at or before position t: `floor((t + 1) / M)`.
 
     The report prints `floor(t / M)`; the released code counts the query's own token, as here.
     """
@@ -26,10 +26,14 @@ def finished(position: Position, ratio: int) -> Position:
 class Visibility(NamedTuple):
     """Who sees what in one attention call.
 
+    An entry is visible to a query when it is finished and lies in the query's document. It is read
+    when it is visible and, in CSA, picked.
+
     start        position of the first query
     n_queries    T; their positions are consecutive
     window       W: a query sees this many tokens, its own included
-    n_window     S: the last S tokens up to the newest query, as the window's entries hold them
+    n_window     S: entries of the window at hand, those of the last S tokens up to the newest
+                 query
     device       where maps are made
     ratio        M, tokens per compressed entry
     n_entries    C, compressed entries of the row; 0 in layers without a compressor
@@ -77,7 +81,7 @@ class Visibility(NamedTuple):
         return seen & nothing.scatter(-1, self.picks_BTP, True)
 
     def visible(self, entry: Tensor) -> Tensor:
-        """Whether each query may read these entries: they are finished, and lie in its document.
+        """Whether these entries are visible to each query: finished, and of its document.
 
         entry    indices `[1 or B, 1 or T, any number]`
         returns  boolean, of that shape with T queries
@@ -93,7 +97,7 @@ class Visibility(NamedTuple):
         return torch.arange(self.start, self.start + self.n_queries, device=self.device)
 
     def visible_counts(self) -> Tensor:
-        """How many entries each query may read `[T]`, were the row one document."""
+        """How many entries are visible to each query `[T]`, in a row of one document."""
         return finished(self.positions(), self.ratio).clamp(max=self.n_entries)
 
     def n_visible(self, query: int) -> int:

@@ -92,8 +92,8 @@ def test_window_layers_use_their_own_base_and_no_yarn():
 
 def test_the_update_reads_writes_and_moves_old_streams_to_new_ones():
     streams_TND = np.array([[[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]]])
-    comb_NN = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0.0]])  # old 0 to new 1, old 1 to new 2, old 2 to new 0
-    maps = [(np.array([1.0, 0.5, 0]), np.array([1.0, 2.0, 0]), comb_NN)]
+    carry_NN = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0.0]])  # old 0 to new 1, old 1 to new 2, old 2 to new 0
+    maps = [(np.array([1.0, 0.5, 0]), np.array([1.0, 2.0, 0]), carry_NN)]
     updated = paper.hyper_connection(streams_TND, maps, lambda x_TD: -x_TD)
     assert close(updated, [[[100 - 6, 200 - 12], [1 - 12, 2 - 24], [10, 20]]])
 

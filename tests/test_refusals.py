@@ -179,3 +179,30 @@ def test_a_router_logit_far_below_zero_leaves_every_gradient_finite(dtype, logit
     lowest = min((x_BTD @ weight_ED.T).min() for _, (x_BTD, weight_ED), _ in calls)
     assert losses.total.isfinite() and lowest < (-104 if dtype == torch.float32 else -745)
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: v4.Model("mini"), "config: 'mini' is no Config; give one, such as Config.mini()"),
+        (lambda: v4.Model(v4.Config), "config: .* is no Config"),
+        (lambda: v4.Model(v4.Config.tiny(), ops=None), "ops: NoneType has no operation rms_norm; give PLAIN"),
+        (lambda: v4.Model(v4.Config.tiny()).use(v4.ops), "ops: module has no operation rms_norm"),
+        (lambda: v4.Model(v4.Config.tiny()).use(v4.PLAIN[:3]), "ops: tuple has no operation"),
+        (
+            lambda: v4.Model(v4.Config.tiny()).use(v4.PLAIN._replace(attend=None)),
+            "ops: Ops has no operation attend",
+        ),
+        (lambda: v4.Model(v4.Config.tiny()).new_cache(1, ["CSA"]), "'CSA' is not a valid LayerKind"),
+        (lambda: v4.Model(v4.Config.tiny())([[1, 2]]), "ids: list cannot name tokens; give a tensor of int64 or int32"),
+        (
+            lambda: v4.Model(v4.Config.tiny())(torch.zeros(1, 2, dtype=torch.int16)),
+            "torch.int16 .* int64 or int32",
+        ),
+        (lambda: v4.Model(v4.Config.tiny())(torch.zeros(1, 2).long().numpy()), "ids: ndarray cannot name tokens"),
+    ],
+)
+def test_what_is_no_config_table_kind_or_tensor_is_named_before_anything_runs(call, says):
+    """The kind: an argument of another type that was taken, and failed later in somebody else's words."""
+    with pytest.raises(ValueError, match=says):
+        call()

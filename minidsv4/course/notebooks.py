@@ -100,7 +100,7 @@ def settle(notebook, stem):
 
 
 def index_cells(folder=FOLDER):
-    """The index: the map, and a link to every notebook by its question, which is its first heading."""
+    """The index: the map, a link to every notebook by its question, which is its first heading, and the equations."""
     lines = []
     for path in course(folder):
         number = path.stem.split("_")[0]
@@ -110,6 +110,8 @@ def index_cells(folder=FOLDER):
         ("md", "# minidsv4: the course\n\nEach notebook answers one question and runs alone."),
         ("code", MAP_CELL),
         ("md", "\n".join(lines)),
+        ("md", "From an equation of the report to its loop and to its PyTorch form:"),
+        ("code", "show.equations()"),
     ]
 
 

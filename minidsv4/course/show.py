@@ -20,6 +20,7 @@ import torch
 from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from minidsv4 import paper
 from minidsv4.course import plots
 from minidsv4.course.record import record as record  # a part of what notebooks show
 
@@ -124,6 +125,33 @@ def source(*things):
         name = f"# {thing.__module__.replace('.', '/')}.py"
         files.setdefault(name, []).append(textwrap.dedent(inspect.getsource(thing)).rstrip())
     return Listing("\n\n\n".join(f"{name}\n" + "\n\n\n".join(texts) for name, texts in files.items()))
+
+
+class Table:
+    """Rows of text under a heading each, shown as a table."""
+
+    def __init__(self, headings, rows):
+        self.rows = [tuple(headings), *map(tuple, rows)]
+
+    def _repr_markdown_(self):
+        lines = [f"| {' | '.join(row)} |" for row in self.rows]
+        lines.insert(1, "|---" * len(self.rows[0]) + "|")
+        return "\n".join(lines)
+
+    def __repr__(self):
+        return "\n".join("  ".join(row) for row in self.rows)
+
+
+def equations():
+    """The report's numbered equations: the loop in `paper.py` that defines each, its PyTorch form, and where it stands.
+
+    returns  Table
+    """
+    rows = [
+        (f"({number})", f"`{loop.__name__}`", f"`{operation}`" if file else "not here yet", file)
+        for number, (loop, operation, file) in paper.EQUATIONS.items()
+    ]
+    return Table(("equation", "loop in `paper.py`", "PyTorch form", "file"), rows)
 
 
 def explore(draw, **ranges):

@@ -30,9 +30,9 @@ class Block(Layer):
     def forward(self, streams_BTND: Tensor, ids_BT: Tensor, positions: Positions, memory: LayerMemory) -> Tensor:
         """The streams [B, T, N, D] after it; `memory` holds the past and takes these tokens in."""
         mix = self.hc_attn(streams_BTND)
-        x_BTD = self.ops.collapse(streams_BTND, mix.pre_BTN)
+        x_BTD = self.ops.collapse(streams_BTND, mix.pre_BTN)  # eq. (1): A X
         y_BTD = self.attn(self.attn_norm(x_BTD), positions, memory)
-        streams_BTND = self.ops.write(streams_BTND, y_BTD, mix.post_BTN, mix.carry_BTij)
+        streams_BTND = self.ops.write(streams_BTND, y_BTD, mix.post_BTN, mix.carry_BTij)  # eq. (1)
 
         mix = self.hc_ffn(streams_BTND)
         x_BTD = self.ops.collapse(streams_BTND, mix.pre_BTN)

@@ -151,7 +151,7 @@ class Cache:
         self.batch_size = batch_size
         self.dtype = dtype
         self.n_tokens = 0
-        self.kinds = tuple(kinds or config.layer_types[: config.num_hidden_layers])
+        self.kinds = tuple(map(LayerKind, kinds or config.layer_types[: config.num_hidden_layers]))
         self.layers = [new_layer_memory(config, kind, batch_size, dtype, device) for kind in self.kinds]
         self._identity = object()  # what its snapshots know it by
         self._numbers: list[int] = []  # of the snapshots that can still be restored, oldest first
@@ -170,7 +170,7 @@ class Cache:
         return total
 
     def n_bytes(self) -> int:
-        """Bytes remembered; equals the closed form of the spec (5.4) plus the tail state."""
+        """Bytes remembered; equals the closed form `cost.memory.cache` plus the tail state."""
         return sum(self.report().values())
 
     def spare_bytes(self) -> int:

@@ -1,4 +1,5 @@
-"""Input checks of a model: token ids out of range, misplaced documents, caches of another model.
+"""Input checks of a model: its config and operations, token ids, documents, caches of another
+model.
 
 B batch, T tokens.
 """
@@ -10,9 +11,24 @@ from torch import Tensor
 
 from minidsv4.config import Config
 from minidsv4.model.cache import Cache
+from minidsv4.ops import Ops
 
 if TYPE_CHECKING:
     from minidsv4.model.model import Model
+
+
+def check_config(config: Config) -> None:
+    """Raise ValueError unless `config` is one."""
+    if not isinstance(config, Config):
+        raise ValueError(f"config: {config!r} is no Config; give one, such as Config.mini()")
+
+
+def check_table(ops: Ops) -> None:
+    """Raise ValueError unless `ops` is a table in which every operation is a function."""
+    kind = type(ops).__name__
+    for name in Ops._fields:
+        if not (isinstance(ops, Ops) and callable(getattr(ops, name))):
+            raise ValueError(f"ops: {kind} has no operation {name}; give PLAIN, FAST or a _replace of one")
 
 
 def check_ids(config: Config, ids_BT: Tensor) -> None:
@@ -67,9 +83,9 @@ def check_places(grid: int, document_BT: Tensor, start: int) -> None:
 
 def check_integers(name: str, x: Tensor, otherwise: str) -> None:
     """Raise ValueError, with what is wrong `otherwise`, unless `x` is a tensor of integers."""
-    dtype = getattr(x, "dtype", type(x).__name__)
-    if dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"{name}: {dtype} {otherwise}; give a tensor of integers")
+    found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+    if found not in (torch.int64, torch.int32):
+        raise ValueError(f"{name}: {found} {otherwise}; give a tensor of int64 or int32 integers")
 
 
 def has_numbers(x_BT: Tensor) -> bool:

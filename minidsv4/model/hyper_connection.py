@@ -20,7 +20,10 @@ DIAGONAL_AT_START = 4.0  # softmax of (4, 0, 0, 0): a stream keeps 95% of itself
 
 
 class Mix(NamedTuple):
-    """Coefficients of a site for every token: `pre` reads, `post` writes, `carry` mixes streams."""
+    """Coefficients of a site for every token: `pre` reads, `post` writes, `carry` mixes streams.
+
+    The released code calls `carry` comb.
+    """
 
     pre_BTN: Tensor
     post_BTN: Tensor

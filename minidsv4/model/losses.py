@@ -28,7 +28,9 @@ BALANCE_WEIGHT = 1e-4
 
 
 class Losses(NamedTuple):
-    """`total = main + mtp_weight mtp + 1e-4 balance + indexer`, in nats; the last two summed."""
+    """`total = main + mtp_weight mtp + 1e-4 balance + indexer`, in nats; the last two summed over
+    layers.
+    """
 
     total: Tensor
     main: Tensor

@@ -15,7 +15,7 @@ from minidsv4.fast import FAST
 from minidsv4.model.autocast import linear
 from minidsv4.model.block import Block
 from minidsv4.model.cache import Cache
-from minidsv4.model.check import check_cache, check_count, check_documents, check_ids
+from minidsv4.model.check import check_cache, check_config, check_count, check_documents, check_ids, check_table
 from minidsv4.model.hyper_connection import HeadCollapse
 from minidsv4.model.layer import Layer, RMSNorm
 from minidsv4.model.losses import MTP_WEIGHT, Losses, model_losses
@@ -34,6 +34,7 @@ class Model(Layer):
 
     def __init__(self, config: Config, ops: Ops = FAST):
         super().__init__()
+        check_config(config)
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         schedule = zip(config.layer_types, config.mlp_layer_types)
@@ -46,7 +47,11 @@ class Model(Layer):
         self.use(ops)
 
     def use(self, ops: Ops) -> "Model":
-        """The model itself, which from now on runs these operations."""
+        """The model itself, which from now on runs these operations.
+
+        raises  ValueError: `ops` is no table of functions
+        """
+        check_table(ops)
         for module in self.modules():
             if isinstance(module, Layer):
                 module.ops = ops
@@ -166,7 +171,8 @@ class Model(Layer):
 
 
 def initialise(model: Model) -> None:
-    """Matrices from N(0, initializer_range); those that write to the streams smaller by sqrt(2 L).
+    """Matrices from N(0, initializer_range^2); the std of those that write to the streams is
+    divided by sqrt(2 L).
 
     Norms, sinks, position biases and mHC biases keep what their modules gave them. V4's own
     initialisation is disclosed only as "gating factors start small".

@@ -24,7 +24,7 @@ class Routed(NamedTuple):
 
 
 class Router(Layer):
-    """Scores `sqrt(softplus(x . weight))`; normalised over the picked experts, their weights."""
+    """Scores `sqrt(softplus(x . weight))`; weights: the picked ones over their sum, times a scale."""
 
     def __init__(self, config: Config):
         super().__init__()

@@ -3,7 +3,8 @@
 R rotary part, T tokens, C compressed entries. Report section 2.3.3 (partial RoPE). Window-only
 layers use the base `rope_theta`; CSA and HCA layers use `compress_rope_theta` with YaRN for
 everything in them: queries, window and compressed entries, indexer, and the turning back of the
-output. V4 applies no YaRN amplitude: turns have unit length.
+output. V4 leaves out YaRN's attention scaling (mscale): turns have unit
+length. The released code calls them `freqs_cis`.
 """
 
 import functools
