@@ -14,12 +14,10 @@ from torch.nn import functional as F
 
 from minidsv4.ops import Ops, upcast
 
-DEVICES = ("cpu", "cuda")  # whose autocast is looked for
-
 
 def autocasting() -> bool:
-    """Whether this is inside of `torch.autocast`."""
-    return any(torch.is_autocast_enabled(device) for device in DEVICES)
+    """Whether this is inside of `torch.autocast`, on the CPU or on a GPU."""
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 def exact(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
