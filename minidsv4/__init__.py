@@ -1,21 +1,22 @@
-"""minidsv4: DeepSeek-V4 at a small size, with the released semantics, to be read, run and checked."""
+"""minidsv4: DeepSeek-V4 at a small size, with the released semantics, to be read, run and checked.
+
+Every name is imported when it is first asked for: a command can then answer, and be stopped, before torch is loaded.
+"""
 
 import importlib
 from typing import TYPE_CHECKING
 
-from minidsv4 import ops
-from minidsv4.checkpoint import export_hf, load, save
-from minidsv4.config import Config, LayerKind, Routing
-from minidsv4.fast import FAST
-from minidsv4.model.losses import Losses
-from minidsv4.model.model import Model
-from minidsv4.ops import PLAIN
-from minidsv4.serve.generation import generate
-from minidsv4.serve.speculate import Speculation
-
 if TYPE_CHECKING:
-    from minidsv4 import cost, parallel
+    from minidsv4 import checkpoint, config, cost, fast, model, ops, parallel, serve
+    from minidsv4.checkpoint import export_hf, load, save
+    from minidsv4.config import Config, LayerKind, Routing
+    from minidsv4.fast import FAST
+    from minidsv4.model.losses import Losses
+    from minidsv4.model.model import Model
+    from minidsv4.ops import PLAIN
     from minidsv4.serve.completion import complete
+    from minidsv4.serve.generation import generate
+    from minidsv4.serve.speculate import Speculation
     from minidsv4.serve.speedup import measure_speedup
     from minidsv4.train.ship import load_pretrained, pretrained_tokenizer
 
@@ -30,36 +31,52 @@ __all__ = [
     "Routing",
     "Speculation",
     "__version__",
+    "checkpoint",
     "complete",
+    "config",
     "cost",
     "export_hf",
+    "fast",
     "generate",
     "load",
     "load_pretrained",
     "measure_speedup",
+    "model",
     "ops",
     "parallel",
     "pretrained_tokenizer",
     "save",
+    "serve",
 ]
 
-_LATER = {  # imported when first asked for: rooms that a first call does not need, and what needs tokenizers
-    "complete": "minidsv4.serve.completion",
-    "cost": "minidsv4.cost",
-    "load_pretrained": "minidsv4.train.ship",
-    "measure_speedup": "minidsv4.serve.speedup",
-    "parallel": "minidsv4.parallel",
-    "pretrained_tokenizer": "minidsv4.train.ship",
+_HOMES = {  # module: the names in it, or none where the module itself is the name
+    "checkpoint": ("export_hf", "load", "save"),
+    "config": ("Config", "LayerKind", "Routing"),
+    "cost": (),
+    "fast": ("FAST",),
+    "model": (),
+    "model.losses": ("Losses",),
+    "model.model": ("Model",),
+    "ops": ("PLAIN",),
+    "parallel": (),
+    "serve": (),
+    "serve.completion": ("complete",),
+    "serve.generation": ("generate",),
+    "serve.speculate": ("Speculation",),
+    "serve.speedup": ("measure_speedup",),
+    "train.ship": ("load_pretrained", "pretrained_tokenizer"),
 }
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str):
-    """A name of `_LATER`, imported now: a room itself, or something in it."""
-    if name not in _LATER:
+    """A name of `__all__`, imported now: a room itself, or something in it."""
+    if name in _HOME:
+        return getattr(importlib.import_module(f"minidsv4.{_HOME[name]}"), name)
+    if name not in _HOMES or "." in name:
         raise AttributeError(f"module 'minidsv4' has no attribute {name!r}")
-    module = importlib.import_module(_LATER[name])
-    return module if _LATER[name] == f"minidsv4.{name}" else getattr(module, name)
+    return importlib.import_module(f"minidsv4.{name}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *__all__})

@@ -1,24 +1,35 @@
 """The command line: `python -m minidsv4 tour`, `train`, `generate` and the others in `COMMANDS`.
 
 A command is a function that takes the parsed arguments and returns an exit code. What a user got wrong is told in one
-sentence on stderr, with exit code 2.
+sentence on stderr, with exit code 2. Nothing above imports torch, so that Ctrl-C is told in a sentence from the start.
 """
 
 import argparse
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minidsv4.fast import FAST
-from minidsv4.ops import PLAIN
+import minidsv4
+
+REFUSED, STOPPED, READER_GONE = 2, 130, 141  # exit codes; the last two as a shell has them for SIGINT and SIGPIPE
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of every option that has one to type."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        typed = isinstance(action.default, str | int | float) and not isinstance(action.default, bool)
+        return super()._get_help_string(action) if typed else action.help
 
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message}; --help lists what there is.\n")
+        self.exit(REFUSED, f"{one_line(f'{self.prog}: {message}; --help lists what there is')}\n")
 
 
 @dataclass(frozen=True)
@@ -41,37 +52,75 @@ COMMANDS = {
 }
 
 
+def one_line(message: object) -> str:
+    """A sentence with its point, and with the line breaks of what it quotes written out."""
+    line = "\\n".join(str(message).splitlines())
+    return line if line.endswith(".") else f"{line}."
+
+
 def add_options(parser: argparse.ArgumentParser, command: Command) -> None:
     """The command's options; its module is loaded only now, for one command needs less than all of them."""
     try:
         module = importlib.import_module(f"minidsv4.{command.module}")
     except ModuleNotFoundError as error:
-        parser.error(f"{error.name.split('.')[0]} is not installed; `pip install 'minidsv4[course]'` adds it")
+        missing = (error.name or str(error)).split(".")[0]
+        parser.error(f"{missing} is not installed; `pip install 'minidsv4[course]'` adds it")
     module.add_options(parser)
     parser.set_defaults(run=module.main)
     if command.runs_model:
         says = "run the operations of ops.py, to be read, in place of their fast exact replacements"
-        parser.add_argument("--plain", action="store_const", dest="ops", const=PLAIN, default=FAST, help=says)
+        plain, fast = minidsv4.PLAIN, minidsv4.FAST
+        parser.add_argument("--plain", action="store_const", dest="ops", const=plain, default=fast, help=says)
+
+
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments of the command that the words name."""
+    says = "DeepSeek-V4, small enough to train on a laptop."
+    parser = Parser(prog="python -m minidsv4", description=says)
+    parser.add_argument("--version", action="version", version=f"minidsv4 {minidsv4.__version__}")
+    commands = parser.add_subparsers(metavar="command", required=True)
+    for name, command in COMMANDS.items():
+        options = commands.add_parser(name, help=command.says, description=command.says, formatter_class=Help)
+        if words[:1] == [name]:
+            add_options(options, command)
+    return parser.parse_args(words)
+
+
+def open_streams() -> None:
+    """Output that a terminal cannot show is replaced; where there is no terminal, it goes nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # open until the end
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
+
+
+def close_output() -> None:
+    """What is still to be written goes nowhere: its reader has gone, and Python would complain at its end."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # no file, as under pytest
+        return
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    words = sys.argv[1:] if words is None else list(words)
-    parser = Parser(prog="python -m minidsv4", description="DeepSeek-V4, small enough to train on a laptop.")
-    commands = parser.add_subparsers(metavar="command", required=True)
-    for name, command in COMMANDS.items():
-        options = commands.add_parser(name, help=command.says, description=command.says)
-        if words[:1] == [name]:
-            add_options(options, command)
-    arguments = parser.parse_args(words)
+    open_streams()
     try:
-        return arguments.run(arguments)
+        arguments = parsed(sys.argv[1:] if words is None else list(words))
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        close_output()
+        return READER_GONE
     except (ValueError, OSError) as error:
-        print(f"{error}.", file=sys.stderr)
-        return 2
+        print(one_line(error), file=sys.stderr)
+        return REFUSED
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
-        return 130
+        return STOPPED
 
 
 if __name__ == "__main__":

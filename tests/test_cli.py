@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minidsv4 import FAST, PLAIN, Config, __main__, load, save
+import minidsv4
+from minidsv4 import FAST, PLAIN, Config, load, save
 from minidsv4.__main__ import main
 from minidsv4.course import tour as touring
 from minidsv4.course.tour import cache_table, weigh_cache
@@ -228,8 +229,8 @@ def test_every_command_that_runs_a_model_runs_it_on_the_operations_asked_for(sma
     def noted(name, ops):
         return lambda *words, **options: ran.add(name) or ops.attend(*words, **options)
 
-    monkeypatch.setattr(__main__, "PLAIN", PLAIN._replace(attend=noted("plain", PLAIN)))
-    monkeypatch.setattr(__main__, "FAST", FAST._replace(attend=noted("fast", FAST)))
+    monkeypatch.setattr(minidsv4, "PLAIN", PLAIN._replace(attend=noted("plain", PLAIN)))
+    monkeypatch.setattr(minidsv4, "FAST", FAST._replace(attend=noted("fast", FAST)))
     options = ["--plain"] * plain
     out = str(tmp_path / "run")
     for words in (

@@ -1,10 +1,16 @@
 """Command lines that cannot be carried out: one sentence, exit code 2, and nothing made, changed or lost."""
 
+import os
+import random
 import shlex
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from minidsv4.__main__ import main
+from minidsv4 import __version__
+from minidsv4.__main__ import COMMANDS, main
 from minidsv4.train import pretrain
 
 
@@ -103,3 +109,102 @@ def test_resume_and_overwrite_exclude_each_other_and_resume_makes_no_folder(tmp_
         assert "not allowed with" in refusal(capsys, command, "--resume", "--overwrite", "--out", str(out))
         assert "holds no training.pt" in refusal(capsys, command, "--resume", "--out", str(out))
         assert not out.exists()
+
+
+# --- terminals and pipes ---
+
+
+def shell(line, *words, **variables):
+    """What `sh` says of a line in which "$@" is `python -m minidsv4 WORDS`: exit code, output, errors, all as bytes."""
+    command = ["bash", "-o", "pipefail", "-c", line, "sh", sys.executable, "-m", "minidsv4", *words]
+    done = subprocess.run(command, capture_output=True, env=os.environ | variables, timeout=100, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_reader_that_goes_and_output_that_is_closed_end_without_a_word():
+    code, said, errors = shell('"$@" | true', "bill")
+    assert (code, said, errors) == (141, b"", b"")
+    assert shell('"$@" >&-', "bill") == (0, b"", b"")
+    code, _, errors = shell('"$@" > /dev/full', "bill")
+    assert code == 2 and errors.count(b"\n") == 1 and b"No space left" in errors
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_a_terminal_cannot_show_is_replaced(encoding):
+    words = ("generate", "x = '\u2211'", "--tokens", "0")
+    code, said, errors = shell('"$@"', *words, PYTHONIOENCODING=encoding)
+    assert (code, said, errors) == (0, b"x = '?'\n", b"")
+
+
+def test_a_prompt_that_is_no_utf_8_is_a_sentence():
+    code, said, errors = shell('"$@"', "generate", os.fsdecode(b"x\xff"))
+    assert (code, said) == (2, b"") and errors.count(b"\n") == 1 and b"a byte that is no UTF-8" in errors
+
+
+@pytest.mark.parametrize("module", ["torch", "tokenizers"])
+def test_ctrl_c_while_a_command_is_loaded_is_a_sentence(module, tmp_path):
+    (tmp_path / f"{module}.py").write_text(f"import os, signal; os.kill(os.getpid(), {signal.SIGINT:d})\n")
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    assert shell('"$@"', "generate", "x", PYTHONPATH=path) == (130, b"", b"Stopped.\n")
+
+
+# --- help ---
+
+
+def test_help_shows_defaults_and_the_version_needs_no_torch(capsys):
+    for name in COMMANDS:
+        code, said, errors = run(capsys, name, "--help")
+        assert (code, errors) == (0, "") and "Ops(" not in said and "None" not in said and "False" not in said
+    said = " ".join(run(capsys, "tour", "--help")[1].split())
+    assert "(default: 3.0)" in said and "(default: runs/tour)" in said
+    assert "(default: attend,prefill," in " ".join(run(capsys, "bench", "--help")[1].split())
+    assert run(capsys, "--version") == (0, f"minidsv4 {__version__}\n", "")
+    script = "import sys, minidsv4.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+# --- any words ---
+
+VALUES = ["", "\n", "a\nb", "\udcff", "\0", "9" * 40, "n" * 300]
+VALUES += "0 -1 1 7 inf nan x 1e400 % %s - -- = é ∑ pro --help tiny, tiny,none none.json /dev/null /dev/null/x".split()
+OPTIONS = """
+    --out --minutes --seed --resume --overwrite --steps --threads --recipe --model --tokens --temperature --top-p
+    --fused --plain --size --phases --lengths --repeats --json --plot --ranks --waves --device --seconds --rounds
+    --version --nothing
+""".split()
+
+
+def line_of_words(generator):
+    """A command, or something else, with up to four options and values that may belong to it."""
+    words = [generator.choice([*COMMANDS, "tuor", ""])]
+    for _ in range(generator.randrange(5)):
+        words += generator.choice([[generator.choice(OPTIONS), generator.choice(VALUES)], [generator.choice(VALUES)]])
+    return words
+
+
+def test_200_lines_of_any_words_are_done_or_refused_in_a_sentence(tmp_path, monkeypatch, capsys):
+    """The work itself is left out: what is tested is all that comes before it."""
+    monkeypatch.chdir(tmp_path)
+    for place, name in (
+        ("minidsv4.train.pretrain", "begin"),
+        ("minidsv4.course.tour", "begin"),
+        ("minidsv4.serve.completion", "complete"),
+        ("minidsv4.cost.ranks", "strategies"),
+        ("minidsv4.bench.report", "machine"),
+    ):
+        monkeypatch.setattr(f"{place}.{name}", stop)
+    monkeypatch.setattr("minidsv4.parallel.benchmark.run_ranks", stop)
+    generator = random.Random(0)
+    codes = []
+    for _ in range(200):
+        words = line_of_words(generator)
+        code, _, errors = run(capsys, *words)
+        codes.append(code)
+        assert code in (0, 2, 130), words
+        assert code != 2 or (errors.count("\n") == 1 and errors.endswith(".\n")), (words, errors)
+    assert {0, 2, 130} == set(codes)
+
+
+def stop(*_words, **_options):
+    """In place of the work."""
+    raise KeyboardInterrupt

@@ -38,8 +38,8 @@ CURVE_HEADING = ("tokens", "prefill, us/token", "decode, ms/token", "cache, MB",
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m minidsv4 bench`."""
     several = f"{', '.join(SIZES)}, several with commas, or a config.json"
-    parser.add_argument("--size", type=words, default=["tiny"], help=several)
-    parser.add_argument("--phases", type=words, default=list(PHASES), help=f"some of {','.join(PHASES)}")
+    parser.add_argument("--size", type=words, default="tiny", help=several)
+    parser.add_argument("--phases", type=words, default=",".join(PHASES), help=f"some of {','.join(PHASES)}")
     parser.add_argument("--lengths", type=lengths, help="tokens, such as 1K,8K,1M; each phase has its own otherwise")
     parser.add_argument("--threads", type=options.count, default=1, help="of both implementations")
     parser.add_argument("--repeats", type=options.count, default=5, help="rounds; medians are compared")
