@@ -5,11 +5,13 @@ sentence on stderr, with exit code 2. Nothing above imports torch, so that Ctrl-
 """
 
 import argparse
+import contextlib
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import minidsv4
@@ -58,10 +60,34 @@ def one_line(message: object) -> str:
     return line if line.endswith(".") else f"{line}."
 
 
+@contextlib.contextmanager
+def interrupt_that_exits() -> Iterator[None]:
+    """Ctrl-C ends the process at once: a library that is cut in two while it is imported raises errors of its own."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        yield
+        return
+
+    def leave(_number, _frame):
+        os.write(2, b"Stopped.\n")
+        os._exit(STOPPED)
+
+    try:
+        signal.signal(signal.SIGINT, leave)
+    except ValueError:  # only the main thread may
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def add_options(parser: argparse.ArgumentParser, command: Command) -> None:
     """The command's options; its module is loaded only now, for one command needs less than all of them."""
     try:
-        module = importlib.import_module(f"minidsv4.{command.module}")
+        with interrupt_that_exits():
+            module = importlib.import_module(f"minidsv4.{command.module}")
     except ModuleNotFoundError as error:
         missing = (error.name or str(error)).split(".")[0]
         parser.error(f"{missing} is not installed; `pip install 'minidsv4[course]'` adds it")
