@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from minidsv4 import config_json
-from minidsv4.config_check import check, require
+from minidsv4.config_check import RULES, check, check_values, require
 
 
 class LayerKind(enum.Enum):
@@ -144,7 +144,9 @@ class Config:
         Kinds that are not given follow the released rules: ratio 0 is a window, 4 is CSA, any other is HCA; and the
         first `num_hash_layers` layers, else the first 3, route by a table.
         """
+        require(isinstance(fields, dict), "fields", fields, "they are a dictionary of names and values")
         given = {name: value for name, value in fields.items() if value is not None}
+        check_values(given, RULES)
         if "compress_ratios" in given:
             given["compress_ratios"] = tuple(given["compress_ratios"])
         if "rope_scaling" in given:
@@ -278,19 +280,14 @@ def hash_first(n_hash: int, n_layers: int) -> tuple[Routing, ...]:
 
 def released_routing(fields: dict) -> tuple[Routing, ...]:
     """The routing of each layer that follows from `num_hash_layers` and `num_hidden_layers`."""
-    counts = {
-        "num_hash_layers": fields.get("num_hash_layers", 3),
-        "num_hidden_layers": fields.get("num_hidden_layers", 0),
-    }
-    for name, value in counts.items():
-        require(isinstance(value, int) and value >= 0, name, value, "it counts layers: a whole number from 0")
-    return hash_first(*counts.values())
+    return hash_first(fields.get("num_hash_layers", 3), fields.get("num_hidden_layers", 0))
 
 
 def yarn(settings: dict | YaRN) -> YaRN:
     """YaRN's settings from a dictionary, which may hold others beside them, and leave out both betas."""
     if isinstance(settings, YaRN):
         return settings
+    require(isinstance(settings, dict), "rope_scaling", settings, "it is a table of YaRN's settings, in braces")
     given = {name: settings[name] for name in YaRN._fields if settings.get(name) is not None}
     missing = [name for name in YaRN._fields if name not in given and name not in YaRN._field_defaults]
     require(not missing, "rope_scaling", settings, f"YaRN needs {', '.join(missing)}")

@@ -1,57 +1,115 @@
 """What a `Config` refuses: values that no model can be built from, each with a sentence."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from minidsv4.config import Config, LayerKind
 
 
+class Rule(NamedTuple):
+    """Whether a value fits a field, and what would be right."""
+
+    fits: Callable[[object], bool]
+    right: str
+
+
 def require(fact: bool, field: str, value: object, right: str) -> None:
     """Raise ValueError with the field, its value and what would be right, unless the fact holds."""
     if not fact:
-        raise ValueError(f"config: {field} = {value!r} cannot be built; {right}")
+        raise ValueError(f"config: {field} = {shown(value)} cannot be built; {right}")
+
+
+def shown(value: object) -> str:
+    """The value as Python writes it, at most 400 letters of it."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= 400 else f"{text[:400]}..."
+
+
+def counts(low: int, high: int) -> Rule:
+    """Whole numbers from `low` to `high`."""
+    right = f"it is a whole number from {low} to {high:,}"
+    return Rule(lambda value: type(value) is int and low <= value <= high, right)
+
+
+def number(low: float = 0.0, high: float = 1e30) -> Rule:
+    """Numbers between two bounds, both left out."""
+    right = f"it is a number above {low:g} and below {high:g}".replace("e+", "e")
+    return Rule(lambda value: type(value) in (int, float) and low < value < high, right)
+
+
+def list_of(fits: Callable[[object], bool], entries: str) -> Rule:
+    """Lists and tuples whose every entry fits."""
+    return Rule(lambda value: isinstance(value, list | tuple) and all(map(fits, value)), f"it is a list of {entries}")
+
+
+LARGEST = 2**20  # of a size: products of three sizes stay within 64 bits
+TOKENS = 2**31  # of a length
+LAYERS = 2**12
+KINDS = list_of(lambda entry: isinstance(getattr(entry, "value", entry), str), "names, one a layer")
+TABLE = Rule(lambda value: isinstance(value, dict), "it is a table of names and values, in braces")
+
+SIZES = (  # fields that count something
+    *("vocab_size hidden_size moe_intermediate_size num_attention_heads head_dim qk_rope_head_dim").split(),
+    *("q_lora_rank o_groups o_lora_rank index_n_heads index_head_dim n_routed_experts num_experts_per_tok").split(),
+)
+LENGTHS = ("sliding_window", "index_topk", "max_position_embeddings")
+FACTORS = (  # fields that are multiplied or added
+    *("routed_scaling_factor swiglu_limit hc_eps rms_norm_eps initializer_range").split(),
+)
+BASES = ("rope_theta", "compress_rope_theta")
+
+RULES: dict[str, Rule] = {  # of each field by itself, in a file as in a Config
+    **dict.fromkeys(SIZES, counts(1, LARGEST)),
+    **dict.fromkeys(LENGTHS, counts(1, TOKENS)),
+    **dict.fromkeys(FACTORS, number()),
+    **dict.fromkeys(BASES, number(low=1)),
+    "num_hidden_layers": counts(1, LAYERS),
+    "num_hash_layers": counts(0, LAYERS),
+    "num_nextn_predict_layers": counts(0, LAYERS),
+    "hc_mult": counts(1, 2**8),
+    "hc_sinkhorn_iters": counts(1, 2**10),
+    "compress_ratios": list_of(counts(0, LARGEST).fits, f"tokens per entry, whole numbers from 0 to {LARGEST:,}"),
+    "layer_types": KINDS,
+    "mlp_layer_types": KINDS,
+}
+FILE_RULES = RULES | {  # of what stands in a file only
+    "rope_parameters": TABLE,
+    "rope_scaling": TABLE,
+    "compress_rates": TABLE,
+    "partial_rotary_factor": Rule(lambda value: type(value) in (int, float) and 0 < value <= 1, "it is part of a head"),
+}
+YARN_RULES = {
+    "factor": Rule(
+        lambda value: type(value) in (int, float) and 1 <= value < 1e30, "it stretches: a number, 1 or more"
+    ),
+    "original_max_position_embeddings": counts(1, TOKENS),
+    "beta_fast": number(),
+    "beta_slow": number(),
+}
+
+
+def check_values(values: Mapping[str, object], rules: Mapping[str, Rule], prefix: str = "") -> None:
+    """Refuse the first value that does not fit the rule of its field; None is a field not given."""
+    for name, rule in rules.items():
+        value = values.get(name)
+        require(value is None or rule.fits(value), prefix + name, value, rule.right)
 
 
 def check(config: "Config") -> None:
     """Raise ValueError, naming a field, its value and what would be right, for a config that cannot be built."""
+    for name, rule in RULES.items():
+        require(rule.fits(getattr(config, name)), name, getattr(config, name), rule.right)
     check_sizes(config)
-    check_factors(config)
     check_schedule(config)
     check_rope(config)
 
 
-SIZES = (  # fields that count something: whole numbers from 1
-    *("vocab_size hidden_size moe_intermediate_size num_hidden_layers num_attention_heads head_dim").split(),
-    *("qk_rope_head_dim q_lora_rank o_groups o_lora_rank sliding_window index_n_heads index_head_dim").split(),
-    *("index_topk n_routed_experts num_experts_per_tok hc_mult hc_sinkhorn_iters max_position_embeddings").split(),
-)
-
-
-FACTORS = (  # fields that are multiplied or added: numbers above 0
-    *("routed_scaling_factor swiglu_limit hc_eps rms_norm_eps initializer_range rope_theta").split(),
-    *("compress_rope_theta",),
-)
-
-
-def check_factors(config: "Config") -> None:
-    """Refuse factors that are no numbers of float32 above 0, and tokens outside the vocabulary."""
-    for name in FACTORS:
-        value = getattr(config, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        require(number and 0 < value < 1e30, name, value, "it is a number above 0 and below 1e30")
-    for name in ("bos_token_id", "eos_token_id"):
-        value = getattr(config, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        right = f"vocab_size allows 0 .. {config.vocab_size - 1}"
-        require(whole and 0 <= value < config.vocab_size, name, value, right)
-
-
 def check_sizes(config: "Config") -> None:
-    """Refuse sizes that are no counts, and those that do not fit each other."""
-    for name in SIZES:
-        value = getattr(config, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        require(whole and value >= 1, name, value, "it is a whole number from 1")
+    """Refuse sizes that do not fit each other, and tokens outside the vocabulary."""
     heads = config.num_attention_heads
     require(heads % config.o_groups == 0, "o_groups", config.o_groups, f"it must divide num_attention_heads = {heads}")
     active = config.num_experts_per_tok
@@ -59,6 +117,10 @@ def check_sizes(config: "Config") -> None:
     require(active <= experts, "num_experts_per_tok", active, f"there are n_routed_experts = {experts}")
     mtp = config.num_nextn_predict_layers
     require(mtp in (0, 1), "num_nextn_predict_layers", mtp, "V4 has 1 MTP block, or none with 0")
+    for name in ("bos_token_id", "eos_token_id"):
+        value = getattr(config, name)
+        right = f"vocab_size allows 0 .. {config.vocab_size - 1}"
+        require(type(value) is int and 0 <= value < config.vocab_size, name, value, right)
 
 
 def check_schedule(config: "Config") -> None:
@@ -69,10 +131,12 @@ def check_schedule(config: "Config") -> None:
     right = f"num_hidden_layers = {n_layers} needs {n_layers + 1}, one a layer and the last for the MTP block"
     for name, n in n_entries.items():
         require(n == n_layers + 1, name, f"{n} entries", right)
+    unnamed = [kind for kind in (*config.layer_types, *config.mlp_layer_types) if isinstance(kind, str)]
+    require(
+        not unnamed, "layer_types", unnamed[:1], "a Config holds LayerKind and Routing; from_dict takes their names"
+    )
     n_routing = len(config.mlp_layer_types)
     require(n_routing == n_layers, "mlp_layer_types", f"{n_routing} entries", f"there are {n_layers} layers")
-    whole = all(isinstance(ratio, int) and ratio >= 0 for ratio in ratios)
-    require(whole, "compress_ratios", ratios, "ratios count tokens, from 0")
     for kind in dict.fromkeys(config.layer_types):
         found = sorted({ratio for ratio, k in zip(ratios, config.layer_types) if k is kind})
         check_ratios(kind, found)
@@ -98,10 +162,9 @@ def check_rope(config: "Config") -> None:
     require(rotary % 2 == 0, "qk_rope_head_dim", rotary, "channels rotate in pairs: it must be even")
     require(rotary <= config.head_dim, "qk_rope_head_dim", rotary, f"it is part of head_dim = {config.head_dim}")
     require(not has_indexer or rotary <= index, "qk_rope_head_dim", rotary, f"it is part of index_head_dim = {index}")
-    for name in ("rope_theta", "compress_rope_theta"):
-        require(getattr(config, name) > 1, name, getattr(config, name), "a base is above 1")
     scaling = config.rope_scaling
     if scaling is not None:
-        require(scaling.factor >= 1, "rope_scaling.factor", scaling.factor, "it stretches: 1 or more")
+        require(isinstance(scaling, tuple), "rope_scaling", scaling, "a Config holds YaRN; from_dict takes a table")
+        check_values(scaling._asdict(), YARN_RULES, "rope_scaling.")
         ramp = scaling.beta_fast > scaling.beta_slow > 0
         require(ramp, "rope_scaling", scaling, "beta_fast is above beta_slow above 0")

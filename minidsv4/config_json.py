@@ -7,7 +7,7 @@ import json
 import warnings
 from pathlib import Path
 
-from minidsv4.config_check import require
+from minidsv4.config_check import FILE_RULES, RULES, TABLE, check_values, require, shown
 
 FIXED: dict[str, object] = {  # fields that V4 never varies: another value is another model
     "num_key_value_heads": 1,
@@ -47,16 +47,23 @@ def read(path: str | Path) -> dict:
 
     raises  ValueError: no such file, no JSON, no object of fields, another model than V4
     """
+    require(isinstance(path, str | Path), "path", path, "give the config.json, or the folder that holds it")
     path = Path(path)
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(f"config: no config.json at {str(path)!r}; give the file or the folder that holds it")
+    try:
+        file = path / "config.json" if path.is_dir() else path
+        found = file.is_file()
+    except (OSError, ValueError) as error:  # a name that is too long, or that holds a null
+        raise ValueError(f"config: {shown(str(path))} is no path ({error.args[-1]}); give a file or folder") from error
+    if not found:
+        raise ValueError(f"config: no config.json at {shown(str(path))}; give the file or the folder that holds it")
     try:
         fields = json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"config: {file.name} cannot be read ({error.strerror}); look at its permissions") from error
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of thousands of digits, deep nesting
         raise ValueError(f"config: {file.name} is not JSON in UTF-8 ({error}); it may be cut off") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"config: {file.name} holds {fields!r}; it should hold fields and values in braces")
+        raise ValueError(f"config: {file.name} holds {shown(fields)}; it should hold fields and values in braces")
     return released(fields)
 
 
@@ -71,7 +78,10 @@ def released(fields: dict) -> dict:
     nested = fields.get("text_config") is not None
     require(not nested, "config.json", "text_config", f"this file seems to be {family(fields)}, not V4")
     for name, value in FIXED.items():
-        require(fields.get(name, value) == value, name, fields.get(name), f"V4 has {value!r}")
+        given = value if fields.get(name) is None else fields[name]
+        same = given == value and isinstance(given, bool) == isinstance(value, bool)
+        require(same, name, given, f"V4 has {value!r}")
+    check_values(fields, FILE_RULES)
     return fields | released_schedule(fields) | released_rope(fields)
 
 
@@ -93,6 +103,7 @@ def released_schedule(fields: dict) -> dict:
     if ratios is None and fields.get("layer_types") is not None:
         kinds = [*fields["layer_types"][:n_layers], WINDOW]  # transformers has no MTP block
         rates = RATES | (fields.get("compress_rates") or {})
+        check_values(rates, dict.fromkeys(RATES, RULES["vocab_size"]), "compress_rates.")
         return {"layer_types": kinds, "compress_ratios": [rates.get(kind, 0) for kind in kinds]}
     if ratios is not None and len(ratios) == n_layers:
         return {"compress_ratios": [*ratios, 0]}
@@ -115,8 +126,11 @@ def without_drafts(ratios: list[int], kinds: list[str] | None, n_layers: int) ->
 def released_rope(fields: dict) -> dict:
     """The rotary width, both bases and the YaRN settings, wherever a spelling keeps them."""
     nested = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    main = nested.get("main", {})
-    slowed = nested.get("compress", nested)
+    check_values(nested, {"main": TABLE, "compress": TABLE}, "rope_parameters.")
+    main = nested.get("main") or {}
+    slowed = nested.get("compress") or nested
+    check_values(main, FILE_RULES, "rope_parameters.main.")
+    check_values(slowed, FILE_RULES, "rope_parameters.compress.")
     out: dict[str, object] = {"rope_scaling": yarn_settings(slowed)}
     if main:
         out["rope_theta"] = main.get("rope_theta", fields.get("rope_theta"))

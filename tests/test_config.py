@@ -1,5 +1,6 @@
 """Config: the released numbers, every form of `config.json`, and a sentence for what cannot be built."""
 
+import dataclasses
 import json
 import re
 
@@ -201,7 +202,7 @@ REFUSED = [  # what is changed in tiny(), the field that the sentence names, the
     ),
     (dict(routed_scaling_factor=-1.5), "routed_scaling_factor", "-1.5", "above 0"),
     (dict(initializer_range=float("nan")), "initializer_range", "nan", "above 0"),
-    (dict(compress_rope_theta="160000"), "compress_rope_theta", "'160000'", "above 0"),
+    (dict(compress_rope_theta="160000"), "compress_rope_theta", "'160000'", "above 1"),
     (dict(bos_token_id=-1), "bos_token_id", "-1", "0 .. 60"),
     (dict(eos_token_id=61), "eos_token_id", "61", "0 .. 60"),
     (dict(eos_token_id=True), "eos_token_id", "True", "0 .. 60"),
@@ -225,6 +226,26 @@ REFUSED = [  # what is changed in tiny(), the field that the sentence names, the
     (dict(rope_scaling={"factor": 4}), "rope_scaling", "{'factor': 4}", "original_max_position_embeddings"),
     (dict(rope_scaling=YARN | {"factor": 0.5}), "rope_scaling.factor", "0.5", "1 or more"),
     (dict(rope_scaling=YARN | {"beta_slow": 64}), "rope_scaling", "64", "beta_fast is above beta_slow"),
+    *(  # a number where it makes no sense: what torch, or a page of memory, would say later
+        (dict(rope_scaling=YARN | {name: wrong}), f"rope_scaling.{name}", repr(wrong)[:40], "number")
+        for name in YARN
+        for wrong in (float("nan"), float("inf"), True, "16", [16], -1)
+    ),
+    *(
+        (dict.fromkeys([name], wrong), name, repr(wrong), "whole number")
+        for name in ("vocab_size", "hidden_size", "sliding_window", "hc_mult", "hc_sinkhorn_iters", "num_hidden_layers")
+        for wrong in (10**30, [3], {"3": 3}, True)
+    ),
+    (dict(compress_ratios=5), "compress_ratios", "5", "list of tokens"),
+    (dict(compress_ratios="03230"), "compress_ratios", "'03230'", "list of tokens"),
+    (dict(compress_ratios=(0, 4, True, 4, 0)), "compress_ratios", "True", "whole numbers"),
+    (dict(compress_ratios=(0, 4, 10**20, 4, 0)), "compress_ratios", str(10**20), "whole numbers"),
+    (dict(layer_types={"a": 1}), "layer_types", "{'a': 1}", "list of names"),
+    (dict(layer_types=[["a"]] * 5), "layer_types", "['a']", "list of names"),
+    (dict(mlp_layer_types=3), "mlp_layer_types", "3", "list of names"),
+    (dict(num_hash_layers=True), "num_hash_layers", "True", "whole number"),
+    (dict(num_hidden_layers=10**12), "num_hidden_layers", str(10**12), "whole number"),
+    (dict(rope_scaling=[1]), "rope_scaling", "[1]", "table"),
     (dict(hidden_dim=3), "replace", "hidden_dim", "released config.json"),
 ]
 
@@ -256,6 +277,18 @@ REFUSED_FILES = [  # what is changed in a released file, the field, the value, w
     (dict(model_type=["deepseek_v4"]), "model_type", "['deepseek_v4']", "V4 has 'deepseek_v4'"),
     (dict(text_config={"hidden_size": 4096}), "config.json", "text_config", "not V4"),
     (dict(compress_ratios=[*FLASH.compress_ratios, 0, 4]), "compress_ratios", "46 entries", "needs 44"),
+    (dict(num_key_value_heads=True), "num_key_value_heads", "True", "V4 has 1"),
+    (dict(attention_bias=0), "attention_bias", "0", "V4 has False"),
+    (dict(rope_scaling=[16]), "rope_scaling", "[16]", "table"),
+    (dict(rope_parameters="yarn"), "rope_parameters", "'yarn'", "table"),
+    (dict(rope_parameters={"main": 3}), "rope_parameters.main", "3", "table"),
+    (dict(rope_parameters={"main": {"rope_theta": [1]}}), "rope_parameters.main.rope_theta", "[1]", "above 1"),
+    (dict(compress_ratios=7), "compress_ratios", "7", "list of tokens"),
+    (dict(compress_ratios=None, layer_types=["x"], compress_rates=[4]), "compress_rates", "[4]", "table"),
+    (dict(partial_rotary_factor="half"), "partial_rotary_factor", "'half'", "part of a head"),
+    (dict(partial_rotary_factor=float("nan")), "partial_rotary_factor", "nan", "part of a head"),
+    (dict(num_hidden_layers=[43]), "num_hidden_layers", "[43]", "whole number"),
+    (dict(head_dim="512", qk_rope_head_dim=None), "head_dim", "'512'", "whole number"),
     (dict(vocab_size="many"), "vocab_size", "'many'", "whole number"),
 ]
 
@@ -302,6 +335,27 @@ def test_bytes_that_are_no_json_in_utf_8_are_refused_with_a_sentence(text, tmp_p
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(ValueError, match="config: config.json is not JSON in UTF-8"):
         v4.Config.from_json(tmp_path)
+
+
+@pytest.mark.parametrize("path", [None, 3, "x" * 5000, "a\0b", ["config.json"]], ids=str)
+def test_what_is_no_path_is_refused_with_a_sentence(path):
+    """Kind: a path of another type, too long, or with a null, once a TypeError or an OSError."""
+    with pytest.raises(ValueError, match="^config: .*give "):
+        v4.Config.from_json(path)
+
+
+@pytest.mark.parametrize("fields", [None, 3, [1], "{}"])
+def test_fields_that_are_no_dictionary_are_refused_with_a_sentence(fields):
+    with pytest.raises(ValueError, match="^config: fields = "):
+        v4.Config.from_dict(fields)
+
+
+def test_a_config_made_by_hand_holds_kinds_and_yarn_and_not_their_names():
+    """Kind: the released spelling given to the constructor, once an AttributeError."""
+    fields = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(TINY)}
+    for wrong in (dict(layer_types=("sliding_attention",) * 5), dict(rope_scaling={"factor": 4})):
+        with pytest.raises(ValueError, match="from_dict takes"):
+            v4.Config(**fields | wrong)
 
 
 def test_a_byte_order_mark_is_let_through(tmp_path):
