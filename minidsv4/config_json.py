@@ -153,6 +153,9 @@ def yarn_settings(slowed: dict) -> dict | None:
 def for_transformers(fields: dict, dtype: str) -> dict:
     """The `config.json` of transformers' `deepseek_v4`, which has no MTP block.
 
+    Its `max_position_embeddings` is what YaRN stretches to, factor times original length, as in the released files:
+    transformers warns of any other. No angle depends on it.
+
     fields  as `Config.to_dict` gives them
     dtype   such as "float32", of the weights
     """
@@ -160,12 +163,15 @@ def for_transformers(fields: dict, dtype: str) -> dict:
     kinds = fields["layer_types"]
     rotary = {"partial_rotary_factor": fields["qk_rope_head_dim"] / fields["head_dim"]}
     slowed = {"rope_type": "default"}
+    longest = fields["max_position_embeddings"]
     if fields["rope_scaling"] is not None:
         slowed = {"rope_type": "yarn", "attention_factor": 1.0} | fields["rope_scaling"]
+        longest = round(slowed["factor"] * slowed["original_max_position_embeddings"])
     main = {"rope_type": "default", "rope_theta": fields["rope_theta"]} | rotary
     slowed |= {"rope_theta": fields["compress_rope_theta"]} | rotary
     theirs = {
         "dtype": dtype,
+        "max_position_embeddings": longest,
         "layer_types": kinds[: fields["num_hidden_layers"]],
         "compress_rates": {kind: ratios[kinds.index(kind)] if kind in kinds else RATES[CSA] for kind in RATES},
         "rope_parameters": {"main": main, "compress": slowed},

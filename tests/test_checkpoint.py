@@ -4,6 +4,7 @@ Then the released formats: which tensor is kept in FP8, and every way in which a
 """
 
 import json
+import logging
 import os
 import re
 import tomllib
@@ -15,7 +16,7 @@ from oracle import pair
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small import TINY, off, small_model, token_ids
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, modeling_rope_utils
 
 import minidsv4 as v4
 from minidsv4 import checkpoint
@@ -212,6 +213,23 @@ def test_an_exported_folder_opens_in_transformers_with_every_tensor_in_its_place
     ids_BT = token_ids(2, 30)
     with torch.no_grad():
         assert off(model(ids_BT), reference(ids_BT).logits) < 1e-5  # rounding of float32, 4 layers deep
+
+
+@pytest.mark.parametrize("name", ["tiny", "mini", "shipped"])
+def test_transformers_opens_an_export_without_a_warning_and_with_equal_logits(name, tmp_path, caplog, monkeypatch):
+    """Kind: a config that transformers takes with a warning of other angles than were trained."""
+    model = v4.load_pretrained() if name == "shipped" else small_model(getattr(v4.Config, name)(), dtype=torch.float32)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # what caplog listens to
+    modeling_rope_utils.logger.warning_once.__func__.cache_clear()  # it says everything once a process
+    v4.export_hf(model, tmp_path)
+    with caplog.at_level(logging.WARNING):
+        reference = AutoModelForCausalLM.from_pretrained(
+            tmp_path, attn_implementation="eager", experts_implementation="eager"
+        )
+    assert [record.getMessage() for record in caplog.records] == []
+    ids_BT = token_ids(2, 30)
+    with torch.no_grad():
+        assert off(model(ids_BT), reference(ids_BT).logits) < 1e-5  # rounding of float32, 4 to 6 layers deep
 
 
 def test_an_exported_folder_loads_here_again_without_mtp(saved, tmp_path):
