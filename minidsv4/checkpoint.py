@@ -229,9 +229,15 @@ def _shards(folder: Path) -> set[str]:
     if not (folder / _INDEX).is_file():
         return set()
     try:
-        return set(json.loads((folder / _INDEX).read_text())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        files = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise ValueError(f"checkpoint: {_INDEX} cannot be read ({error}); it may be cut off, copy it again") from error
+    for name in files:
+        plain = isinstance(name, str) and len(name) < 256 and "\0" not in name
+        beside = plain and name.endswith(".safetensors") and Path(name).name == name
+        if not beside:
+            raise ValueError(f"checkpoint: {_INDEX} names {str(name)[:80]!r}; it names safetensors files beside it")
+    return files
 
 
 def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], n_experts: int) -> None:

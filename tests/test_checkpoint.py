@@ -400,6 +400,29 @@ def test_an_index_that_is_no_index_is_refused(saved, tmp_path):
         v4.load(tmp_path)
 
 
+INDEXES = {
+    "deep": "[" * 100000,
+    "a list": '{"weight_map": [1]}',
+    "numbers": '{"weight_map": {"a": 3}}',
+    "mixed": '{"weight_map": {"a": 3, "b": "model.safetensors"}}',
+    "nested": '{"weight_map": {"a": ["model.safetensors"]}}',
+    "elsewhere": '{"weight_map": {"a": "../model.safetensors"}}',
+    "a null": '{"weight_map": {"a": "model\\u0000.safetensors"}}',
+    "long": json.dumps({"weight_map": {"a": "x" * 5000 + ".safetensors"}}),
+    "no UTF-8": b"\xff\xfe{}",
+}
+
+
+@pytest.mark.parametrize("kind", INDEXES)
+def test_a_damaged_index_is_refused_with_a_sentence_that_names_it(kind, saved, tmp_path):
+    """Kind: an index file of another shape, once a TypeError, a RecursionError or an OSError."""
+    saved[0].config.to_json(tmp_path / "config.json")
+    text = INDEXES[kind]
+    (tmp_path / INDEX).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"checkpoint: {re.escape(INDEX)} (cannot be read|names)"):
+        v4.load(tmp_path)
+
+
 # ---- in the released formats ----
 
 LETTERS = {"F8_E4M3": "fp8", "F8_E8M0": "scale", "BF16": "bf16", "F32": "fp32", "I64": "int64"}
