@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from minidsv4.__main__ import main
 from minidsv4.parallel.launch import LostContact, RankError, contact, device_of, join, run_ranks
 
 WAIT = 2.0  # seconds that ranks wait for each other here
@@ -121,16 +122,19 @@ def test_a_result_that_cannot_be_sent_back_and_an_exit_are_told():
     assert "ranks 0, 1 ended with exit code 5" in str(failure(lambda group: os._exit(5), 2))
 
 
-def test_no_rank_outlives_a_killed_parent():
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_no_rank_outlives_a_killed_parent_and_no_folder_stays(end, tmp_path):
+    """Kind: nothing is left behind; before, `ranks-*` stayed in the temporary directory."""
     script = (
         "import os, sys, time\nfrom minidsv4.parallel import run_ranks\n"
         "def work(group):\n    os.write(fd, f'{os.getpid()}\\n'.encode())\n    time.sleep(1000)\n"
         "fd = os.dup(1)\nrun_ranks(work, 3)\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
     ranks = [int(parent.stdout.readline()) for _ in range(3)]
-    assert all(map(alive, ranks))
-    parent.kill()
+    assert all(map(alive, ranks)) and list(tmp_path.glob("ranks-*"))
+    parent.send_signal(end)
     parent.wait()
     parent.stdout.close()
     for _ in range(200):
@@ -138,6 +142,7 @@ def test_no_rank_outlives_a_killed_parent():
             break
         time.sleep(0.05)
     assert not any(map(alive, ranks))
+    assert not list(tmp_path.glob("ranks-*"))
 
 
 def alive(pid):
@@ -153,6 +158,17 @@ def alive(pid):
 def test_no_ranks_are_refused(n, words):
     with pytest.raises(ValueError, match=words):
         run_ranks(meet, n)
+
+
+def test_a_system_without_fork_is_told_which_systems_have_it(monkeypatch, capsys):
+    """Kind: a refusal; before, the call and the command ended in a traceback of multiprocessing."""
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    monkeypatch.setattr(sys, "platform", "win32")
+    words = "run_ranks: ranks are forks, which win32 does not have; use Linux, macOS or WSL"
+    with pytest.raises(ValueError, match=words):
+        run_ranks(meet, 2)
+    assert main(["ranks", "--ranks", "2"]) == 2
+    assert capsys.readouterr().err == f"{words}.\n"
 
 
 def test_unknown_backends_ranks_within_ranks_and_joining_outside_of_torchrun_are_refused(monkeypatch):

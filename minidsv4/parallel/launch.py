@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
 import tempfile
@@ -102,12 +103,14 @@ def run_ranks(fn: Callable, n: int, *args, backend: str = "gloo", timeout: float
     timeout  seconds that ranks wait for one that does not come
     returns  what `fn` returned, by rank; must be picklable. What ranks print appears at the end, rank after rank
     raises   RankError naming the ranks that raised, ended or did not come, with their traceback; all have ended
-             ValueError for n below 1, an unknown backend, or inside of a rank
+             ValueError for n below 1, an unknown backend, a system that cannot fork, or inside of a rank
     """
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"run_ranks: n = {n!r} starts nothing; it counts ranks, from 1")
     if backend not in DEVICES:
         raise ValueError(f"run_ranks: backend = {backend!r} is not known; it is one of {', '.join(DEVICES)}")
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise ValueError(f"run_ranks: ranks are forks, which {sys.platform} does not have; use Linux, macOS or WSL")
     if dist.is_available() and dist.is_initialized():
         raise ValueError("run_ranks: this process is a rank itself; call fn(group) with the group that it has")
     with tempfile.TemporaryDirectory(prefix="ranks-") as name:
@@ -133,7 +136,7 @@ def run_ranks(fn: Callable, n: int, *args, backend: str = "gloo", timeout: float
 
 def _work(rank: int, n: int, fn: Callable, args: tuple, backend: str, timeout: float, folder: Path) -> None:
     """The life of a rank: join the group, call the function, keep its result; torch's launcher keeps what it raises."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends all ranks
     torch.set_num_threads(1)  # a forked process that wants its parent's OpenMP threads waits for ever
     sys.stdout = open(folder / f"{rank}.said", "w", encoding="utf-8")
@@ -156,9 +159,10 @@ def _work(rank: int, n: int, fn: Callable, args: tuple, backend: str, timeout: f
     dist.barrier()  # another rank may not have read yet what this one sent
 
 
-def _end_with_parent() -> None:
-    """No rank outlives the process that asked for it, not even one that computes for ever."""
+def _end_with_parent(folder: Path) -> None:
+    """No rank outlives the process that asked for it, not even one that computes for ever, nor does their folder."""
     multiprocessing.parent_process().join()
+    shutil.rmtree(folder, ignore_errors=True)  # the process that would have is gone
     os._exit(1)
 
 
