@@ -8,6 +8,7 @@ from small import EXACT, TINY, normal, off, small_model, token_ids
 from torch.func import functional_call, grad, jvp, vmap
 
 from minidsv4.fast import FAST
+from minidsv4.model.model import Model
 from minidsv4.ops import NO_TARGET, PLAIN, Ops
 from minidsv4.visibility import Visibility
 
@@ -207,3 +208,23 @@ def test_torch_func_on_a_model_that_runs_fast_says_to_use_plain(transform):
 def test_the_random_cases_and_the_small_ones_are_of_the_same_operations():
     assert {name for name in CASES if name not in CHOICES} == {name for name in Ops._fields if name not in CHOICES}
     assert np.isfinite([small_case(name)[1][0].sum().item() for name in Ops._fields if name not in CHOICES]).all()
+
+
+# ---- without numbers: the meta device, and tracing ----
+
+
+def test_a_plain_model_on_the_meta_device_has_shapes_with_a_cache_and_without():
+    """Kind: runs; the product in float32 asked torch for the autocast of a device that has none."""
+    with torch.device("meta"):
+        model = Model(TINY, ops=PLAIN)
+    ids_BT = token_ids(2, 20).to("meta")
+    for cache in (None, model.new_cache(2)):
+        assert model(ids_BT, cache).shape == (2, 20, TINY.vocab_size)
+
+
+def test_a_plain_model_can_be_exported():
+    """Kind: the same logits; the check of token ids looked at values that a trace does not have."""
+    model, ids_BT = plain_model(), token_ids(2, 13)
+    exported = torch.export.export(model, (ids_BT,)).module()
+    other_BT = token_ids(2, 13, seed=1)
+    assert off(exported(other_BT).detach(), model(other_BT).detach()) < EXACT

@@ -46,7 +46,8 @@ def first_derivative_only(backward: Callable) -> Callable:
         if torch.is_grad_enabled():  # create_graph=True
             name = type(ctx).__name__.removesuffix("Backward")
             raise ValueError(HAND_WRITTEN.format(name, "gives first derivatives only"))
-        with torch.autocast(gradients[0].device.type, enabled=False):  # as its forward ran
+        device = gradients[0].device.type.replace("meta", "cpu")  # torch knows no autocast of meta
+        with torch.autocast(device, enabled=False):  # as its forward ran
             return backward(ctx, *gradients)
 
     return checked

@@ -26,7 +26,7 @@ def exact(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(operation)
     def call(*arguments: Any) -> Tensor:
         device = device_of(arguments[0])
-        if not torch.is_autocast_enabled(device):
+        if not autocasting() or not torch.is_autocast_enabled(device):
             return operation(*arguments)
         with torch.autocast(device, enabled=False):
             return operation(*arguments)

@@ -89,7 +89,11 @@ def check_integers(name: str, x: Tensor, otherwise: str) -> None:
 
 
 def has_numbers(x_BT: Tensor) -> bool:
-    """Whether values can be looked at: not on the meta device, nor under `torch.func.vmap`."""
+    """Whether values can be looked at: not on the meta device, under `torch.func.vmap` or
+    `torch.compile`.
+    """
+    if torch.compiler.is_compiling():
+        return False
     try:
         x_BT[0, 0].item()
     except RuntimeError:
