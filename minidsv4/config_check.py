@@ -1,7 +1,7 @@
 """What a `Config` refuses: values that no model can be built from, each with a sentence."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from minidsv4.config import Config, LayerKind
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 class Rule(NamedTuple):
     """Whether a value fits a field, and what would be right."""
 
-    fits: Callable[[object], bool]
+    fits: Callable[[Any], bool]  # of a value of any JSON type
     right: str
 
 
@@ -41,7 +41,7 @@ def number(low: float = 0.0, high: float = 1e30) -> Rule:
     return Rule(lambda value: type(value) in (int, float) and low < value < high, right)
 
 
-def list_of(fits: Callable[[object], bool], entries: str) -> Rule:
+def list_of(fits: Callable[[Any], bool], entries: str) -> Rule:
     """Lists and tuples whose every entry fits."""
     return Rule(lambda value: isinstance(value, list | tuple) and all(map(fits, value)), f"it is a list of {entries}")
 
