@@ -5,14 +5,13 @@ outside the band of a block is ever computed, and nothing of a block is kept for
 anew, by the same function.
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minidsv4.fast.function import FastFunction, first_derivative_only
+from minidsv4.fast.function import FastFunction, cached, first_derivative_only
 from minidsv4.ops import teacher, upcast
 from minidsv4.visibility import Visibility
 
@@ -136,7 +135,7 @@ def band(sees: Visibility) -> Tensor:
     return _band(sees.n_queries, sees.window, sees.n_window, sees.device)
 
 
-@functools.lru_cache(maxsize=64)
+@cached
 def _band(n_queries: int, window: int, n_window: int, device: torch.device) -> Tensor:
     return Visibility(0, n_queries, window, n_window, device).token_map()
 

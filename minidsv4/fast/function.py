@@ -1,12 +1,28 @@
-"""The base of the hand-written gradients, which says what they cannot do."""
+"""The base of the hand-written gradients, which says what they cannot do; constants that are made once."""
 
 import functools
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+Result = TypeVar("Result")
 HAND_WRITTEN = "ops: the fast form of {} has a hand-written gradient, which {}; call model.use(PLAIN) first"
+
+
+def cached(function: Callable[..., Result]) -> Callable[..., Result]:
+    """`function`, which makes constants, asked once for the same arguments.
+
+    While torch traces (`torch.export`, `torch.compile`) its tensors are stand-ins, and none of them is kept.
+    """
+    remember = functools.lru_cache(maxsize=64)(function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Result:
+        return function(*arguments) if torch.compiler.is_compiling() else remember(*arguments)
+
+    return call
 
 
 class NoContext:

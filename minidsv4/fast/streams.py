@@ -3,13 +3,11 @@
 B batch, T tokens, N streams, D width; i old stream, j new stream.
 """
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minidsv4.fast.function import FastFunction, first_derivative_only
+from minidsv4.fast.function import FastFunction, cached, first_derivative_only
 from minidsv4.ops import upcast
 
 
@@ -81,7 +79,7 @@ def _over_ones(share: Tensor, eps: float) -> tuple[Tensor, Tensor, tuple[Tensor,
     return with_ones[:-1], with_ones, _sums(len(share), eps, share.dtype, share.device)
 
 
-@functools.cache
+@cached
 def _sums(n: int, eps: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Two matrices [N N, N N + 1] that sum a flattened [old, new] over the old streams and over the new ones, plus eps.
 

@@ -7,13 +7,13 @@ output. V4 leaves out YaRN's attention scaling (mscale): turns have unit
 length. The released code calls them `freqs_cis`.
 """
 
-import functools
 import math
 
 import torch
 from torch import Tensor
 
 from minidsv4.config import Config, LayerKind, YaRN
+from minidsv4.fast.function import cached
 
 
 def frequencies(config: Config, kind: LayerKind, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -27,7 +27,7 @@ def frequencies(config: Config, kind: LayerKind, dtype: torch.dtype, device: tor
     return _frequencies(config.qk_rope_head_dim, config.compress_rope_theta, config.rope_scaling, dtype, device)
 
 
-@functools.cache
+@cached
 def _frequencies(rotary: int, base: float, yarn: YaRN | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     period = base ** (torch.arange(0, rotary, 2, dtype=dtype, device=device) / rotary)
     if yarn is None:
