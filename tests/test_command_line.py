@@ -114,10 +114,16 @@ def test_resume_and_overwrite_exclude_each_other_and_resume_makes_no_folder(tmp_
 # --- terminals and pipes ---
 
 
+def hear_ctrl_c():
+    """What runs in the background ignores Ctrl-C, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def shell(line, *words, **variables):
     """What `sh` says of a line in which "$@" is `python -m minidsv4 WORDS`: exit code, output, errors, all as bytes."""
     command = ["bash", "-o", "pipefail", "-c", line, "sh", sys.executable, "-m", "minidsv4", *words]
-    done = subprocess.run(command, capture_output=True, env=os.environ | variables, timeout=100, check=False)
+    settings = {"env": os.environ | variables, "timeout": 100, "preexec_fn": hear_ctrl_c}
+    done = subprocess.run(command, capture_output=True, check=False, **settings)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -120,9 +120,12 @@ MISPLACED = {
     ),
 }
 WRONG_KIND = {
-    "floats": (torch.zeros(1, 24), "document_BT: torch.float32 holds no positions; give a tensor of integers"),
+    "floats": (
+        torch.zeros(1, 24),
+        "document_BT: torch.float32 holds no positions; give a tensor of int64 or int32 integers",
+    ),
     "booleans": (torch.zeros(1, 24, dtype=torch.bool), "document_BT: torch.bool holds no positions"),
-    "a list": ([[0] * 24], "document_BT: list holds no positions; give a tensor of integers"),
+    "a list": ([[0] * 24], "document_BT: list holds no positions; give a tensor of int64 or int32 integers"),
     "too short": (torch.zeros(1, 23, dtype=torch.int64), r"document_BT: shape \(1, 23\); .* shape is \(1, 24\)"),
     "one row for all": (torch.zeros(24, dtype=torch.int64), r"document_BT: shape \(24,\); .* shape is \(1, 24\)"),
     "two rows": (torch.zeros(2, 24, dtype=torch.int64), r"document_BT: shape \(2, 24\); .* shape is \(1, 24\)"),
