@@ -158,8 +158,9 @@ def load(
              and packed FP4, by name
     """
     folder = Path(folder)
-    config = Config.from_json(folder)
-    read = keep if config.num_nextn_predict_layers else without_drafts(keep)
+    fields = config_json.read(folder)
+    config = Config.from_dict(fields)
+    read = without_drafts(keep) if config_json.DRAFTS_LEFT_OUT in fields else keep
     state = from_released(formats.from_stored(_read(folder, read)))
     if not any(name.startswith("mtp.") for name in state):
         config = config.replace(num_nextn_predict_layers=0)
@@ -175,7 +176,7 @@ def load(
 
 
 def without_drafts(keep: Callable[[str], str | None]) -> Callable[[str], str | None]:
-    """`keep` that leaves in the file what drafts tokens: the config has no MTP block, or has named what is left out."""
+    """`keep` that leaves in the file what drafts tokens."""
     return lambda name: None if name.startswith("mtp.") else keep(name)
 
 

@@ -22,6 +22,7 @@ FIXED: dict[str, object] = {  # fields that V4 never varies: another value is an
 }
 WINDOW, CSA, HCA = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
 RATES = {CSA: 4, HCA: 128}  # tokens per entry where transformers' file names none
+DRAFTS_LEFT_OUT = "drafts_left_out"  # no field of a file: `read` says with it that the weights' `mtp.*` are not V4's
 ROTARY_PART = 64 / 512  # of a head, where transformers' file names none
 MODEL_TYPES = {  # the families that `model_type` tells for certain
     **{"deepseek_v41": "DeepSeek-V4.1", "deepseek_v32": "DeepSeek-V3.2", "deepseek_v3": "DeepSeek-V3"},
@@ -119,7 +120,7 @@ def without_drafts(ratios: list[int], kinds: list[str] | None, n_layers: int) ->
         "of which V4 has one at most, its MTP block. They are left out (mtp.*); the main model is whole",
         stacklevel=2,
     )
-    main = {"compress_ratios": ratios[: n_layers + 1], "num_nextn_predict_layers": 0}
+    main = {"compress_ratios": ratios[: n_layers + 1], "num_nextn_predict_layers": 0, DRAFTS_LEFT_OUT: True}
     return main | ({} if kinds is None else {"layer_types": kinds[: n_layers + 1]})
 
 

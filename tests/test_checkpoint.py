@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -125,6 +126,14 @@ def test_the_draft_stages_of_a_release_stay_in_the_file_unread(saved, tmp_path):
     with pytest.warns(UserWarning, match="draft stages"):
         back = v4.load(tmp_path)
     assert not back.mtp and torch.equal(back(token_ids(2, 14)), model(token_ids(2, 14)))
+
+
+def test_an_mtp_block_that_the_config_denies_is_refused_and_not_left_out_in_silence(saved, tmp_path):
+    model, folder = saved
+    shutil.copy(folder / WEIGHTS, tmp_path / WEIGHTS)
+    (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict() | {"num_nextn_predict_layers": 0}))
+    with pytest.raises(ValueError, match=r"not known: mtp\.0\."):
+        v4.load(tmp_path)
 
 
 def test_saving_leaves_nothing_else_in_the_folder(tmp_path):

@@ -17,8 +17,8 @@ from minidsv4.train.tokenizer import Tokenizer
 class Batches:
     """Documents packed without gaps into rows of T + 1 tokens, drawn in an order that seed and step alone decide.
 
-    Each document becomes `BOS text EOS`. Every row is drawn once before any is drawn again, and `at(step)` needs no
-    earlier call, so a run goes on where it stopped.
+    Each document becomes `BOS text EOS`. An epoch is a random order of the rows, of which the last that fill no
+    batch are left out; `at(step)` needs no earlier call, so a run goes on where it stopped.
 
     documents   token ids of each, without BOS and EOS
     batch_size  B
