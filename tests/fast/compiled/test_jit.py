@@ -6,13 +6,16 @@ import sys
 
 import pytest
 
-PROGRAM = """
+TYPES = """
 from typing import NamedTuple
-from minidsv4.fast.compiled.jit import compiled
 
 class Pair(NamedTuple):
     a: float
     b: float
+"""
+PROGRAM = """
+from minidsv4.fast.compiled.jit import compiled
+from types_of_it import Pair
 
 @compiled
 def total(pair):
@@ -22,17 +25,18 @@ print(total(Pair(1.5, 2.0)))
 """
 
 
-def run(folder, program=PROGRAM):
-    """What the program prints and what it complains of; machine code is kept in the folder."""
-    (folder / "program.py").write_text(program)
+def run(folder, name="Pair"):
+    """What the program prints and complains of, with its type called so; machine code is kept in the folder."""
+    (folder / "types_of_it.py").write_text(TYPES.replace("Pair", name))
+    (folder / "program.py").write_text(PROGRAM.replace("Pair", name))
     settings = {**os.environ, "NUMBA_CACHE_DIR": str(folder / "kept")}
     return subprocess.run([sys.executable, folder / "program.py"], capture_output=True, text=True, env=settings)
 
 
 def damaged(file):
-    """The file with its second half overwritten."""
+    """The file with all but its first bytes overwritten."""
     kept = file.read_bytes()
-    file.write_bytes(kept[: len(kept) // 2] + b"\0" * (len(kept) - len(kept) // 2))
+    file.write_bytes(kept[:40] + b"\0" * (len(kept) - 40))
 
 
 @pytest.mark.parametrize("ending", ["nbi", "nbc"])
@@ -48,5 +52,5 @@ def test_damaged_machine_code_is_dropped_and_compiled_anew(tmp_path, ending):
 
 def test_machine_code_of_a_type_that_has_another_name_now_is_dropped(tmp_path):
     assert run(tmp_path).stdout == "3.5\n"
-    done = run(tmp_path, PROGRAM.replace("Pair", "Couple"))
+    done = run(tmp_path, "Couple")
     assert (done.stdout, done.stderr) == ("3.5\n", "")
