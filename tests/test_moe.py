@@ -3,6 +3,7 @@
 import pytest
 import torch
 from small import EXACT, TINY, both_tables, disturb, normal, numpy_of, token_ids, with_ops
+from torch.overrides import TorchFunctionMode
 
 import minidsv4 as v4
 from minidsv4 import paper
@@ -102,6 +103,42 @@ def test_the_hash_table_names_distinct_experts_uses_all_of_them_and_is_the_same_
     assert all(len(set(row)) == 4 for row in table.tolist())
     assert (table.flatten().bincount(minlength=9) > 350).all()  # 444 on average, standard deviation about 16
     assert torch.equal(table, hash_table(1000, 9, 4)) and not torch.equal(table, hash_table(1000, 9, 4, seed=1))
+
+
+def hash_tables(model):
+    return [module.tid2eid for module in model.modules() if isinstance(module, HashRouter)]
+
+
+class Draws(TorchFunctionMode):
+    """The device that each call of `torch.rand` names."""
+
+    def __init__(self):
+        super().__init__()
+        self.devices = []
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        if function is torch.rand:
+            self.devices.append(str(options.get("device")))
+        return function(*arguments, **options)
+
+
+def test_each_hash_layer_has_a_table_of_its_own_and_two_models_have_the_same():
+    """Kind: what should differ from layer to layer came from one seed."""
+    config = TINY.replace(num_hash_layers=3)
+    tables = hash_tables(v4.Model(config))
+    assert len(tables) == 3
+    assert not any(torch.equal(tables[i], tables[j]) for i in range(3) for j in range(i))
+    assert all(map(torch.equal, tables, hash_tables(v4.Model(config))))
+
+
+def test_a_hash_table_is_drawn_on_the_cpu_whatever_the_default_device():
+    """Kind: one seed, another table on another device. The meta device draws nothing."""
+    with Draws() as draws:
+        hash_table(7, 9, 4)
+    assert draws.devices == ["cpu"]
+    with torch.device("meta"):
+        assert hash_table(7, 9, 4).device.type == "meta"
 
 
 # ---- the layer ----

@@ -19,6 +19,7 @@ from minidsv4.model.check import check_cache, check_config, check_count, check_d
 from minidsv4.model.hyper_connection import HeadCollapse
 from minidsv4.model.layer import Layer, RMSNorm
 from minidsv4.model.losses import MTP_WEIGHT, Losses, model_losses
+from minidsv4.model.moe import HashRouter
 from minidsv4.model.mtp import MTP
 from minidsv4.model.rope import Positions, frequencies
 from minidsv4.ops import Ops
@@ -172,7 +173,7 @@ class Model(Layer):
 
 def initialise(model: Model) -> None:
     """Matrices from N(0, initializer_range^2); the std of those that write to the streams is
-    divided by sqrt(2 L).
+    divided by sqrt(2 L). Each hash layer draws a table of its own.
 
     Norms, sinks, position biases and mHC biases keep what their modules gave them. V4's own
     initialisation is disclosed only as "gating factors start small".
@@ -184,3 +185,6 @@ def initialise(model: Model) -> None:
             continue
         writes = name.endswith(("wo_b.weight", "w2", "w2.weight"))
         nn.init.normal_(parameter, std=std * smaller if writes else std)
+    routers = [module for module in model.modules() if isinstance(module, HashRouter)]
+    for seed, router in enumerate(routers):
+        router.draw(seed)

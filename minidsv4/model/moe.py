@@ -65,18 +65,29 @@ class HashRouter(Router):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.register_buffer("tid2eid", hash_table(config.vocab_size, config.n_routed_experts, self.active))
+        self.sizes = (config.vocab_size, config.n_routed_experts, self.active)
+        self.register_buffer("tid2eid", hash_table(*self.sizes))
+
+    def draw(self, seed: int) -> None:
+        """Give it the table of this seed."""
+        self.tid2eid = hash_table(*self.sizes, seed)
 
     def pick(self, score_BTE: Tensor, ids_BT: Tensor) -> Tensor:
         return self.tid2eid[ids_BT]
 
 
 def hash_table(n_tokens: int, n_experts: int, n_active: int, seed: int = 0) -> Tensor:
-    """Distinct random experts for each token id [V, A]; V4's construction is not disclosed."""
-    device = torch.empty(0).device  # the default one, so that a model on the meta device stays there
-    generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
-    order = torch.rand(n_tokens, n_experts, generator=generator, dtype=torch.float32).argsort(-1)
-    return order[:, :n_active].clone()
+    """Distinct random experts for each token id [V, A]; V4's construction is not disclosed.
+
+    A seed gives the same table on every device: the numbers are drawn on the CPU. On the meta
+    device nothing is drawn.
+    """
+    device = torch.empty(0).device  # the default one
+    if device.type == "meta":
+        return torch.empty(n_tokens, n_active, dtype=torch.int64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    score = torch.rand(n_tokens, n_experts, generator=generator, dtype=torch.float32, device="cpu")
+    return score.argsort(dim=-1, stable=True)[:, :n_active].to(device, copy=True)
 
 
 class SharedExpert(Layer):
