@@ -49,7 +49,7 @@ check: lint
 	$(BIN)/python -m pytest tests -m "not slow" --quiet
 
 lab: .venv/ready
-	MINIDSV4_LIVE=1 $(BIN)/jupyter lab $(ALLOW_ROOT) $(ARGS) notebooks/index.ipynb
+	$(BIN)/jupyter lab $(ALLOW_ROOT) $(ARGS) notebooks/index.ipynb
 
 notebooks: .venv/ready
 	$(BIN)/python -m minidsv4.course.notebooks $(ARGS)

@@ -1,12 +1,18 @@
 """What notebooks show is the same at every run, and their checks and exercises say what is wrong."""
 
+import base64
+import re
+
+import nbformat
 import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from nbclient import NotebookClient
 
-from minidsv4.course import plots, show
+from minidsv4.course import plots, questions, show, sliders
+from minidsv4.course.live import STATIC
 
 
 def curve(power=2, low=0.0):
@@ -58,34 +64,178 @@ def test_a_listing_is_the_source_headed_by_its_file():
 
 
 def test_several_sources_stand_in_one_listing_and_each_file_is_named_once():
-    listing = show.source(show.Listing.__repr__, show.check, plots.use_style)
+    listing = show.source(show.Listing.__repr__, show.map_of_model, plots.use_style)
     lines = str(listing).splitlines()
     heads = [line for line in lines if line.startswith(("# ", "def "))]
     assert heads == [
         "# minidsv4/course/show.py",
         "def __repr__(self):",
-        "def check(sentence, got, want=True, within=None):",
+        "def map_of_model(lit=None):",
         "# minidsv4/course/plots/style.py",
         "def use_style():",
     ]
 
 
-def test_explore_draws_the_first_values_and_adds_sliders_only_when_live(monkeypatch):
+@pytest.fixture
+def shown(monkeypatch):
+    """What is displayed while show believes that a reader sits in front of it."""
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
-    monkeypatch.delenv("MINIDSV4_LIVE", raising=False)
-    assert repr(show.explore(curve, power=[3, 4], low=(0, 1))) == repr(curve(3)) and not shown
-    monkeypatch.setenv("MINIDSV4_LIVE", "1")
+    monkeypatch.setattr(sliders, "is_live", lambda: True)
+    monkeypatch.setattr(questions, "is_live", lambda: True)
+    monkeypatch.setattr(questions, "_answered", {})
+    return shown
+
+
+def png_and_alt(widget):
+    """The PNG bytes and the alternative text of an image in an HTML widget."""
+    alt, data = re.fullmatch(r'<img width="400" alt="(.*)" src="data:image/png;base64,(.*)">', widget.value).groups()
+    return base64.b64decode(data), alt
+
+
+def test_explore_gives_the_picture_of_the_start_values_in_a_checked_run():
     assert repr(show.explore(curve, power=[3, 4], low=(0, 1))) == repr(curve(3))
+    assert repr(show.explore(curve, start={"power": 4}, power=[3, 4], low=(0, 1))) == repr(curve(4))
+
+
+def test_explore_shows_one_picture_live_and_it_follows_its_controls_with_its_alternative_text(shown):
+    result = show.explore(curve, units={"power": "steps"}, start={"power": 3}, power=[2, 3, 4], low=(0, 1))
+    assert result is None and len(shown) == 1
     power, low, image = shown[0].children
-    assert image.value == curve(3, 0).png()
+    assert png_and_alt(image) == (curve(3, 0).png(), curve(3, 0).alt)
     power.value, low.value = 4, 1
-    assert image.value == curve(4, 1).png()
+    assert png_and_alt(image) == (curve(4, 1).png(), curve(4, 1).alt)
+    assert [label for label, _ in power.options] == ["2 steps", "3 steps", "4 steps"]
 
 
-def test_explore_refuses_a_range_without_values():
-    with pytest.raises(ValueError, match=r"power=\[\] should hold at least one value"):
-        show.explore(curve, power=[])
+def test_explore_offers_numbers_on_a_slider_and_words_in_a_menu(shown):
+    show.explore(lambda **_: curve(), n_tokens=range(1, 4), device=["B200", "A3"], shared=[True, False])
+    controls = [(type(control).__name__, control.description) for control in shown[0].children[:-1]]
+    assert controls == [("SelectionSlider", "n tokens"), ("Dropdown", "device"), ("Dropdown", "shared")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"power": []}, r"power=\[\] should hold at least one value"),
+        ({"power": [3, 2]}, r"power=\[3, 2\] should ascend"),
+        ({"power": [2, 2]}, r"power=\[2, 2\] should ascend"),
+        ({"power": [2, "many"]}, "mixes numbers with words"),
+        ({"power": [2, 3], "start": {"power": 4}}, r"start has power=4, it should be one of \[2, 3\]"),
+        ({"power": [2, 3], "start": {"low": 4}}, "start names low, the ranges are power"),
+        ({"power": [2, 3], "units": {"low": "nats"}}, "units names low, the ranges are power"),
+    ],
+)
+def test_explore_refuses_ranges_that_no_control_can_show(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        show.explore(curve, **arguments)
+
+
+CHOICES = {"choices": ("it grows", "it `shrinks`"), "right": "it grows", "why": "It only adds."}
+NUMBER = {"number": 1200.0, "within": 0.5, "unit": "tokens", "why": "Counted."}
+
+
+def test_a_question_is_complete_with_its_answer_folded_in_a_checked_run(monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    show.predict("What does it do?", **CHOICES)
+    show.predict("How many?", **NUMBER)
+    folded = "<details><summary>Answer</summary>\n\n{}\n\n</details>"
+    assert [question._repr_markdown_() for question in shown] == [
+        "**Predict:** What does it do?\n\n- it grows\n- it `shrinks`\n\n"
+        + folded.format("**it grows.** It only adds."),
+        "**Predict:** How many?\n\n" + folded.format("**1,200 tokens.** Counted."),
+    ]
+    assert repr(shown[0]).splitlines()[1:] == ["- it grows", "- it `shrinks`", "Answer: **it grows.** It only adds."]
+
+
+def parts(widget):
+    """The form's controls, the curtain that hides what follows, and the verdict, of a question's widget."""
+    form, curtain, verdict = widget.children
+    return form.children, curtain, verdict
+
+
+def test_a_live_question_hides_what_follows_until_it_is_answered_and_keeps_the_score(shown):
+    for name in "abc":
+        show.predict(f"What does {name} do?", **CHOICES)
+    widgets = shown[1::2]
+    for widget, press, said in zip(widgets, (0, 1, 2), ("✓ Right.", "✗ Not so.", "✗ Not so.")):
+        controls, curtain, verdict = parts(widget)
+        assert [button.description for button in controls] == ["it grows", "it shrinks", "tell me the answer"]
+        assert "display: none" in curtain.value and not verdict.outputs
+        controls[press].click()
+        assert curtain.value == "" and widget.children[0].layout.display == "none"
+        assert verdict.outputs[0]["data"]["text/markdown"].startswith(f"{said} **it grows.** It only adds.")
+    assert "1 of 3 so far" in verdict.outputs[0]["data"]["text/markdown"]
+    show.predict("What does a do?", **CHOICES)
+    _, curtain, verdict = parts(shown[-1])
+    assert curtain.value == "" and "1 of 3 so far" in verdict.outputs[0]["data"]["text/markdown"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("1200", "✓"),
+        (" 1,200.5 tokens", "✓"),
+        ("1.2e3", "✓"),
+        ("1200.6", "✗"),
+        ("1,20", None),
+        ("many", None),
+        ("nan", None),
+    ],
+)
+def test_a_number_is_read_as_people_type_it_and_anything_else_leaves_the_question_open(shown, typed, said):
+    show.predict("How many?", **NUMBER)
+    controls, curtain, verdict = parts(shown[1])
+    field, note, _ = controls[0].children
+    field.value = typed
+    if said is None:
+        assert curtain.value and not verdict.outputs and "type a number" in note.value
+    else:
+        assert not curtain.value and verdict.outputs[0]["data"]["text/markdown"].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": " "}, "question=' ' should be a text"),
+        ({"why": ""}, "why='' should be a text"),
+        ({"choices": ("a",)}, "choices=.* should be two or more"),
+        ({"choices": "ab"}, "choices='ab' should be two or more"),
+        ({"choices": ("it grows", "it grows")}, "choices=.* should be two or more different"),
+        ({"choices": ("it grows", "$n$")}, "without formulas"),
+        ({"choices": ("it grows", 3)}, "choices=3 should be a text"),
+        ({"right": "it stays"}, "right='it stays' should be one of the choices"),
+        ({"number": 3.0}, "number=3.0 should be left out"),
+        ({"choices": None, "number": 3, "within": 1}, "right='it grows' should be left out"),
+        ({"choices": None, "right": None}, "number=None should be a finite number"),
+        ({"choices": None, "right": None, "number": float("inf")}, "number=inf should be a finite number"),
+        ({"choices": None, "right": None, "number": 3}, "within=None should be the largest"),
+        ({"choices": None, "right": None, "number": 3, "within": -1}, "within=-1 should be the largest"),
+        ({"choices": None, "right": None, "number": 3, "within": 1, "unit": 8}, "unit=8 should be a text"),
+    ],
+)
+def test_arguments_of_which_no_question_can_be_made_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        show.predict(**({"question": "What does it do?"} | CHOICES | change))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("static", ["", "1"])
+def test_a_kernel_is_live_unless_a_checked_run_says_otherwise(static, monkeypatch, tmp_path):
+    source = f"from minidsv4.course import show\nshow.predict('How many?', **{NUMBER})"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    monkeypatch.setenv(STATIC, static)
+    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    kinds = [kind for output in notebook.cells[0].outputs for kind in output.data]
+    assert ("application/vnd.jupyter.widget-view+json" in kinds) == (not static)
+
+
+def test_a_planned_failure_is_said_and_does_not_stop_the_notebook(capsys):
+    show.breaks("two and two are four", 5, 4)
+    assert capsys.readouterr().out == "✗ not so, as meant: two and two are four. It is 5, it should be 4\n"
+    with pytest.raises(AssertionError, match="it holds all the same: two and two are four"):
+        show.breaks("two and two are four", 4.05, 4, within=0.1)
 
 
 def test_a_check_that_holds_prints_its_sentence_and_tolerance(capsys):
@@ -136,6 +286,22 @@ def test_an_exercise_says_how_it_stands_and_never_raises(answer, said, capsys):
     answer.__name__ = "half"
     show.exercise(answer, *CASES)
     assert capsys.readouterr().out.removeprefix("exercise half").removeprefix(": ").removeprefix("half") == said + "\n"
+
+
+def remembered(x):
+    return {4: 2}.get(x, 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (half, "correct in 1 of 1 cases and for 10 fresh inputs"),
+        (remembered, "correct in 1 of 1 cases, but for a fresh input remembered("),
+    ],
+)
+def test_an_answer_made_for_the_shown_cases_fails_for_fresh_inputs(answer, said, capsys):
+    show.exercise(answer, ((4,), 2), fresh=lambda generator: ((x := generator.uniform(5, 9),), x / 2))
+    assert capsys.readouterr().out.startswith(f"exercise {answer.__name__}: {said}")
 
 
 def test_setup_makes_float64_the_default_and_the_next_draw_repeatable():

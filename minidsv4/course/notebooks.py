@@ -4,17 +4,24 @@
     python -m minidsv4.course.notebooks 00_tour --check  run this one and say whether a byte would change
 
 The committed .ipynb is the source. Running it anew fixes everything that a run leaves behind: cell ids, counts from 1
-to n, no times, no language version, sorted keys. Exercises follow the convention in minidsv4/course/show.py.
+to n, no times, no language version, sorted keys. Exercises follow the convention in minidsv4/course/checks.py.
+
+What is not for the reader's eyes is folded: a code cell whose first line is `# hidden: WHY` (a plot, a fixture), and
+one that begins with `show.predict(`. The builder gives it the metadata with which JupyterLab hides a cell's source, and
+takes that metadata from every other cell. The index and the glossary are written by the builder whole.
 """
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbformat import v4
+
+from minidsv4.course.live import STATIC
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 INDEX = "index"
@@ -23,6 +30,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+FOLDED = re.compile(r"# hidden: \S|show\.predict\(")
 MAP_CELL = "from minidsv4.course import show\n\nshow.setup()\nshow.map_of_model()"
 
 
@@ -58,7 +66,6 @@ def run(notebook, path):
     returns   the text of the .ipynb file
     """
     for cell in notebook.cells:
-        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     client = NotebookClient(
@@ -75,10 +82,27 @@ def run(notebook, path):
 
 
 def _environment():
-    """The kernel's environment: one thread, no random hashing, no sliders, this environment's kernel."""
-    settings = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "JUPYTER_PREFER_ENV_PATH": "1"}
+    """The kernel's environment: one thread, no random hashing, no widgets, this environment's kernel."""
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "JUPYTER_PREFER_ENV_PATH": "1", STATIC: "1"}
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel is looked up in this process
-    return {name: value for name, value in os.environ.items() if name != "MINIDSV4_LIVE"} | settings
+    return os.environ | settings
+
+
+def cell_metadata(cell):
+    """The metadata that a cell should have: its tag raises-exception, where it is meant to raise, and its fold.
+
+    cell     a cell of a notebook
+    returns  a dict, empty for most cells
+    """
+    tags = [tag for tag in cell.metadata.get("tags", []) if tag == "raises-exception"]
+    if not is_folded(cell):
+        return {"tags": tags} if tags else {}
+    return {"jupyter": {"source_hidden": True}, "tags": ["hide-input", *tags]}
+
+
+def is_folded(cell):
+    """True for a code cell of which the reader sees the output only."""
+    return cell.cell_type == "code" and FOLDED.match(cell.source) is not None
 
 
 def settle(notebook, stem):
@@ -88,6 +112,7 @@ def settle(notebook, stem):
     count = 0
     for index, cell in enumerate(notebook.cells):
         cell.id = f"{stem}-{index:02d}"
+        cell.metadata = nbformat.from_dict(cell_metadata(cell))
         if cell.cell_type != "code":
             continue
         count += 1

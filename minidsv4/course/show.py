@@ -1,18 +1,11 @@
-"""What a notebook shows: pictures, source listings, checks and exercises, the same on every machine.
+"""What a notebook shows: pictures, source listings, questions, checks and exercises, the same on every machine.
 
 Everything returned here has a text form that nbval compares word by word, so it states facts and rounded numbers only.
-
-An exercise is three cells, which a test finds by the exercise's name (tests/test_notebooks.py):
-1. a code cell whose first line is `# exercise: NAME`; it defines the function NAME with the body `return ...`;
-2. a code cell with `show.exercise(NAME, (arguments, wanted), ...)`;
-3. a markdown cell with `<details><summary>Solution: NAME</summary>`, a ```python listing of NAME, `</details>`.
-Stub, solution and check may use what the notebook's first code cell defines, and nothing from the cells between.
 """
 
 import inspect
 import io
 import math
-import os
 import textwrap
 
 import numpy as np
@@ -22,7 +15,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from minidsv4 import paper
 from minidsv4.course import plots
-from minidsv4.course.record import record as record  # a part of what notebooks show
+
+# what notebooks show, from the files beside this one
+from minidsv4.course.checks import breaks as breaks
+from minidsv4.course.checks import check as check
+from minidsv4.course.checks import exercise as exercise
+from minidsv4.course.questions import predict as predict
+from minidsv4.course.record import record as record
+from minidsv4.course.sliders import explore as explore
 
 
 def setup(seed=0):
@@ -152,107 +152,3 @@ def equations():
         for number, (loop, operation, file) in paper.EQUATIONS.items()
     ]
     return Table(("equation", "loop in `paper.py`", "PyTorch form", "file"), rows)
-
-
-def explore(draw, **ranges):
-    """Draw a picture, and where the notebook runs live (`make lab`) sliders above it that draw it anew.
-
-    draw     function from one value of each range to a Picture
-    ranges   name of an argument = the values it may take; the first of each makes the static picture
-    returns  the static Picture
-    """
-    for name, values in ranges.items():
-        if not len(values):
-            raise ValueError(f"{name}={values!r} should hold at least one value")
-    ranges = {name: list(values) for name, values in ranges.items()}
-    picture = draw(**{name: values[0] for name, values in ranges.items()})
-    if os.environ.get("MINIDSV4_LIVE"):
-        _show_sliders(draw, ranges, picture)
-    return picture
-
-
-def _show_sliders(draw, ranges, picture):
-    """One slider a range, above an image that follows them; they need the extra `lab`."""
-    import ipywidgets
-    from IPython.display import display
-
-    image = ipywidgets.Image(value=picture.png(), format="png", width=_width(picture))
-    sliders = {
-        name: ipywidgets.SelectionSlider(options=values, description=name, continuous_update=False)
-        for name, values in ranges.items()
-    }
-
-    def follow(_change):
-        image.value = draw(**{name: slider.value for name, slider in sliders.items()}).png()
-
-    for slider in sliders.values():
-        slider.observe(follow, names="value")
-    display(ipywidgets.VBox([*sliders.values(), image]))
-
-
-def _width(picture):
-    return picture._repr_png_()[1]["width"]
-
-
-def check(sentence, got, want=True, within=None):
-    """Print the sentence with a tick, or stop with it and the two values.
-
-    sentence  what holds, in words that carry the tolerance's reason where there is one
-    got       a truth value, a number, an array or a tensor
-    want      what it should be: the same shape
-    within    None for equality, or the largest absolute difference allowed
-    raises    AssertionError naming the sentence and what was found
-    """
-    difference = _difference(got, want, within)
-    assert difference is None, f"not so: {sentence}. {difference}"
-    print(f"✓ {sentence}" + (f" (to {within:.0e})" if within else ""))
-
-
-def _difference(got, want, within):
-    """What tells got from want, in a sentence; None where they agree."""
-    got, want = (value.detach().cpu().numpy() if torch.is_tensor(value) else value for value in (got, want))
-    try:
-        left, right = np.asarray(got), np.asarray(want)
-    except ValueError:  # ragged lists are compared as they are
-        return None if got == want else f"It is {_short(got)}, it should be {_short(want)}"
-    if left.shape != right.shape:
-        return f"It has the shape {left.shape}, it should have {right.shape}: {_short(want)}"
-    close = np.array_equal(left, right) if within is None else np.allclose(left, right, rtol=0, atol=within)
-    return None if close else f"It is {_short(got)}, it should be {_short(want)}"
-
-
-def _short(value):
-    """A value in a line or two: arrays by their first few numbers."""
-    value = value.detach().cpu().numpy() if torch.is_tensor(value) else value
-    if isinstance(value, np.ndarray):
-        return np.array2string(value, precision=3, threshold=12, edgeitems=3)
-    return f"{value:z.4g}" if isinstance(value, float) else repr(value)
-
-
-def exercise(answer, *cases, within=1e-9):
-    """Say how an exercise stands: not done yet, wrong for a case, or correct. Never raises, so a notebook runs on.
-
-    answer  the function to write; its stub's body is `return ...`
-    cases   pairs (arguments, wanted): a tuple of arguments and what answer(*arguments) should be
-    within  largest absolute difference allowed
-    """
-    name = f"exercise {answer.__name__}"
-    for arguments, wanted in cases:
-        call = f"{answer.__name__}({', '.join(_short(argument) for argument in arguments)})"
-        try:
-            got = answer(*arguments)
-        except Exception as error:  # whatever a learner's code raises is the message
-            return print(f"{name}: {call} stopped with {type(error).__name__}: {error}")
-        if got is ...:
-            return print(f"{name}: not done yet")
-        if difference := _wrong(got, wanted, within):
-            return print(f"{name}: {call} is not right yet. {difference}")
-    print(f"{name}: correct in {len(cases)} of {len(cases)} cases")
-
-
-def _wrong(got, wanted, within):
-    """_difference for answers of any kind: words and None are compared as they are."""
-    try:
-        return _difference(got, wanted, within)
-    except TypeError:
-        return None if got == wanted else f"It is {_short(got)}, it should be {_short(wanted)}"

@@ -1,0 +1,106 @@
+"""Checks that a notebook makes before the reader's eyes, and exercises that check what the reader wrote.
+
+An exercise NAME of the notebook NN_x is two cells and a file, which a test finds (tests/test_notebooks.py):
+1. a code cell whose first line is `# exercise: NAME`; it defines the function NAME with the body `return ...`;
+2. a code cell with `show.exercise(NAME, (arguments, wanted), ..., fresh=...)`;
+3. the function NAME in `notebooks/solutions/NN_x.py`, with its imports at the top of that file.
+Stub and check may use what the notebook's first code cell defines, and nothing from the cells between. A hint stands
+folded in Markdown above the stub, and links to the file.
+"""
+
+import numpy as np
+import torch
+
+FRESH = 10  # drawn inputs of an exercise; the same in every run
+
+
+def check(sentence, got, want=True, within=None):
+    """Print the sentence with a tick, or stop with it and the two values.
+
+    sentence  what holds, in words that carry the tolerance's reason where there is one
+    got       a truth value, a number, an array or a tensor
+    want      what it should be: the same shape
+    within    None for equality, or the largest absolute difference allowed
+    raises    AssertionError naming the sentence and what was found
+    """
+    difference = _difference(got, want, within)
+    assert difference is None, f"not so: {sentence}. {difference}"
+    print(f"✓ {sentence}" + (f" (to {within:.0e})" if within else ""))
+
+
+def breaks(sentence, got, want=True, within=None):
+    """Print that the sentence is not so, as meant, and go on: the check that a deliberate fault should fail.
+
+    sentence  what a sound model satisfies
+    got       what the broken one gives
+    want      what a sound one gives
+    within    None for equality, or the largest absolute difference allowed
+    raises    AssertionError where the check holds all the same
+    """
+    difference = _difference(got, want, within)
+    assert difference is not None, f"it holds all the same: {sentence}. The change should have broken it"
+    print(f"✗ not so, as meant: {sentence}. {difference}")
+
+
+def _difference(got, want, within):
+    """What tells got from want, in a sentence; None where they agree."""
+    got, want = (value.detach().cpu().numpy() if torch.is_tensor(value) else value for value in (got, want))
+    try:
+        left, right = np.asarray(got), np.asarray(want)
+    except ValueError:  # ragged lists are compared as they are
+        return None if got == want else f"It is {_short(got)}, it should be {_short(want)}"
+    if left.shape != right.shape:
+        return f"It has the shape {left.shape}, it should have {right.shape}: {_short(want)}"
+    close = np.array_equal(left, right) if within is None else np.allclose(left, right, rtol=0, atol=within)
+    return None if close else f"It is {_short(got)}, it should be {_short(want)}"
+
+
+def _short(value):
+    """A value in a line or two: arrays by their first few numbers."""
+    value = value.detach().cpu().numpy() if torch.is_tensor(value) else value
+    if isinstance(value, np.ndarray):
+        return np.array2string(value, precision=3, threshold=12, edgeitems=3)
+    return f"{value:z.4g}" if isinstance(value, float) else repr(value)
+
+
+def exercise(answer, *cases, fresh=None, within=1e-9):
+    """Say how an exercise stands: not done yet, wrong for a case, or correct. Never raises, so a notebook runs on.
+
+    answer  the function to write; its stub's body is `return ...`
+    cases   pairs (arguments, wanted): a tuple of arguments and what answer(*arguments) should be
+    fresh   function from a NumPy Generator to one more such pair: inputs that the reader has not seen
+    within  largest absolute difference allowed
+    """
+    name = f"exercise {answer.__name__}"
+    for arguments, wanted in cases:
+        if fault := _fault(answer, arguments, wanted, within):
+            return print(f"{name}: {fault}")
+    said = f"correct in {len(cases)} of {len(cases)} cases"
+    if fresh is not None:
+        generator = np.random.default_rng(0)
+        for _ in range(FRESH):
+            if fault := _fault(answer, *fresh(generator), within):
+                return print(f"{name}: {said}, but for a fresh input {fault}")
+        said += f" and for {FRESH} fresh inputs"
+    print(f"{name}: {said}")
+
+
+def _fault(answer, arguments, wanted, within):
+    """What is wrong with answer(*arguments), in words; None where it is as wanted."""
+    call = f"{answer.__name__}({', '.join(_short(argument) for argument in arguments)})"
+    try:
+        got = answer(*arguments)
+    except Exception as error:  # whatever a learner's code raises is the message
+        return f"{call} stopped with {type(error).__name__}: {error}"
+    if got is ...:
+        return "not done yet"
+    difference = _wrong(got, wanted, within)
+    return difference and f"{call} is not right yet. {difference}"
+
+
+def _wrong(got, wanted, within):
+    """_difference for answers of any kind: words and None are compared as they are."""
+    try:
+        return _difference(got, wanted, within)
+    except TypeError:
+        return None if got == wanted else f"It is {_short(got)}, it should be {_short(wanted)}"
