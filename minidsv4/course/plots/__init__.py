@@ -1,21 +1,23 @@
 """Every picture of the course as a function that returns a matplotlib Figure, and the style that all share.
 
 Modules by subject: `style`, `model_map`, `attention` (notebooks 01, 04), `compression` (02, 03, 05), `streams` (06),
-`experts` (07), `speculation` (08), `training` (09, 10), `parallel` (13, 14), `bench`.
+`experts` (07), `speculation` (08), `training` (09, 10), `parallel` (13, 14), `bench`; `shapes` draws a mechanism.
 """
 
 from minidsv4.course.plots.attention import masks, moved_text, reach
 from minidsv4.course.plots.bench import bench_curves
-from minidsv4.course.plots.compression import cache_growth, pooled_tokens, recall_in_4_bits
+from minidsv4.course.plots.compression import cache_growth, compressor_shapes, pooled_tokens, recall_in_4_bits
 from minidsv4.course.plots.experts import bias_rule
 from minidsv4.course.plots.model_map import PARTS, map_of_model
 from minidsv4.course.plots.parallel import cut_row, gain_by_batch, gantt, overlap_by_ratio
+from minidsv4.course.plots.shapes import Box, shapes
 from minidsv4.course.plots.speculation import drafting, mtp_shift
 from minidsv4.course.plots.streams import streams_through_depth
 from minidsv4.course.plots.style import COLOURS, DPI, HEADING, INK, use_style
 from minidsv4.course.plots.training import newton_schulz, planted_recall, race, schedule, training_log
 
 __all__ = [
+    "Box",
     "COLOURS",
     "DPI",
     "HEADING",
@@ -24,6 +26,7 @@ __all__ = [
     "bench_curves",
     "bias_rule",
     "cache_growth",
+    "compressor_shapes",
     "cut_row",
     "drafting",
     "gain_by_batch",
@@ -40,6 +43,7 @@ __all__ = [
     "reach",
     "recall_in_4_bits",
     "schedule",
+    "shapes",
     "streams_through_depth",
     "training_log",
     "use_style",

@@ -3,7 +3,31 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from minidsv4.course.plots.shapes import Box, shapes
 from minidsv4.course.plots.style import COLOURS, HEADING, INK
+
+
+def compressor_shapes(overlap=True):
+    """Notebook 02: the tensors of a compressor, CSA's with overlap or HCA's without.
+
+    returns  a matplotlib Figure
+    """
+    name, length, series, slots, gathered = ("HCA", "M'", "K", "M'", "one window")
+    if overlap:
+        name, length, series, slots, gathered = ("CSA", "M", "2K", "2M", "two windows")
+    boxes = {
+        "x": Box("x", "one vector a token", "T D", 0, 0.5),
+        "values": Box("values", "wkv x", f"C {length} {series}", 1, 0, "compressed"),
+        "gates": Box("gates", "wgate x", f"C {length} {series}", 1, 1, "query"),
+        "slots": Box("values", gathered, f"C {slots} K", 2, 0, "compressed"),
+        "shares": Box("shares", f"softmax over {slots}", f"C {slots} K", 2, 1, "query"),
+        "pooled": Box("pooled", f"sum over {slots}", "C K", 3, 0, "compressed"),
+        "entries": Box("entries", "normed, turned", "C K", 3, 1, "compressed"),
+    }
+    arrows = [("x", "values"), ("x", "gates"), ("values", "slots"), ("gates", "shares")]
+    arrows += [("slots", "pooled"), ("shares", "pooled"), ("pooled", "entries")]
+    title = f"{name}: T tokens become C = T / {length} entries, each pooled from {slots} slots"
+    return shapes(boxes, arrows, title, size=(6.0, 2.1))
 
 
 def pooled_tokens(csa, hca):
