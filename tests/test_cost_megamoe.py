@@ -9,6 +9,7 @@ from minidsv4.cost.megamoe import (
     A910C,
     A950DT,
     ASCEND_950DT,
+    ASCEND_A3_TRAINING,
     B200,
     DEEPGEMM,
     FLASH,
@@ -39,6 +40,17 @@ def test_the_speedups_that_the_report_states_are_rows_of_the_table():
     assert {1.96, 1.73, 1.50} <= {row.speedup for row in DEEPGEMM}
     general = [row.speedup for row in DEEPGEMM if row.n_tokens > 1]
     assert (min(general), max(general)) == (1.50, 1.73)
+
+
+def test_what_was_measured_on_ascend_in_training_lies_within_what_bf16_allows_there_and_below_our_int8_projection():
+    """Rows and products in 16 bits: 4 bytes a number for both ways, half the rate. Bounds: widths of Pro and Flash."""
+    least, largest = ASCEND_A3_TRAINING["dispatch to combine, balanced routing"]
+    assert (least, largest) == (1.49, 1.58)
+    ratio = A910C.flops / 2 * A910C.remote / A910C.dispatch_link
+    best = {name: schedule.ideal_speedup(ratio / schedule.balance_point(CONFIGS[name], 2, 2)) for name in CONFIGS}
+    assert best["pro"] == pytest.approx(1.436, abs=5e-4) and best["flash"] == pytest.approx(1.654, abs=5e-4)
+    assert best["pro"] < least < largest < best["flash"] < gain(FLASH, 8192, A910C).speedup
+    assert max(ASCEND_A3_TRAINING["whole training step, natural routing"]) < 1.1 < least
 
 
 def test_the_1_96_is_overhead_that_went_away_and_the_large_batches_are_overlap():

@@ -27,18 +27,32 @@ def test_the_bill_of_flash_at_a_million_tokens_holds_the_numbers_of_the_report()
         "9.90",
         "2.00",
     ]
-    assert made.list_price == pytest.approx(2**20 * 0.14e-6 + 1000 * 0.28e-6)
-    assert 0 < made.compute_price < made.list_price
+    assert made.list_prices["April 2026"] == pytest.approx(2**20 * 0.14e-6 + 1000 * 0.28e-6)
+    assert 0 < made.compute_price < min(made.list_prices.values())
+
+
+def test_the_bill_names_the_date_of_each_price(capsys):
+    assert run("--model", "pro", "--tokens", "1000000") == 0
+    printed = capsys.readouterr().out
+    assert "  list price of April 2026                  $1.7435\n" in printed
+    assert "  list price of June 2026                   $0.4359\n" in printed
+    assert "Beijing's peak hours" in printed and "successors" in printed
+
+
+def test_the_bill_of_a_model_that_is_not_sold_says_so_and_nothing_of_peak_hours(capsys):
+    assert run("--model", "v3.2", "--tokens", "1000") == 0
+    printed = capsys.readouterr().out
+    assert "list price" in printed and "none" in printed and "peak hours" not in printed
 
 
 def test_v3_2_is_as_large_as_itself_and_has_no_price():
     made = bill(V32(), 4096)
-    assert (made.v32_flops_ratio, made.v32_cache_ratio, made.tail_bytes, made.list_price) == (1.0, 1.0, 0, None)
+    assert (made.v32_flops_ratio, made.v32_cache_ratio, made.tail_bytes, made.list_prices) == (1.0, 1.0, 0, {})
 
 
 def test_a_model_of_other_sizes_gets_a_bill_and_no_price():
     made = bill(v4.Config.mini(), 1000)
-    assert made.name == "a V4 model" and made.list_price is None
+    assert made.name == "a V4 model" and made.list_prices == {}
     assert made.with_mtp == sum(p.numel() for p in v4.Model(v4.Config.mini()).parameters()) + 6 * 16  # and the biases
 
 

@@ -1,6 +1,6 @@
 """Time at best: two ceilings worked out by hand, what fits where, and the laptop."""
 
-import math
+import re
 
 import pytest
 
@@ -68,10 +68,21 @@ def test_each_device_says_where_its_numbers_come_from():
     assert {DEVICES[name].memory for name in LAPTOPS} == {128e9}
 
 
-def test_a_missing_format_runs_at_the_next_wider_one_and_no_published_rate_is_no_ceiling():
+def test_a_missing_format_runs_at_the_next_wider_one():
     chip = Device("c", {16: 1.0, 8: 2.0}, 1, 1, 1, "")
     assert [chip.peak(bits) for bits in (16, 8, 4)] == [1.0, 2.0, 2.0]
-    assert LAPTOP.peak(8) == math.inf
+
+
+@pytest.mark.parametrize("name", LAPTOPS)
+def test_a_laptop_without_a_published_rate_is_not_infinitely_fast(name):
+    laptop = DEVICES[name]
+    with pytest.raises(ValueError, match=rf"peak: for {re.escape(name)} no FLOP rate of 8 bits or more is published"):
+        laptop.peak(8)
+    with pytest.raises(ValueError, match="no FLOP rate"):
+        seconds({"FP8 products": 1e9}, laptop)
+    step = decode_step(FLASH, 32768, laptop, batch=4096)
+    assert (step.matmul_seconds, step.bound) == (None, "memory at least: no FLOP rate")
+    assert step.seconds == step.memory_seconds
 
 
 def test_the_ratios_of_compute_to_link_are_those_of_the_table():

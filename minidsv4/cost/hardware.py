@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class Device:
     """One accelerator, or one laptop.
 
-    flops      bits of the format -> FLOP/s; a format that is missing runs at the next wider one
+    flops      bits of the format -> FLOP/s; a format that is missing runs at the next wider one; empty where no rate
+               is published
     memory     bytes
     bandwidth  bytes per second from that memory
     link       bytes per second to its neighbours, one direction; 0 where there are none
@@ -25,9 +26,14 @@ class Device:
     source: str
 
     def peak(self, bits: int) -> float:
-        """FLOP/s in a format of so many bits; infinite where no rate is published, so that memory alone decides."""
+        """FLOP/s in a format of so many bits.
+
+        raises  ValueError where no rate is published for it or for a wider one
+        """
         wider = [rate for width, rate in sorted(self.flops.items()) if width >= bits]
-        return wider[0] if wider else float("inf")
+        if not wider:
+            raise ValueError(f"peak: for {self.name} no FLOP rate of {bits} bits or more is published")
+        return wider[0]
 
 
 def _device(name, tflops, gigabytes, terabytes_per_second, link_gigabytes, source):

@@ -1,8 +1,9 @@
 """Fused expert-parallel kernels as published, and a model of their times: what is overlap, what is less overhead?
 
 D width, F expert width, E experts, A active experts. The report's 1.50 to 1.73x and 1.96x are rows of a public table
-of NVIDIA hardware (DEEPGEMM below). For Ascend, times are public (ASCEND_950DT) and speed-ups are not: whatever
-`projection` is true of comes from this model and was measured by nobody.
+of NVIDIA hardware (DEEPGEMM below), measured with a kernel that was replaced twice since. For V4's inference on Ascend,
+times are public (ASCEND_950DT) and speed-ups are not: whatever `projection` is true of comes from this model alone. For
+the training of another model, speed-ups were measured on Ascend A3 (ASCEND_A3_TRAINING).
 
 What the model does not reproduce: Pro at 512 tokens (1.36x for 1.54x: the serial baseline's products must be slower
 there than memory and peak allow), and the times of one token (one fixed overhead cannot fit Flash and Pro at once).
@@ -42,6 +43,8 @@ class Row(NamedTuple):
 
 
 # DeepGEMM, pull request 316 (2026-04-24), 8 ranks. The GPU is not named; the kernel is for SM100 only (B200 class).
+# The kernel was replaced twice since: by pull request 377 (2026-07: another scheduler, the shared expert fused in, "20%
+# faster") and by 432 (2026-09: 4 to 15% faster for V4.1). Since 432 deterministic kernels are a switch, off by default.
 DEEPGEMM = [
     Row("flash", 1, 56.5, 5, 1311, 1, 1.96),
     Row("flash", 512, 146.5, 1056, 3192, 266, 1.73),
@@ -63,6 +66,12 @@ ASCEND_950DT = [
     (384, 7168, 3072, 4096, 4600.7),
     (384, 7168, 3072, 16384, 17904.2),
 ]
+# HyperParallel-MoE, arXiv 2605.23764 (2026-05-22): the least and the largest speed-up that it reports on Ascend A3, in
+# training, for a DeepSeek-style model that is not V4. Its baseline runs operator after operator.
+ASCEND_A3_TRAINING = {
+    "dispatch to combine, balanced routing": (1.49, 1.58),
+    "whole training step, natural routing": (1.08, 1.09),
+}
 
 
 def sized(n_experts: int, width: int, inner: int) -> Config:

@@ -1,7 +1,8 @@
-"""Prices of V4 and of the models that it is compared with, and what a workload costs at them.
+"""Prices of V4 and of the models that it is compared with, by date, and what a workload costs at them.
 
-US dollars per million tokens, list prices of April 2026. Sources: the vendors' price pages of that month; those of
-other vendors are rounded ("about"). DeepSeek's cache-hit prices are the ones after the cut of 2026-04-26.
+US dollars per million tokens. Sources: the vendors' price pages of the month that is named; those of other vendors are
+rounded ("about"). DeepSeek's cache-hit prices of April are the ones after the cut of 2026-04-26. In June the discount
+that had brought Pro to a quarter of its price was permanent.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class Price:
     cached: float | None = None
 
 
-PRICES = {
+APRIL = {
     price.name: price
     for price in (
         Price("V4-Flash", 0.14, 0.28, 0.0028),
@@ -30,6 +31,18 @@ PRICES = {
         Price("Claude-Sonnet-4.6", 3.00, 15.00),
     )
 }
+JUNE = {
+    price.name: price
+    for price in (
+        Price("V4-Flash", 0.14, 0.28, 0.0028),
+        Price("V4-Pro", 0.435, 0.87, 0.003625),
+    )
+}
+PRICES = {"April 2026": APRIL, "June 2026": JUNE}
+SINCE = (
+    "From the summer of 2026 on prices double in Beijing's peak hours, 9-12 and 14-18.",
+    "The names have been served by successors since, at prices of their own.",
+)
 RENT = 2.0  # US dollars for an H800 hour: the DeepSeek-V3 report's own assumption (arXiv 2412.19437, table 1)
 
 

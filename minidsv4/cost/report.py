@@ -33,7 +33,7 @@ class Bill:
     v32_cache_ratio   bytes of V3.2's cache over those here
     gqa8_share        bytes of this cache over those of GQA8 in BF16 at the same depth
     steps             one new token of one sequence on each device, at best
-    list_price        dollars for reading the tokens and writing 1,000; None where the model is not sold
+    list_prices       dollars for reading the tokens and writing 1,000, by the date of the price; empty if not sold
     compute_price     dollars for the same FLOPs on rented H800s at peak rate: a floor, nothing else is in it
     """
 
@@ -55,7 +55,7 @@ class Bill:
     v32_cache_ratio: float
     gqa8_share: float
     steps: list[roofline.Step]
-    list_price: float | None
+    list_prices: dict[str, float]
     compute_price: float
 
 
@@ -82,7 +82,7 @@ def bill(config: Config | V32, n_tokens: int, name: str = "") -> Bill:
         **_cache_of(config, n_tokens),
         v32_flops_ratio=float(flops.weighted(flops.decode(V32(), n_tokens)) / flops.weighted(one)),
         steps=[roofline.decode_step(config, n_tokens, device) for device in DEVICES.values()],
-        list_price=list_price(name, n_tokens),
+        list_prices=list_prices(name, n_tokens),
         compute_price=compute_price(prompt, one),
     )
 
@@ -121,9 +121,10 @@ def released_name(config: Config | V32) -> str:
     return next((NAMES[key] for key, make in MODELS.items() if make() == config), "a V4 model")
 
 
-def list_price(name: str, n_tokens: int, answer: int = 1000) -> float | None:
-    """Dollars for a question about so many tokens, where the model is sold."""
-    return price.cost(price.PRICES[name], price.question(n_tokens, answer)) if name in price.PRICES else None
+def list_prices(name: str, n_tokens: int, answer: int = 1000) -> dict[str, float]:
+    """Dollars for a question about so many tokens, by the date of the price; none where the model is not sold."""
+    asked = price.question(n_tokens, answer)
+    return {date: price.cost(sold[name], asked) for date, sold in price.PRICES.items() if name in sold}
 
 
 def compute_price(prompt: dict[str, float], one: dict[str, float], answer: int = 1000) -> float:
@@ -188,9 +189,13 @@ def _time(bill: Bill) -> str:
 
 
 def _dollars(bill: Bill) -> str:
-    sold = f"${bill.list_price:,.4f} at list price" if bill.list_price is not None else "no price"
-    floor = f"its FLOPs alone, on rented H800s at peak: ${bill.compute_price:,.4f}"
-    return f"  reading all tokens and writing 1,000: {sold}\n  {floor}"
+    rows = [(f"list price of {date}", f"${dollars:,.4f}") for date, dollars in bill.list_prices.items()]
+    rows = rows or [("list price", "none")]
+    rows.append(("its FLOPs alone, on rented H800s at peak", f"${bill.compute_price:,.4f}"))
+    lines = [aligned(("reading all tokens and writing 1,000", ""), rows)]
+    if bill.list_prices:
+        lines += [f"  {sentence}" for sentence in price.SINCE]
+    return "\n".join(lines)
 
 
 def to_json(bill: Bill) -> str:

@@ -19,23 +19,25 @@ class Step:
 
     n_devices       devices that hold weights and caches
     memory_seconds  reading the weights in use and the caches
-    matmul_seconds  multiplying
+    matmul_seconds  multiplying; None where the device's FLOP rate is not published
     """
 
     device: Device
     n_devices: int
     batch: int
     memory_seconds: float
-    matmul_seconds: float
+    matmul_seconds: float | None
 
     @property
     def seconds(self) -> float:
-        """Time of the step: the longer of the two, which go on at once."""
-        return max(self.memory_seconds, self.matmul_seconds)
+        """Time of the step: the longer of the two, which go on at once; where one is unknown, the other."""
+        return max(self.memory_seconds, self.matmul_seconds or 0.0)
 
     @property
     def bound(self) -> str:
-        """What the step waits for: "memory" or "compute"."""
+        """What the step waits for: "memory" or "compute", or that it cannot be told."""
+        if self.matmul_seconds is None:
+            return "memory at least: no FLOP rate"
         return "memory" if self.memory_seconds >= self.matmul_seconds else "compute"
 
     @property
@@ -56,17 +58,12 @@ def decode_step(
     held = weight_bytes(rows, bits) + batch * sum(memory.cache(model, n_tokens).values())
     n_devices = n_devices or math.ceil(held / device.memory)
     moved = weight_bytes(rows, bits, batch) + batch * memory.read_bytes(model, n_tokens)
-    return Step(
-        device,
-        n_devices,
-        batch,
-        moved / (n_devices * device.bandwidth),
-        batch * seconds(flops.decode(model, n_tokens), device) / n_devices,
-    )
+    matmul_seconds = batch * seconds(flops.decode(model, n_tokens), device) / n_devices if device.flops else None
+    return Step(device, n_devices, batch, moved / (n_devices * device.bandwidth), matmul_seconds)
 
 
 def seconds(amounts: dict[str, float], device: Device) -> float:
-    """Time of FLOPs by kind on one device, each kind at the peak of its format."""
+    """Time of FLOPs by kind on one device, each kind at the peak of its format; ValueError where that is unknown."""
     return sum(amount / device.peak(flops.BITS[kind]) for kind, amount in amounts.items())
 
 
