@@ -4,10 +4,12 @@
 Face model (`model.layers.0.self_attn.q_a_proj.weight`), and the mixture that `save_pretrained` writes. `save` and
 `export_hf` write the released names, which transformers opens as well. Experts are stacked in this package and
 separate in a checkpoint: `experts.w13[n]` is `experts.n.w1` over `experts.n.w3`. With `save(..., weights="fp8")` the
-tensors are in the released formats as well (`lowbit/formats.py`), and `load` reads those.
+tensors are in the released formats as well (`lowbit/formats.py`), and `load` reads those. What is written holds a
+checksum of every tensor (`checksums.py`), which `load` verifies.
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minidsv4 import config_json
+from minidsv4 import checksums, config_json
 from minidsv4.config import Config
 from minidsv4.files import atomic_folder
 from minidsv4.lowbit import formats
 from minidsv4.model.indexer import Hadamard
 from minidsv4.model.model import Model
 
+_LOG = logging.getLogger(__name__)
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 _TO_RELEASED = [  # (pattern, replacement), in order; a released name passes through unchanged
@@ -131,8 +134,9 @@ def _write(folder: str | Path, config: dict, tensors: dict[str, Tensor]) -> Path
         folder.mkdir(parents=True, exist_ok=True)
         shards = _shards(folder)  # of an older checkpoint in pieces: they would be read instead
         with atomic_folder(folder) as scratch:
-            save_file(tensors, scratch / _FILE, metadata={"format": "pt"})
-            (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            save_file(tensors, scratch / _FILE, metadata=checksums.metadata(tensors))
+            checksums.sort_metadata(scratch / _FILE)
+            (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name in shards - {_FILE} | ({_INDEX} if shards else set()):
             (folder / name).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
@@ -150,12 +154,15 @@ def load(
 ) -> Model:
     """Read a model from a folder in the released layout, or one that transformers' `save_pretrained` wrote.
 
+    Every tensor that is read is compared with its checksum. A file that holds none, such as transformers writes, is
+    taken as it is, and the log says so at level INFO.
+
     keep     the name to read a tensor under, from its released one; None leaves it in the file, unread
     adapt    changes the model before it has any numbers, so that it needs what is kept
     returns  a model that rounds no stored tensor: of the embedding's dtype, or of the widest that another matrix has;
              in float32 where matrices are in FP8; without an MTP block if the file or the config has none
-    raises   ValueError: no config or weights, a file cut off, tensors or scales missing, extra or of another shape,
-             and packed FP4, by name
+    raises   ValueError: no config or weights, a file cut off or damaged, tensors or scales missing, extra or of
+             another shape, and packed FP4, by name
     """
     folder = Path(folder)
     fields = config_json.read(folder)
@@ -212,12 +219,17 @@ def _read(folder: Path, keep: Callable[[str], str | None]) -> dict[str, Tensor]:
             )
         try:
             with safe_open(folder / name, framework="pt") as file:
+                sums = checksums.noted(name, file.metadata())
+                if sums is None:
+                    _LOG.info("checkpoint: %s holds no checksums; its bytes are taken as they are", name)
                 for key in file.keys():
                     wanted = keep(released_name(key))
                     if wanted in tensors:
                         raise ValueError(f"checkpoint: {key} is another spelling of {wanted}, which is there as well")
                     if wanted is not None:
                         tensors[wanted] = file.get_tensor(key)
+                        if sums is not None:
+                            checksums.verify(name, sums, key, tensors[wanted])
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"checkpoint: {name} cannot be read ({error}); it may be cut off, copy it again"

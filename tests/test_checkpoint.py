@@ -3,11 +3,14 @@
 Then the released formats: which tensor is kept in FP8, and every way in which a scale can be wrong.
 """
 
+import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -691,3 +694,44 @@ def test_saving_over_a_folder_of_shards_is_what_loads_afterwards(twins, tmp_path
     mine = small_model(seed=7, dtype=torch.float32)
     v4.save(mine, tmp_path)
     assert same_weights(v4.load(tmp_path), mine)
+
+
+# ---- checksums ----
+
+
+def test_a_checksum_is_that_of_the_name_the_type_the_shape_and_the_bytes_of_a_tensor(saved):
+    with safe_open(saved[1] / WEIGHTS, framework="pt") as file:
+        sums = json.loads(file.metadata()["sha256"])
+    assert sums.keys() == names_in(saved[1])
+    weights = saved[0].layers[1].attn_norm.weight.detach()
+    text = b"layers.1.attn_norm.weight torch.float32 (24,) " + weights.numpy().tobytes()
+    assert sums["layers.1.attn_norm.weight"] == hashlib.sha256(text).hexdigest()
+
+
+@pytest.mark.parametrize("weights", [None, "fp8"])
+def test_two_processes_write_the_same_bytes(weights, tmp_path):
+    """Kind: a file whose metadata stand in another order in every process; one in 2^5 runs would not show it."""
+    program = (
+        "import sys, torch, minidsv4 as v4; torch.manual_seed(0); "
+        "model = v4.Model(v4.Config.tiny().replace(n_routed_experts=2)); "
+        f"[v4.save(model, f'{{sys.argv[1]}}{{n}}', weights={weights!r}) for n in range(6)]"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "folder")], check=True)
+    assert len({(tmp_path / f"folder{n}" / WEIGHTS).read_bytes() for n in range(6)}) == 1
+
+
+def test_checksums_that_are_damaged_or_lack_a_tensor_are_refused(saved, tmp_path):
+    tensors = load_file(saved[1] / WEIGHTS)
+    saved[0].config.to_json(tmp_path / "config.json")
+    for sums, sentence in {"{": "cannot be read", "[1]": "cannot be read", "{}": "is not what was saved"}.items():
+        save_file(tensors, tmp_path / WEIGHTS, metadata={"sha256": sums})
+        with pytest.raises(ValueError, match=f"^checkpoint: .*{sentence}.*copy it again"):
+            v4.load(tmp_path)
+
+
+def test_an_export_holds_checksums_and_opens_in_transformers(saved, tmp_path):
+    v4.export_hf(saved[0], tmp_path)
+    with safe_open(tmp_path / WEIGHTS, framework="pt") as file:
+        assert [*file.metadata()] and file.metadata()["format"] == "pt" and "sha256" in file.metadata()
+    options = dict(attn_implementation="eager", experts_implementation="eager")
+    AutoModelForCausalLM.from_pretrained(tmp_path, **options)

@@ -19,6 +19,7 @@ ROOMS = [
     *(
         "dims",
         "files",
+        "checksums",
         "options",
         "config_check",
         "config_json",

@@ -34,6 +34,12 @@ def test_the_files_are_small_and_the_config_is_mini():
     assert config == v4.Config.mini().replace(initializer_range=config.initializer_range)
 
 
+def test_every_tensor_of_the_shipped_file_has_its_checksum(caplog):
+    with caplog.at_level("INFO"):
+        v4.load(ASSETS / "mini")
+    assert caplog.messages == []  # the log speaks of files without checksums
+
+
 def test_its_log_is_that_of_its_recipe():
     header, *steps = read_log(ASSETS / "mini.log.jsonl")
     assert header["recipe"] == json.loads((ASSETS / "mini.json").read_text()) == Plan.read("mini").fields
