@@ -1,11 +1,10 @@
-"""The committed notebooks are what nbval needs them to be, their exercises work, and their builder repeats itself.
+"""The committed notebooks are what nbval needs them to be, and their builder repeats itself.
 
 Their cells' outputs are compared by `pytest notebooks` (nbval, strict) and their pictures by conftest.py; here stands
 what those two do not see.
 """
 
 import base64
-import copy
 import io
 import json
 import re
@@ -195,82 +194,6 @@ def test_a_listing_of_another_source_is_caught():
     cell = v4.new_code_cell("from minidsv4 import ops\nfrom minidsv4.course import show\nshow.source(ops.pool)")
     cell.outputs = [v4.new_output("execute_result", {"text/markdown": "def pool(): ..."})]
     assert len(list(listing_faults(v4.new_notebook(cells=[cell])))) == 1
-
-
-# --- exercises: the convention stands in minidsv4/course/show.py ---
-
-STUB = re.compile(r"# exercise: (\w+)\n")
-SOLUTION = r"<details><summary>Solution: {name}</summary>\s*```python\n(.*?)```\s*</details>"
-
-
-def exercises(notebook):
-    """(name, stub cell, check cell, solution text) of each exercise; None for what is missing."""
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    for stub in code:
-        if named := STUB.match(stub.source):
-            name = named.group(1)
-            check = next((cell for cell in code if re.search(rf"show\.exercise\(\s*{name},", cell.source)), None)
-            solution = re.search(SOLUTION.format(name=name), prose, re.DOTALL)
-            yield name, stub, check, solution and solution.group(1)
-
-
-def exercise_faults(notebook):
-    """What is wrong with a notebook's exercises, a sentence each: runs stub and solution, each with its check."""
-    found = list(exercises(notebook))
-    missing = [name for name, _, check, solution in found if check is None or not solution]
-    if missing:
-        return [f"{name} needs a check cell and a solution in <details>" for name in missing]
-    setup = next((cell.source for cell in notebook.cells if cell.cell_type == "code"), "")
-    parts = [part for _, stub, check, solution in found for part in (stub.source, check.source, solution, check.source)]
-    said = run_script("\n".join([setup, *parts])).splitlines() if found else []
-    wanted = [text for name, *_ in found for text in (f"exercise {name}: not done yet", f"exercise {name}: correct in")]
-    said = [line for line in said if line.startswith("exercise ")]
-    if len(said) != len(wanted):
-        return [f"{len(wanted)} verdicts were due, these were given: {said}"]
-    return [f"it says '{line}', it should say '{due}'" for line, due in zip(said, wanted) if not line.startswith(due)]
-
-
-def run_script(source):
-    """What a script prints, run in a process of its own because a set-up cell changes torch's defaults."""
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", [path for path in PATHS if path.stem != "index"], ids=lambda path: path.stem)
-def test_a_stub_is_not_done_yet_and_its_solution_is_correct(path):
-    assert exercise_faults(nbformat.read(path, as_version=4)) == []
-
-
-def exercise_cells(name, answer, stub="..."):
-    """An exercise on halving, in the form of the convention."""
-    listing = f"```python\ndef {name}(x):\n    return {answer}\n```"
-    solution = f"<details><summary>Solution: {name}</summary>\n\n{listing}\n\n</details>"
-    return [
-        v4.new_code_cell(f"# exercise: {name}\ndef {name}(x):\n    return {stub}  # half of x"),
-        v4.new_code_cell(f"show.exercise({name}, ((4,), 2), ((0.5,), half_of(0.5)))"),
-        v4.new_markdown_cell(solution),
-    ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("cells", "fault"),
-    [
-        (exercise_cells("half", "x / 2"), None),
-        (exercise_cells("half", "x / 3"), "half(4) is not right yet. It is 1.333, it should be 2"),
-        (exercise_cells("half", "x / 2", stub="x / 2"), "should say 'exercise half: not done yet'"),
-        (exercise_cells("half", "x / 2")[:2], "half needs a check cell and a solution"),
-        (exercise_cells("half", "x / 2")[::2], "half needs a check cell and a solution"),
-    ],
-    ids=["sound", "wrong solution", "solved stub", "no solution", "no check"],
-)
-def test_only_an_exercise_whose_stub_fails_and_whose_solution_passes_is_sound(cells, fault):
-    setup = v4.new_code_cell("from minidsv4.course import show\n\nhalf_of = lambda x: x / 2")
-    found = exercise_faults(v4.new_notebook(cells=[setup, *copy.deepcopy(cells)]))
-    assert found == [] if fault is None else fault in found[0]
 
 
 # --- the builder, and the comparison of pictures in conftest.py ---

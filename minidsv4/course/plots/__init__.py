@@ -6,7 +6,13 @@ Modules by subject: `style`, `model_map`, `attention` (notebooks 01, 04), `compr
 
 from minidsv4.course.plots.attention import masks, moved_text, reach
 from minidsv4.course.plots.bench import bench_curves
-from minidsv4.course.plots.compression import cache_growth, compressor_shapes, pooled_tokens, recall_in_4_bits
+from minidsv4.course.plots.compression import (
+    cache_against_length,
+    cache_growth,
+    compressor_shapes,
+    pooled_tokens,
+    recall_in_4_bits,
+)
 from minidsv4.course.plots.experts import bias_rule
 from minidsv4.course.plots.model_map import PARTS, map_of_model
 from minidsv4.course.plots.parallel import cut_row, gain_by_batch, gantt, overlap_by_ratio
@@ -25,6 +31,7 @@ __all__ = [
     "PARTS",
     "bench_curves",
     "bias_rule",
+    "cache_against_length",
     "cache_growth",
     "compressor_shapes",
     "cut_row",

@@ -105,3 +105,27 @@ def cache_growth(reports):
     axes.legend(loc="upper left", ncols=3, reverse=True)
     axes.set_title("The raw tail saws, the window fills up, only entries keep growing")
     return figure
+
+
+def cache_against_length(n, panels):
+    """Notebook 05: the bytes of one sequence's cache against its length, by kind of attention.
+
+    n        numbers of tokens, ascending
+    panels   title of a panel = name of an attention = its bytes, as many as n has numbers
+    returns  a matplotlib Figure, one panel beside the other, both axes logarithmic
+    """
+    figure = Figure(figsize=(6.0, 3.0))
+    row = figure.subplots(1, len(panels), sharey=True)
+    looks = (("key", "-"), ("query", "--"), ("sink", "-."), ("compressed", "-"))
+    for axes, (title, curves) in zip(row, panels.items()):
+        for (kind, n_bytes), (colour, style) in zip(curves.items(), looks):
+            gigabytes = np.asarray(n_bytes) / 1e9
+            axes.loglog(n, gigabytes, style, color=COLOURS[colour], label=kind, linewidth=2)
+            last = f" {gigabytes[-1]:,.{0 if gigabytes[-1] > 100 else 1}f}"
+            axes.annotate(last, (n[-1], gigabytes[-1]), va="center", fontsize=8)
+        axes.set_title(title, fontweight="normal")
+        axes.set(xlabel="tokens", ylim=(1e-3, 2e4), xlim=(n[0], 8 * n[-1]))
+    row[0].set_ylabel("cache of one sequence, GB")
+    row[0].legend(loc="upper left")
+    figure.suptitle("A million tokens: a fiftieth of GQA8", **HEADING)
+    return figure

@@ -1,0 +1,184 @@
+"""Every exercise of the course can be solved, and only by an answer that holds for inputs that its cell does not show.
+
+The convention stands in minidsv4/course/checks.py. Notebooks that are not CONVERTED may still have their solutions in
+`<details>`.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from converted import CONVERTED
+from nbformat import v4
+
+from minidsv4.course import notebooks
+
+ROOT = Path(__file__).resolve().parents[1]
+SOLUTIONS = notebooks.FOLDER / "solutions"
+STUB = re.compile(r"# exercise: (\w+)( \(repair\))?\n")
+IN_DETAILS = r"<details><summary>Solution: {name}</summary>\s*```python\n(.*?)```\s*</details>"
+
+# Answers with what the check cell shows, and with the first of it for anything else.
+PARROT = """
+def _parrot(answer, *cases, _exercise=show.exercise, **options):
+    def repeat(*arguments):
+        known = [wanted for shown, wanted in cases if repr(tuple(shown)) == repr(arguments)]
+        return known[0] if known else cases[0][1]
+
+    repeat.__name__ = answer.__name__
+    _exercise(repeat, *cases, **options)
+
+
+_honest, show.exercise = show.exercise, _parrot
+{check}
+show.exercise = _honest
+"""
+
+
+def code_cells(notebook):
+    """The notebook's code cells, in order."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose(notebook):
+    """The notebook's Markdown as one text."""
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def functions(path):
+    """Names of a file's functions, those that help the others left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+
+
+def verdicts(notebook, solutions):
+    """(source, wanted start of a verdict) of all that should be tried, in order.
+
+    solutions  path of the file with the solutions; where there is none, they stand in the notebook
+    raises     LookupError naming an exercise without its check cell or its solution
+    """
+    for stub in code_cells(notebook):
+        if not (named := STUB.match(stub.source)):
+            continue
+        name, repair = named.groups()
+        checks = [
+            cell.source for cell in code_cells(notebook) if re.search(rf"show\.exercise\(\s*{name},", cell.source)
+        ]
+        solution = solution_of(name, notebook, solutions)
+        if not checks or not solution:
+            raise LookupError(f"{name} needs a check cell and a solution")
+        yield f"{stub.source}\n{checks[0]}", f"exercise {name}: {'.* is not right yet' if repair else 'not done yet'}"
+        yield f"{solution}\n{checks[0]}", f"exercise {name}: correct in"
+        if solutions.exists():
+            yield PARROT.format(check=checks[0]), rf"exercise {name}: correct in .*, but for a fresh input"
+
+
+def solution_of(name, notebook, solutions):
+    """Source that defines the exercise's solution; None where there is none."""
+    if not solutions.exists():
+        listed = re.search(IN_DETAILS.format(name=name), prose(notebook), re.DOTALL)
+        return listed and listed.group(1)
+    return name in functions(solutions) and f"import runpy\n{name} = runpy.run_path({str(solutions)!r})[{name!r}]"
+
+
+def exercise_faults(notebook, solutions):
+    """What is wrong with a notebook's exercises, a sentence each: runs stub, solution and parrot with the check."""
+    try:
+        tried = list(verdicts(notebook, solutions))
+    except LookupError as error:
+        return [str(error)]
+    setup = next((cell.source for cell in code_cells(notebook)), "")
+    said = run_script("\n".join([setup, *(source for source, _ in tried)])) if tried else ""
+    said = [line for line in said.splitlines() if line.startswith("exercise ")]
+    if len(said) != len(tried):
+        return [f"{len(tried)} verdicts were due, these were given: {said}"]
+    return [
+        f"it says '{line}', it should say '{due}'" for line, (_, due) in zip(said, tried) if not re.match(due, line)
+    ]
+
+
+def run_script(source):
+    """What a script prints, run in a process of its own because a set-up cell changes torch's defaults."""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", notebooks.course(), ids=lambda path: path.stem)
+def test_stubs_are_not_done_yet_solutions_are_correct_and_answers_made_for_the_shown_cases_fail(path):
+    solutions = SOLUTIONS / f"{path.stem}.py"
+    assert exercise_faults(nbformat.read(path, as_version=4), solutions) == []
+
+
+@pytest.mark.parametrize("path", notebooks.course(), ids=lambda path: path.stem)
+def test_a_converted_notebook_keeps_its_solutions_apart_and_links_to_them(path):
+    notebook = nbformat.read(path, as_version=4)
+    named = [found.group(1) for cell in code_cells(notebook) if (found := STUB.match(cell.source))]
+    solutions = SOLUTIONS / f"{path.stem}.py"
+    if path.stem in CONVERTED or solutions.exists():
+        assert functions(solutions) == named
+        assert f"(solutions/{path.stem}.py)" in prose(notebook)
+        assert "Solution:" not in prose(notebook)
+
+
+def test_every_file_of_solutions_belongs_to_a_notebook():
+    assert {path.stem for path in SOLUTIONS.glob("*.py")} <= {path.stem for path in notebooks.course()}
+
+
+# --- the tests above notice what they are for ---
+
+SETUP = "from minidsv4.course import show\n\nhalf_of = lambda x: x / 2"
+CHECK = "show.exercise(half, ((4,), 2), ((0.5,), half_of(0.5)){fresh})"
+FRESH = ", fresh=lambda generator: ((x := generator.uniform(),), half_of(x))"
+
+
+def exercise_on_halving(stub="...", mark="", fresh=FRESH, prose=""):
+    """A notebook with one exercise, in the form of the convention."""
+    cells = [
+        v4.new_code_cell(SETUP),
+        v4.new_code_cell(f"# exercise: half{mark}\ndef half(x):\n    return {stub}  # half of x"),
+        v4.new_code_cell(CHECK.format(fresh=fresh)),
+        v4.new_markdown_cell(prose),
+    ]
+    return v4.new_notebook(cells=cells)
+
+
+def in_details(answer):
+    """A solution as it stands in a notebook that is not converted."""
+    listing = f"```python\ndef half(x):\n    return {answer}\n```"
+    return f"<details><summary>Solution: half</summary>\n\n{listing}\n\n</details>"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("notebook", "answer", "fault"),
+    [
+        (exercise_on_halving(), "x / 2", None),
+        (exercise_on_halving(), "np.true_divide(x, 2)", None),
+        (exercise_on_halving(), "x / 3", "half(4) is not right yet. It is 1.333, it should be 2"),
+        (exercise_on_halving(stub="x / 2"), "x / 2", "it should say 'exercise half: not done yet'"),
+        (exercise_on_halving(stub="x / 3", mark=" (repair)"), "x / 2", None),
+        (exercise_on_halving(stub="x / 2", mark=" (repair)"), "x / 2", "should say 'exercise half: .* is not right"),
+        (exercise_on_halving(fresh=""), "x / 2", "correct in 2 of 2 cases', it should say"),
+        (exercise_on_halving(), None, "half needs a check cell and a solution"),
+        (exercise_on_halving(prose=in_details("x / 2")), None, None),
+        (exercise_on_halving(prose=in_details("x / 3")), None, "half(4) is not right yet"),
+    ],
+)
+def test_only_an_exercise_whose_stub_fails_and_whose_solution_passes_is_sound(notebook, answer, fault, tmp_path):
+    solutions = tmp_path / "half.py"
+    if answer:
+        solutions.write_text(f"import numpy as np\n\n\ndef half(x):\n    return {answer}\n")
+    found = exercise_faults(notebook, solutions)
+    assert found == [] if fault is None else len(found) == 1 and fault in found[0], found
+
+
+def test_an_exercise_without_its_check_is_missed(tmp_path):
+    notebook = exercise_on_halving(prose=in_details("x / 2"))
+    del notebook.cells[2]
+    assert exercise_faults(notebook, tmp_path / "half.py") == ["half needs a check cell and a solution"]
