@@ -210,7 +210,17 @@ def test_the_random_cases_and_the_small_ones_are_of_the_same_operations():
     assert np.isfinite([small_case(name)[1][0].sum().item() for name in Ops._fields if name not in CHOICES]).all()
 
 
-# ---- without numbers: the meta device ----
+# ---- without numbers: the meta device, torch.export, torch.compile ----
+
+# A layer of each kind and two Sinkhorn steps: what torch traces in seconds.
+TRACED = TINY.replace(
+    num_hidden_layers=3,
+    compress_ratios=(0, 3, 12, 0),
+    layer_types=(*TINY.layer_types[:3], TINY.layer_types[0]),
+    mlp_layer_types=TINY.mlp_layer_types[:3],
+    hc_sinkhorn_iters=2,
+    num_nextn_predict_layers=0,
+)
 
 
 def test_a_plain_model_on_the_meta_device_has_shapes_with_a_cache_and_without():
@@ -229,3 +239,44 @@ def test_a_plain_model_is_exported_and_runs_on_unharmed():
     with torch.no_grad():
         exported = torch.export.export(model, (ids,))
         assert off(exported.module()(ids), model(ids)) < 1e-5  # float32
+
+
+@pytest.mark.slow
+def test_a_plain_model_is_compiled_without_a_break_forwards_and_backwards():
+    """Kind: what torch cannot trace; `object()` in a new cache broke every graph. aot_eager needs no C++ compiler."""
+    model, ids_BT = small_model(TRACED).use(PLAIN), token_ids(2, 26)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    found = []
+    for run in (model, compiled):
+        logits_BTV = run(ids_BT)
+        logits_BTV.square().mean().backward()
+        found.append((logits_BTV.detach(), model.layers[1].attn.wkv.weight.grad.clone()))
+        model.zero_grad()
+    torch.compiler.reset()
+    for expected, ours in zip(*found, strict=True):
+        assert off(ours, expected) < EXACT
+
+
+SENTENCE = r"ops: the fast form.* call model.use\(PLAIN\) first"
+
+
+def test_fast_on_the_meta_device_says_to_use_plain():
+    with torch.device("meta"):
+        model = Model(TINY)
+    for cache in (None, model.new_cache(2)):
+        with pytest.raises(ValueError, match=SENTENCE):
+            model(token_ids(2, 20).to("meta"), cache)
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_an_export_of_fast_says_to_use_plain(learning):
+    with torch.set_grad_enabled(learning), pytest.raises(ValueError, match=SENTENCE):
+        torch.export.export(small_model(TRACED), (token_ids(2, 26),))
+
+
+def test_one_graph_of_fast_says_to_use_plain():
+    """Without `fullgraph` torch runs the fast forms between its graphs, and the logits are right."""
+    compiled = torch.compile(small_model(TRACED), backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=SENTENCE):
+        compiled(token_ids(2, 26))
+    torch.compiler.reset()

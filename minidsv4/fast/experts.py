@@ -6,12 +6,13 @@ T tokens, D width, A active experts, E experts, F expert width.
 import torch
 from torch import Tensor
 
-from minidsv4.fast.function import FastFunction, first_derivative_only
+from minidsv4.fast.function import FastFunction, first_derivative_only, need_numbers
 from minidsv4.ops import swiglu, upcast
 
 
 def experts(x: Tensor, picked: Tensor, weight: Tensor, w13_EFD: Tensor, w2_EDF: Tensor, limit: float) -> Tensor:
     """`ops.experts` in A of E of its products; each token's experts are summed in the order of its picks."""
+    need_numbers(x)
     expert, order = picked.flatten().sort(stable=True)
     visited, counts = expert.unique_consecutive(return_counts=True)
     visits = list(zip(visited.tolist(), counts.tolist()))

@@ -9,6 +9,8 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 HAND_WRITTEN = "ops: the fast form of {} has a hand-written gradient, which {}; call model.use(PLAIN) first"
+NOT_TRACED = "ops: the fast forms have gradients that torch.compile does not trace; call model.use(PLAIN) first"
+NO_NUMBERS = "ops: the fast forms look at numbers, and {} has none; call model.use(PLAIN) first"
 
 
 def cached(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -25,6 +27,13 @@ def cached(function: Callable[..., Result]) -> Callable[..., Result]:
     return call
 
 
+def need_numbers(x: Tensor) -> None:
+    """Raise ValueError on the meta device and in `torch.export`, where what a tensor holds is not known."""
+    exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+    if exporting or x.is_meta:
+        raise ValueError(NO_NUMBERS.format("a trace of torch.export" if exporting else "the meta device"))
+
+
 class NoContext:
     """What a forward keeps for its gradient where there will be none."""
 
@@ -39,8 +48,11 @@ class FastFunction(torch.autograd.Function):
     def run(cls, *arguments) -> Tensor:
         """`apply`; the forward alone where no gradient is asked for, which a decoding step runs some twenty times.
 
-        raises  ValueError inside `torch.func` transforms and under forward-mode differentiation
+        raises  ValueError inside `torch.func` transforms, under forward-mode differentiation, and without numbers
         """
+        if torch.compiler.is_dynamo_compiling():  # the words are shown where `fullgraph=True` forbids a break
+            torch._dynamo.graph_break(msg=NOT_TRACED)
+        need_numbers(arguments[0])
         try:
             return cls.apply(*arguments) if torch.is_grad_enabled() else cls.forward(NoContext(), *arguments)
         except RuntimeError as error:

@@ -122,7 +122,7 @@ class LayerMemory:
 class Snapshot:
     """A state of one cache, to be given to `Cache.restore`."""
 
-    owner: object = field(repr=False)
+    owner: "Cache" = field(repr=False)
     number: int
     n_tokens: int
     ends: list[SeriesState] = field(repr=False)  # of every series
@@ -153,7 +153,6 @@ class Cache:
         self.n_tokens = 0
         self.kinds = tuple(map(LayerKind, kinds or config.layer_types[: config.num_hidden_layers]))
         self.layers = [new_layer_memory(config, kind, batch_size, dtype, device) for kind in self.kinds]
-        self._identity = object()  # what its snapshots know it by
         self._numbers: list[int] = []  # of the snapshots that can still be restored, oldest first
         self._n_taken = 0
 
@@ -185,14 +184,14 @@ class Cache:
         """The present state; a few numbers a layer, since values are never overwritten."""
         self._n_taken += 1
         self._numbers.append(self._n_taken)
-        return Snapshot(self._identity, self._n_taken, self.n_tokens, [series.ends() for series in self.series()])
+        return Snapshot(self, self._n_taken, self.n_tokens, [series.ends() for series in self.series()])
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to `snapshot`, exactly; it stays valid, snapshots taken after it do not.
 
         raises  ValueError for what is no snapshot of this cache, or one that is void
         """
-        if getattr(snapshot, "owner", None) is not self._identity:
+        if getattr(snapshot, "owner", None) is not self:
             raise ValueError("cache: this snapshot belongs to another cache; restore one that this cache took")
         place = bisect.bisect_left(self._numbers, snapshot.number)
         if self._numbers[place : place + 1] != [snapshot.number]:
