@@ -16,6 +16,7 @@ from converted import CONVERTED
 from nbformat import v4
 
 from minidsv4.course import notebooks
+from minidsv4.course.index import course
 
 ROOT = Path(__file__).resolve().parents[1]
 SOLUTIONS = notebooks.FOLDER / "solutions"
@@ -109,13 +110,13 @@ def run_script(source):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", notebooks.course(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", course(notebooks.FOLDER), ids=lambda path: path.stem)
 def test_stubs_are_not_done_yet_solutions_are_correct_and_answers_made_for_the_shown_cases_fail(path):
     solutions = SOLUTIONS / f"{path.stem}.py"
     assert exercise_faults(nbformat.read(path, as_version=4), solutions) == []
 
 
-@pytest.mark.parametrize("path", notebooks.course(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", course(notebooks.FOLDER), ids=lambda path: path.stem)
 def test_a_converted_notebook_keeps_its_solutions_apart_and_links_to_them(path):
     notebook = nbformat.read(path, as_version=4)
     named = [found.group(1) for cell in code_cells(notebook) if (found := STUB.match(cell.source))]
@@ -127,7 +128,7 @@ def test_a_converted_notebook_keeps_its_solutions_apart_and_links_to_them(path):
 
 
 def test_every_file_of_solutions_belongs_to_a_notebook():
-    assert {path.stem for path in SOLUTIONS.glob("*.py")} <= {path.stem for path in notebooks.course()}
+    assert {path.stem for path in SOLUTIONS.glob("*.py")} <= {path.stem for path in course(notebooks.FOLDER)}
 
 
 # --- the tests above notice what they are for ---

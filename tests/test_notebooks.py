@@ -106,14 +106,6 @@ def test_a_notebook_was_saved_by_the_builder(path):
     assert nbformat.writes(notebook) + "\n" == path.read_text(encoding="utf-8")
 
 
-def test_the_index_links_to_every_notebook_by_its_question():
-    index = nbformat.read(notebooks.FOLDER / "index.ipynb", as_version=4)
-    assert [cell.source for cell in index.cells] == [text for _, text in notebooks.index_cells()]
-    links = index.cells[2].source.splitlines()
-    assert len(links) == len(PATHS) - 1
-    assert all(re.fullmatch(r"- \d\d \[.+\?\]\(\w+\.ipynb\)", link) for link in links), links
-
-
 def sound_notebook():
     """A notebook without a fault, with a picture, a listing and an error that is meant."""
     data, alt = {"image/png": "iVBORw0K", "text/plain": "a rising line"}, {"image/png": {"alt": "a rising line"}}

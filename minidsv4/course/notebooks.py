@@ -1,6 +1,6 @@
 """The course's notebooks: run, written and indexed so that a second run changes no byte.
 
-    python -m minidsv4.course.notebooks                  run and save every notebook, then the index
+    python -m minidsv4.course.notebooks                  run and save every notebook, then index and glossary
     python -m minidsv4.course.notebooks 00_tour --check  run this one and say whether a byte would change
 
 The committed .ipynb is the source. Running it anew fixes everything that a run leaves behind: cell ids, counts from 1
@@ -21,17 +21,18 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import v4
 
+from minidsv4.course.glossary import glossary_cells
+from minidsv4.course.index import BUILD, course, index_cells
 from minidsv4.course.live import STATIC
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
-INDEX = "index"
+GENERATED = {"index": index_cells, "glossary": glossary_cells}
 SECONDS_PER_CELL = 300
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
 FOLDED = re.compile(r"# hidden: \S|show\.predict\(")
-MAP_CELL = "from minidsv4.course import show\n\nshow.setup()\nshow.map_of_model()"
 
 
 def write(path, cells):
@@ -124,34 +125,13 @@ def settle(notebook, stem):
                 output.traceback = [f"{output.ename}: {output.evalue}"]
 
 
-def index_cells(folder=FOLDER):
-    """The index: the map, a link to every notebook by its question, which is its first heading, and the equations."""
-    lines = []
-    for path in course(folder):
-        number = path.stem.split("_")[0]
-        question = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
-        lines.append(f"- {number} [{question}]({path.name})")
-    return [
-        ("md", "# minidsv4: the course\n\nEach notebook answers one question and runs alone."),
-        ("code", MAP_CELL),
-        ("md", "\n".join(lines)),
-        ("md", "From an equation of the report to its loop and to its PyTorch form:"),
-        ("code", "show.equations()"),
-    ]
-
-
-def course(folder=FOLDER):
-    """Paths of the notebooks in reading order, the index left out."""
-    return sorted(path for path in Path(folder).glob("*.ipynb") if path.stem != INDEX)
-
-
 def rebuild(path, check=False):
     """Run the notebook at path and save it; with check, save nothing.
 
     returns  True where the file stays as it was, byte for byte
     """
-    if path.stem == INDEX:
-        notebook = v4.new_notebook(cells=[_new_cell(*cell) for cell in index_cells(path.parent)])
+    if path.stem in GENERATED:
+        notebook = v4.new_notebook(cells=[_new_cell(*cell) for cell in GENERATED[path.stem](path.parent)])
     else:
         notebook = nbformat.read(path, as_version=4)
     before = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -162,14 +142,16 @@ def rebuild(path, check=False):
 
 
 def main(words=None):
-    """Rebuild the named notebooks, or all and the index; the exit status is 1 where --check finds a change."""
+    """Rebuild the named notebooks, or all, index and glossary; the exit status is 1 where --check finds a change."""
     parser = argparse.ArgumentParser(
         prog="python -m minidsv4.course.notebooks", description="Run and save the notebooks."
     )
-    parser.add_argument("names", nargs="*", help="such as 00_tour; none means all of them and the index")
+    parser.add_argument("names", nargs="*", help="such as 00_tour; none means all of them, index and glossary")
     parser.add_argument("--check", action="store_true", help="save nothing, say what would change")
     choice = parser.parse_args(words)
-    known = {path.stem: path for path in [*course(), FOLDER / f"{INDEX}.ipynb"]}
+    track = sorted((FOLDER / BUILD).glob("*.ipynb"))
+    pages = [FOLDER / f"{page}.ipynb" for page in GENERATED]
+    known = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in [*course(FOLDER), *track, *pages]}
     if unknown := [name for name in choice.names if name not in known]:
         parser.error(f"no notebook is called {', '.join(unknown)}: there are {', '.join(known)}")
     same = True

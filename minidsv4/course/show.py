@@ -23,6 +23,7 @@ from minidsv4.course.checks import exercise as exercise
 from minidsv4.course.questions import predict as predict
 from minidsv4.course.record import record as record
 from minidsv4.course.sliders import explore as explore
+from minidsv4.course.tables import Table as Table
 
 
 def setup(seed=0):
@@ -125,21 +126,6 @@ def source(*things):
         name = f"# {thing.__module__.replace('.', '/')}.py"
         files.setdefault(name, []).append(textwrap.dedent(inspect.getsource(thing)).rstrip())
     return Listing("\n\n\n".join(f"{name}\n" + "\n\n\n".join(texts) for name, texts in files.items()))
-
-
-class Table:
-    """Rows of text under a heading each, shown as a table."""
-
-    def __init__(self, headings, rows):
-        self.rows = [tuple(headings), *map(tuple, rows)]
-
-    def _repr_markdown_(self):
-        lines = [f"| {' | '.join(row)} |" for row in self.rows]
-        lines.insert(1, "|---" * len(self.rows[0]) + "|")
-        return "\n".join(lines)
-
-    def __repr__(self):
-        return "\n".join("  ".join(row) for row in self.rows)
 
 
 def equations():

@@ -1,0 +1,161 @@
+"""The course's first page: what there is, in which order, how long it takes, and what is not there yet.
+
+Question, minutes, needs and abilities are read off each notebook's first cell, so they are written once. That cell
+has the question as its heading, a line `Needs: ... About 30 minutes.` and a list below `Afterwards you can`.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+
+from minidsv4.course.tables import Table
+
+MAP_CELL = "from minidsv4.course import show\n\nshow.setup()\nshow.map_of_model()"
+PAGES = ("index", "glossary")  # notebooks that the builder writes
+BUILD = "build"  # the folder of the track in which the reader writes a V4
+
+# Numbers of notebooks. A notebook that no week names stands below the weeks.
+AFTERNOON = ("00", "01", "02", "04", "05", "07")
+WEEKS = {
+    "Week 1, reading little of a long past": ("00", "01", "02", "03", "04", "05"),
+    "Week 2, the rest of a layer": ("06", "07", "08"),
+    "Week 3, training it": ("09", "10", "11"),
+    "Week 4, at full size": ("12", "13", "14", "15"),
+}
+PLANNED = {
+    "11": "What fits into 4 bits?",
+    "15": "Does it work at 1,048,576 tokens on this machine?",
+    "16": "What if a thousand users share a prefix, and one machine dies?",
+    "17": "How do thinking modes and tools reach the model?",
+    "18": "How do ten specialists become one?",
+    "19": "What goes wrong in everybody's first port?",
+    "20": "Is it the same model?",
+}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a notebook's first cell says of it."""
+
+    number: str
+    file: str
+    question: str
+    minutes: int
+    needs: str
+    abilities: tuple
+
+    @property
+    def link(self):
+        """A link in Markdown, in which a price does not begin a formula."""
+        return f"[{self.number} {re.sub(r'[$](?=[0-9])', '&#36;', self.question)}]({self.file})"
+
+
+def course(folder):
+    """Paths of the notebooks in reading order, the pages that the builder writes left out."""
+    return sorted(path for path in Path(folder).glob("*.ipynb") if path.stem not in PAGES)
+
+
+def lesson(path):
+    """The Lesson that a notebook's first cell describes.
+
+    raises  ValueError naming the notebook and what its first cell lacks
+    """
+    first = nbformat.read(path, as_version=4).cells[0].source
+    heading = re.match(r"# (.+\?)\n", first)
+    needs = re.search(r"^Needs: (.+?)\.? About (\d+) minutes", first, re.MULTILINE)
+    abilities = re.findall(r"^- (.+?)[,.]?$", first.partition("Afterwards you can")[2], re.MULTILINE)
+    if not (heading and needs and abilities):
+        raise ValueError(
+            f"{path.name}: its first cell should have a question as heading, a line 'Needs: ... About 30 minutes.' "
+            "and a list below 'Afterwards you can'"
+        )
+    number = path.stem.split("_")[0]
+    return Lesson(number, path.name, heading[1], int(needs[2]), needs[1], tuple(abilities))
+
+
+def lessons(folder):
+    """Number of a notebook = its Lesson, in reading order."""
+    return {found.number: found for found in map(lesson, course(folder))}
+
+
+def index_cells(folder):
+    """The index: the map, what there is, two paths through it, what is not there yet, and the equations."""
+    known = lessons(folder)
+    return [
+        ("md", "# minidsv4: the course\n\n" + WELCOME + _build_track(folder)),
+        ("code", MAP_CELL),
+        ("md", "## Notebooks\n\n" + _notebooks(known)),
+        ("md", "## Two paths\n\n" + _paths(known)),
+        ("md", "## Not there yet\n\n" + _planned(known)),
+        ("md", "## From an equation of the report to its loop and to its PyTorch form"),
+        ("code", "show.equations()"),
+    ]
+
+
+WELCOME = (
+    "Each notebook answers one question and runs alone in at most a minute and a half. In every notebook you predict, "
+    "compute, look, break something and write something; solutions stand apart, in `solutions/`. Letters and "
+    "abbreviations are explained in the [glossary](glossary.ipynb). `make lab` opens copies of your own, in the folder "
+    "`work`, with sliders and with questions that hide what follows until you answer."
+)
+
+
+def _build_track(folder):
+    """A sentence about the build track, where there is one."""
+    found = sorted((Path(folder) / BUILD).glob("*.ipynb"))
+    if not found:
+        return ""
+    link = f"[first notebook]({BUILD}/{found[0].name})"
+    return f"\n\n**Build a V4.** In `{BUILD}/` you write the model yourself, step by step: {link}."
+
+
+def _notebooks(known):
+    """The table of notebooks."""
+    rows = [
+        (found.link, str(found.minutes), _without_links(found.needs), "<br>".join(found.abilities))
+        for found in known.values()
+    ]
+    return Table(("question", "minutes", "needs", "afterwards you can"), rows).markdown()
+
+
+def _without_links(text):
+    """Text whose links are their words."""
+    return re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text)
+
+
+def _paths(known):
+    """The two paths, and what is on neither."""
+    lines = [f"**An afternoon** ({_hours(known, AFTERNOON)}): what is new in V4's attention, cache and experts."]
+    lines += [
+        "",
+        _links(known, AFTERNOON),
+        "",
+        "**A course of four weeks**, a notebook at a sitting, with exercises.",
+        "",
+    ]
+    for title, numbers in WEEKS.items():
+        lines.append(f"- {title} ({_hours(known, numbers)}): {_links(known, numbers)}")
+    named = {number for numbers in WEEKS.values() for number in numbers}
+    if others := [number for number in known if number not in named]:
+        lines.append(f"- Besides ({_hours(known, others)}): {_links(known, others)}")
+    return "\n".join(lines)
+
+
+def _links(known, numbers):
+    """Short links to notebooks: 05 cache."""
+    found = [known[number].file for number in numbers if number in known]
+    return ", ".join(f"[{Path(file).stem.replace('_', ' ')}]({file})" for file in found)
+
+
+def _hours(known, numbers):
+    """The sum of the notebooks' minutes, in half hours."""
+    halves = round(sum(known[number].minutes for number in numbers if number in known) / 30)
+    return f"{halves / 2:g} hour{'s' if halves != 2 else ''}"
+
+
+def _planned(known):
+    """Questions of notebooks that are planned and do not exist."""
+    missing = [f"- {number} {question}" for number, question in PLANNED.items() if number not in known]
+    return "\n".join(missing) or "Nothing: every planned notebook exists."

@@ -1,0 +1,229 @@
+"""The course's rules on names, prose and code, and its two pages that the builder writes.
+
+A table over all notebooks is printed (`pytest -s`); it must hold zeros for those that are CONVERTED.
+"""
+
+import ast
+import re
+import shutil
+import tomllib
+
+import nbformat
+import pytest
+from converted import CONVERTED
+from nbformat import v4
+
+from minidsv4.course import index, notebooks
+from minidsv4.course.glossary import ABBREVIATIONS, glossary_cells
+from minidsv4.dims import GLOSSARY
+
+PATHS = index.course(notebooks.FOLDER)
+WIDEST, LONGEST, NEAR = 88, 15, 30
+RULES = (f"code lines over {WIDEST} columns", f"cells over {LONGEST} lines", "statements of several assignments")
+RULES += ("abbreviations not spelled out",)
+
+
+def read(path):
+    """The notebook in a file."""
+    return nbformat.read(path, as_version=4)
+
+
+def code(notebook):
+    """Sources of the code cells."""
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def wide_lines(notebook):
+    """Lines of code that are too wide."""
+    return [line for source in code(notebook) for line in source.splitlines() if len(line) > WIDEST]
+
+
+def long_cells(notebook):
+    """First lines of code cells that are too long."""
+    return [source.splitlines()[0] for source in code(notebook) if len(source.splitlines()) > LONGEST]
+
+
+def packed_statements(notebook):
+    """Statements that assign several things: a, b = x, y and a = b = x."""
+    nodes = [node for source in code(notebook) for node in ast.walk(ast.parse(source))]
+    return [ast.unparse(node) for node in nodes if isinstance(node, ast.Assign) and is_packed(node)]
+
+
+def is_packed(assign):
+    """True for an assignment with several targets, or of a tuple that is written out to a tuple."""
+    return len(assign.targets) > 1 or (isinstance(assign.targets[0], ast.Tuple) and isinstance(assign.value, ast.Tuple))
+
+
+def prose(notebook):
+    """What a reader reads, in order: Markdown without code, formulas and addresses, and the words of questions."""
+    parts = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts.append(
+                re.sub(r"(?s)```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|`[^`\n]*`|\]\([^)\s]*\)|<[^>]*>", " ", cell.source)
+            )
+        elif cell.source.startswith("show.predict("):
+            nodes = ast.walk(ast.parse(cell.source))
+            words = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+            parts.append("\n".join(words))
+    return re.sub(r"[\s*_\[\]]+", " ", "\n\n".join(parts))
+
+
+def unspelled(notebook):
+    """Abbreviations that are not spelled out next to their first use."""
+    text = prose(notebook)
+    for short, meant in ABBREVIATIONS.items():
+        first = re.search(rf"(?<![\w-]){short}(?:\d*|s)(?!\w)", text)
+        if first and not meant.everyday:
+            reach = len(meant.words) + NEAR
+            around = text[max(0, first.start() - reach) : first.end() + reach]
+            if plain(meant.words) not in plain(around):
+                yield short
+
+
+def plain(words):
+    """Words in small letters, hyphens as spaces."""
+    return re.sub(r"[\s-]+", " ", words.lower())
+
+
+def counts(notebook):
+    """How often each of the RULES is broken, with the cases."""
+    found = (wide_lines(notebook), long_cells(notebook), packed_statements(notebook), list(unspelled(notebook)))
+    return dict(zip(RULES, found))
+
+
+def test_converted_notebooks_keep_the_rules_and_a_table_shows_how_far_the_others_are():
+    faults = {path.stem: counts(read(path)) for path in PATHS}
+    for stem, found in faults.items():
+        row = ", ".join(f"{len(cases)} {rule}" for rule, cases in found.items())
+        names = " ".join(found[RULES[-1]])
+        print(f"{stem:24s} {'    ' if stem in CONVERTED else 'old '} {row}{': ' if names else ''}{names}")
+    assert {stem: found for stem, found in faults.items() if stem in CONVERTED and any(found.values())} == {}
+
+
+def sound():
+    """A notebook that keeps the rules."""
+    cells = [
+        v4.new_markdown_cell(
+            "# Why?\n\nCompressed Sparse Attention (CSA) and `HCA` and $MLA$ and [this](MHA.ipynb). CSA."
+        ),
+        v4.new_code_cell("show.predict(\n    'Does grouped-query attention (GQA8) grow?'\n)"),
+        v4.new_code_cell("a, b = f()\nc = (1, 2)\n" + "x = 1\n" * 12 + "# HCA" + " " * 83),
+    ]
+    return v4.new_notebook(cells=cells)
+
+
+PLANTED = {
+    RULES[0]: lambda n: n.cells[2].update(source="# " + "x" * 87),
+    RULES[1]: lambda n: n.cells[2].update(source="x = 1\n" * 16),
+    RULES[2]: lambda n: n.cells[2].update(source="a, b = 1, 2"),
+    RULES[3]: lambda n: n.cells[1].update(source="show.predict(\n    'Does GQA8 grow?'\n)"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_broken_rule_is_counted(rule):
+    notebook = sound()
+    assert counts(notebook) == dict.fromkeys(RULES, [])
+    PLANTED[rule](notebook)
+    assert {name for name, cases in counts(notebook).items() if cases} == {rule}
+
+
+@pytest.mark.parametrize("source", ["a = b = 1", "for x in y:\n    a, b = b, a", "(a, (b, c)) = (1, z)"])
+def test_several_assignments_in_a_statement_are_seen_in_any_form(source):
+    assert len(packed_statements(v4.new_notebook(cells=[v4.new_code_cell(source)]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("**Compressed Sparse Attention** ([CSA](x.ipynb))", []),
+        ("CSA (compressed sparse attention) and CSA", []),
+        ("CSA. " + "Much later comes its meaning. " * 3 + "Compressed Sparse Attention", ["CSA"]),
+        ("Two FLOPs are two floating-point operations.", []),
+        ("An indexer in MXFP4", ["MXFP4"]),
+        ("CSA-like", ["CSA"]),
+        ("BF16, FP32 and xCSA", []),
+    ],
+)
+def test_an_abbreviation_is_spelled_out_beside_its_first_use_or_missed(text, found):
+    assert list(unspelled(v4.new_notebook(cells=[v4.new_markdown_cell(text)]))) == found
+
+
+def test_notebooks_that_are_not_converted_are_those_that_the_formatter_leaves_alone():
+    settings = tomllib.loads((notebooks.FOLDER / "ruff.toml").read_text(encoding="utf-8"))
+    left_alone = {name.removesuffix(".ipynb") for name in settings["format"]["exclude"]}
+    assert left_alone == {path.stem for path in PATHS} - set(CONVERTED)
+    assert set(settings["lint"]["per-file-ignores"]) - {"*.ipynb"} <= {f"{name}.ipynb" for name in left_alone}
+
+
+@pytest.mark.parametrize("stem", CONVERTED)
+def test_a_converted_notebook_links_to_the_glossary_in_its_first_cell(stem):
+    assert "(glossary.ipynb)" in read(notebooks.FOLDER / f"{stem}.ipynb").cells[0].source
+
+
+@pytest.mark.parametrize("stem", CONVERTED)
+def test_a_converted_notebook_explains_the_abbreviations_for_which_the_glossary_sends_readers_there(stem):
+    sent = [short for short, meant in ABBREVIATIONS.items() if meant.notebook == stem.split("_")[0]]
+    text = prose(read(notebooks.FOLDER / f"{stem}.ipynb"))
+    assert [short for short in sent if not re.search(rf"(?<![\w-]){short}", text)] == []
+
+
+# --- the pages that the builder writes ---
+
+
+@pytest.mark.parametrize("page", notebooks.GENERATED)
+def test_a_page_of_the_builder_is_as_it_would_write_it_now(page):
+    stored = [cell.source for cell in read(notebooks.FOLDER / f"{page}.ipynb").cells]
+    assert stored == [text for _, text in notebooks.GENERATED[page](notebooks.FOLDER)], "make notebooks ARGS=" + page
+
+
+def page(cells):
+    """The Markdown of a page as one text."""
+    return "\n".join(text for kind, text in cells if kind == "md")
+
+
+def test_the_index_names_each_notebook_with_its_question_its_minutes_its_needs_and_its_abilities():
+    text = page(index.index_cells(notebooks.FOLDER))
+    for path in PATHS:
+        told = index.lesson(path)
+        row = next(line for line in text.splitlines() if line.startswith("|") and f"]({path.name})" in line)
+        assert row.split(" | ")[1] == str(told.minutes) and 10 <= told.minutes <= 60
+        assert row.count("<br>") == len(told.abilities) - 1 == 2
+        assert told.question.endswith("?") and (told.question in row or "$" in told.question)
+    assert len(re.findall(r"(?m)^- Week \d", text)) == len(index.WEEKS) and "An afternoon" in text
+
+
+def test_a_notebook_of_the_future_is_announced_until_it_exists_and_then_stands_in_the_table(tmp_path):
+    first = "# Why {}?\n\nNeeds: a pen. About 30 minutes.\n\nAfterwards you can\n- see,\n- say,\n- stay."
+    for name in ("00_tour", "11_bits", "30_more"):
+        nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(first.format(name))]), tmp_path / f"{name}.ipynb")
+    text = page(index.index_cells(tmp_path))
+    assert "- 11 " not in text and "- 15 " in text
+    assert "| [11 Why 11_bits?](11_bits.ipynb) | 30 | a pen | see<br>say<br>stay |" in text
+    assert "Week 3, training it (0.5 hours): [11 bits](11_bits.ipynb)" in text
+    assert "Besides (0.5 hours): [30 more](30_more.ipynb)" in text
+    assert "build/" not in text
+    (tmp_path / "build").mkdir()
+    shutil.copy(tmp_path / "00_tour.ipynb", tmp_path / "build" / "01_norm.ipynb")
+    assert "(build/01_norm.ipynb)" in page(index.index_cells(tmp_path))
+    assert "| QAT | quantisation-aware training | [11 Why 11_bits?](11_bits.ipynb) |" in page(glossary_cells(tmp_path))
+
+
+@pytest.mark.parametrize("lacking", ["?", "Needs", "About", "- "])
+def test_a_first_cell_without_its_parts_is_refused_by_name(lacking, tmp_path):
+    first = "# Why?\n\nNeeds: a pen. About 30 minutes.\n\nAfterwards you can\n- see.".replace(lacking, "")
+    nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(first)]), tmp_path / "07_x.ipynb")
+    with pytest.raises(ValueError, match="07_x.ipynb: its first cell should have"):
+        index.lesson(tmp_path / "07_x.ipynb")
+
+
+def test_the_glossary_has_a_row_for_each_letter_and_each_abbreviation():
+    text = page(glossary_cells(notebooks.FOLDER))
+    for letter, axis in GLOSSARY.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| **{letter}** |"))
+        assert axis.meaning in row and axis.field in row and (axis.pro is None or f"{axis.pro:,}" in row)
+    assert "| **M** | tokens per compressed entry | $m, m'$ | `compress_ratios` | 4 and 128 | 4 and 128 |" in text
+    assert r"| $n_{\text{win}}$ |" in text and "| $n_h^I$ |" in text
+    for short, meant in ABBREVIATIONS.items():
+        assert f"| {short} | {meant.words} |" in text
