@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from minidsv4 import config_json
-from minidsv4.config_check import RULES, check, check_values, require
+from minidsv4.config_check import RULES, check, check_names, check_values, require
 
 
 class LayerKind(enum.Enum):
@@ -139,13 +139,14 @@ class Config:
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Config":
-        """Build from released fields; others (dtype, quantisation, ...) are ignored, and None is a field not given.
+        """Build from released fields; others (dtype, ...) are ignored unless misspelt, and None is a field not given.
 
         Kinds that are not given follow the released rules: ratio 0 is a window, 4 is CSA, any other is HCA; and the
         first `num_hash_layers` layers, else the first 3, route by a table.
         """
         require(isinstance(fields, dict), "fields", fields, "they are a dictionary of names and values")
         given = {name: value for name, value in fields.items() if value is not None}
+        config_json.check_fields(given)
         check_values(given, RULES)
         if "compress_ratios" in given:
             given["compress_ratios"] = tuple(given["compress_ratios"])
@@ -288,6 +289,7 @@ def yarn(settings: dict | YaRN) -> YaRN:
     if isinstance(settings, YaRN):
         return settings
     require(isinstance(settings, dict), "rope_scaling", settings, "it is a table of YaRN's settings, in braces")
+    check_names(settings, config_json.ROPE_NAMES, "rope_scaling.")
     given = {name: settings[name] for name in YaRN._fields if settings.get(name) is not None}
     missing = [name for name in YaRN._fields if name not in given and name not in YaRN._field_defaults]
     require(not missing, "rope_scaling", settings, f"YaRN needs {', '.join(missing)}")

@@ -1,6 +1,7 @@
 """What a `Config` refuses: values that no model can be built from, each with a sentence."""
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -82,6 +83,10 @@ FILE_RULES = RULES | {  # of what stands in a file only
     "compress_rates": TABLE,
     "partial_rotary_factor": Rule(lambda value: type(value) in (int, float) and 0 < value <= 1, "it is part of a head"),
 }
+LOOKALIKES = {  # fields of other families, which a file of V4 may hold as well
+    *("v_head_dim", "qk_nope_head_dim", "num_shared_experts"),
+    *("boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_id", "eod_token_id"),
+}
 YARN_RULES = {
     "factor": Rule(
         lambda value: type(value) in (int, float) and 1 <= value < 1e30, "it stretches: a number, 1 or more"
@@ -97,6 +102,24 @@ def check_values(values: Mapping[str, object], rules: Mapping[str, Rule], prefix
     for name, rule in rules.items():
         value = values.get(name)
         require(value is None or rule.fits(value), prefix + name, value, rule.right)
+
+
+def check_names(fields: Mapping[Any, object], known: Collection[str], prefix: str = "") -> None:
+    """Refuse a name that is nearly one that is read: one letter off, or nine letters in ten the same.
+
+    Other names are those of fields that V4 does not have, or does not need: they are left alone.
+    """
+    for name in fields:
+        if isinstance(name, str) and name not in known and name not in LOOKALIKES:
+            near = [right for right in difflib.get_close_matches(name.lower(), known, cutoff=0.8) if alike(name, right)]
+            require(not near, prefix + name, fields[name], f"no such field is read; did you mean {''.join(near[:1])}?")
+
+
+def alike(name: str, right: str) -> bool:
+    """Whether a name is a misspelling: at most one letter in ten is other, or a single one of a short name."""
+    share = difflib.SequenceMatcher(None, name.lower(), right).ratio()
+    letters = (1 - share) * len(right)
+    return round(letters, 6) <= max(1, len(right) / 10)
 
 
 def check(config: "Config") -> None:

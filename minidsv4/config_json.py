@@ -7,7 +7,7 @@ import json
 import warnings
 from pathlib import Path
 
-from minidsv4.config_check import FILE_RULES, RULES, TABLE, check_values, require, shown
+from minidsv4.config_check import FILE_RULES, RULES, TABLE, YARN_RULES, check_names, check_values, require, shown
 
 FIXED: dict[str, object] = {  # fields that V4 never varies: another value is another model
     "num_key_value_heads": 1,
@@ -20,6 +20,8 @@ FIXED: dict[str, object] = {  # fields that V4 never varies: another value is an
     "mlp_bias": False,
     "attention_dropout": 0.0,
 }
+NAMES = {*FILE_RULES, *FIXED, "model_type", "bos_token_id", "eos_token_id"}  # all that is read of a file
+ROPE_NAMES = {*YARN_RULES, *("type rope_type attention_factor rope_theta partial_rotary_factor main compress").split()}
 WINDOW, CSA, HCA = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
 RATES = {CSA: 4, HCA: 128}  # tokens per entry where transformers' file names none
 DRAFTS_LEFT_OUT = "drafts_left_out"  # no field of a file: `read` says with it that the weights' `mtp.*` are not V4's
@@ -78,12 +80,18 @@ def released(fields: dict) -> dict:
     require(kind == "deepseek_v4", "model_type", kind, right)
     nested = fields.get("text_config") is not None
     require(not nested, "config.json", "text_config", f"this file seems to be {family(fields)}, not V4")
+    check_fields(fields)
+    check_values(fields, FILE_RULES)
+    return fields | released_schedule(fields) | released_rope(fields)
+
+
+def check_fields(fields: dict) -> None:
+    """Refuse misspelt names, and other values of what V4 never varies; fields of others are left alone."""
+    check_names(fields, NAMES)
     for name, value in FIXED.items():
         given = value if fields.get(name) is None else fields[name]
         same = given == value and isinstance(given, bool) == isinstance(value, bool)
         require(same, name, given, f"V4 has {value!r}")
-    check_values(fields, FILE_RULES)
-    return fields | released_schedule(fields) | released_rope(fields)
 
 
 def family(fields: dict) -> str:
@@ -104,6 +112,7 @@ def released_schedule(fields: dict) -> dict:
     if ratios is None and fields.get("layer_types") is not None:
         kinds = [*fields["layer_types"][:n_layers], WINDOW]  # transformers has no MTP block
         rates = RATES | (fields.get("compress_rates") or {})
+        check_names(rates, RATES, "compress_rates.")
         check_values(rates, dict.fromkeys(RATES, RULES["vocab_size"]), "compress_rates.")
         return {"layer_types": kinds, "compress_ratios": [rates.get(kind, 0) for kind in kinds]}
     if ratios is not None and len(ratios) == n_layers:
@@ -130,6 +139,8 @@ def released_rope(fields: dict) -> dict:
     check_values(nested, {"main": TABLE, "compress": TABLE}, "rope_parameters.")
     main = nested.get("main") or {}
     slowed = nested.get("compress") or nested
+    for name, table in {"rope_scaling.": nested, "main.": main, "compress.": slowed}.items():
+        check_names(table, ROPE_NAMES, name)
     check_values(main, FILE_RULES, "rope_parameters.main.")
     check_values(slowed, FILE_RULES, "rope_parameters.compress.")
     out: dict[str, object] = {"rope_scaling": yarn_settings(slowed)}

@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from small import small_model
 
-from minidsv4 import __version__
+from minidsv4 import __version__, save
 from minidsv4.__main__ import COMMANDS, main
 from minidsv4.train import pretrain
 
@@ -28,6 +30,19 @@ def refusal(capsys, *words):
     code, said, errors = run(capsys, *words)
     assert (code, said) == (2, "") and errors.count("\n") == 1 and errors.endswith(".\n"), (words, said, errors)
     return errors
+
+
+# --- weights ---
+
+
+def test_a_folder_with_a_weight_that_is_nan_is_named_by_its_tensor(tmp_path, capsys):
+    """Kind: damage that no logit shows; `save` keeps what it is given, so that a run that diverged can be looked at."""
+    model = small_model(dtype=torch.float32)
+    model.layers[2].ffn.gate.bias[3] = torch.nan
+    save(model, tmp_path)
+    assert "layers.2.ffn.gate.bias holds nan (1 not finite)" in refusal(
+        capsys, "generate", "x", "--model", str(tmp_path)
+    )
 
 
 # --- numbers ---

@@ -304,6 +304,57 @@ def test_a_file_of_another_model_is_refused_with_field_value_and_what_would_be_r
     assert f"{field} = " in sentence and value in sentence.split(";")[0] and right in sentence.split(";")[1]
 
 
+EVERY_NAME = {field.name for field in dataclasses.fields(v4.Config)} | set(TINY.to_dict()) - {"architectures"}
+
+
+@pytest.mark.parametrize("name", sorted(EVERY_NAME))
+def test_a_misspelt_name_is_refused_with_the_right_one(name):
+    """Kind: a field under a name that nobody reads, once its default in silence; a letter other, lost, twice."""
+    middle = len(name) // 2
+    for wrong in (name[:middle] + "x" + name[middle + 1 :], name[:-1], name + name[-1], name.upper()):
+        for fields in (TINY.to_dict() | {wrong: 3}, {wrong: 3, **TINY.to_dict()} | {name: None}):
+            with pytest.raises(ValueError, match=rf"^config: {wrong} = 3 .* did you mean \w+\?"):
+                v4.Config.from_dict(fields)
+
+
+@pytest.mark.parametrize(
+    ("table", "wrong", "right"),
+    [
+        ("rope_scaling", "beta_fas", "beta_fast"),
+        ("rope_scaling", "atention_factor", "attention_factor"),
+        ("rope_parameters", "rope_tpye", "rope_type"),
+        ("compress_rates", "compressed_sparse_atention", "compressed_sparse_attention"),
+    ],
+)
+def test_a_misspelt_name_within_a_table_is_refused_as_well(table, wrong, right):
+    fields = bench_like()
+    fields[table] = fields.get(table, dict(YARN)) | {wrong: 8}
+    if table == "rope_scaling":
+        del fields["rope_parameters"]
+    with pytest.raises(ValueError, match=rf"{wrong} = 8 .* did you mean {right}\?"):
+        from_fields(fields)
+    if table == "rope_scaling":
+        with pytest.raises(ValueError, match=rf"{wrong} = 8 .* did you mean {right}\?"):
+            TINY.replace(rope_scaling=fields[table])
+
+
+def test_fields_of_others_are_taken_and_not_read(tmp_path):
+    """The other side: what transformers writes for V4, and what its base class and DeepSeek's other models have."""
+    from transformers import DeepseekV3Config, DeepseekV4Config, PretrainedConfig
+
+    others = PretrainedConfig().to_dict() | DeepseekV3Config().to_dict()
+    theirs = DeepseekV4Config(**for_transformers(TINY.to_dict(), "float32")).to_dict()
+    fields = {name: theirs.get(name, value) for name, value in others.items() if name not in EVERY_NAME} | theirs
+    assert {"qk_nope_head_dim", "v_head_dim", "kv_lora_rank", "intermediate_size", "pad_token_id"} <= set(fields)
+    assert from_fields(fields) == from_fields(theirs)
+    assert v4.Config.from_dict(TINY.to_dict() | {"eod_token_id": 3, 7: 8, "comment": "mine"}) == TINY
+
+
+def test_another_value_of_what_v4_never_varies_is_refused_in_a_dictionary_too():
+    with pytest.raises(ValueError, match="scoring_func = 'softmax' .* V4 has 'sqrtsoftplus'"):
+        v4.Config.from_dict(TINY.to_dict() | {"scoring_func": "softmax"})
+
+
 OTHERS = {  # fields of another family's file without its name, and what the file seems to be
     "DeepSeek-V3.2": dict(kv_lora_rank=512, index_topk=2048, hidden_size=7168),
     "DeepSeek-V2 or V3": dict(kv_lora_rank=512, hidden_size=7168),

@@ -324,3 +324,30 @@ def test_the_host_of_a_package_registry_is_caught(pieces):
 def test_web_addresses_and_shebangs_are_no_machine_paths():
     words = "#!/usr/bin/env bash", "https:||example.org|work|x", "docs|home|y", "~|tmp|z"
     assert local_traces(" ".join(words).replace("|", "/")) == []  # apart, so that no path stands in this file
+
+
+# --- files ---
+
+
+def locale_calls(source):
+    """Calls in a source text that read or write text in the encoding of the machine's locale."""
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        name = getattr(call.func, "attr", None) or getattr(call.func, "id", None)
+        words = [word.arg for word in call.keywords]
+        modes = [node.value for node in call.args if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        binary = any(re.fullmatch(r"[rwax+]*b[rwax+]*", mode) for mode in modes)
+        flags = isinstance(call.func, ast.Attribute) and ast.unparse(call.func) == "os.open"
+        if name in ("open", "read_text", "write_text") and not (binary or flags or "encoding" in words):
+            yield f"line {call.lineno}: {ast.unparse(call)}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_file_of_text_is_read_and_written_as_utf_8(path):
+    """Kind: a file written on one machine that another one, of another locale, reads as other letters or not at all."""
+    assert list(locale_calls(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("bad", ["path.read_text()", "path.write_text(text)", "open(path)", "path.open('a')"])
+def test_a_text_in_the_locales_encoding_is_found(bad):
+    assert len([*locale_calls(bad)]) == 1
+    assert not [*locale_calls("open(path, 'r+b'); path.read_text(encoding='utf-8'); os.open(a, b)")]

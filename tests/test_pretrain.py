@@ -269,6 +269,17 @@ def test_a_recipe_that_cannot_be_followed_is_refused_with_a_sentence(change, wor
     assert words in said and said.count("\n") == 1
 
 
+def test_a_recipe_is_read_as_utf_8_with_or_without_a_byte_order_mark(tmp_path):
+    """Kind: a file of settings read in the locale's encoding, and one that is no UTF-8 in a codec's words."""
+    text = json.dumps(SMALL | {"about": "größer"}, ensure_ascii=False)
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "own.json").write_text(text, encoding=encoding)
+        assert Plan.read(str(tmp_path / "own.json")).fields["about"] == "größer"
+    (tmp_path / "own.json").write_text(text, encoding="cp1252")
+    with pytest.raises(ValueError, match=r"--recipe .*own\.json: UnicodeDecodeError"):
+        Plan.read(str(tmp_path / "own.json"))
+
+
 def test_a_missing_recipe_and_a_folder_without_a_run_are_refused_with_a_sentence(tmp_path, capsys):
     for words, said in (
         (["--recipe", "huge"], "there is no such recipe"),

@@ -73,13 +73,17 @@ def training_needs(config: Config) -> int:
 def memory_left() -> int:
     """Bytes that a program may still take, within a container's limit: on Linux what the kernel calls available."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     group = Path("/sys/fs/cgroup")
     try:
-        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        return min(
+            free,
+            int((group / "memory.max").read_text(encoding="utf-8"))
+            - int((group / "memory.current").read_text(encoding="utf-8")),
+        )
     except (OSError, ValueError):  # no such group, or "max": no limit
         return free
 
@@ -142,7 +146,7 @@ def peak_bytes() -> int:
     macOS, which does not, counts in bytes.
     """
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
         import resource  # not on every system
@@ -153,7 +157,7 @@ def peak_bytes() -> int:
 def reset_peak() -> int:
     """Lower the peak to what is held now, where the system lets one, and read it."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         pass
     return peak_bytes()

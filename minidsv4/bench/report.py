@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> Found:
         else:
             compare(name, config, arguments, alone, found)
         if arguments.json:
-            Path(arguments.json).write_text(to_json(found, arguments))
+            Path(arguments.json).write_text(to_json(found, arguments), encoding="utf-8")
     return found
 
 

@@ -127,7 +127,7 @@ def run_ranks(fn: Callable, n: int, *args, backend: str = "gloo", timeout: float
         if not all(fate.kind == DONE for fate in fates):
             raise _blame(fates)
         for rank in range(n):
-            print((folder / f"{rank}.said").read_text("utf-8"), end="")
+            print((folder / f"{rank}.said").read_text(encoding="utf-8"), end="")
         return [pickle.loads((folder / f"{rank}.result").read_bytes()) for rank in range(n)]
 
 
@@ -140,7 +140,7 @@ def _work(rank: int, n: int, fn: Callable, args: tuple, backend: str, timeout: f
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends all ranks
     torch.set_num_threads(1)  # a forked process that wants its parent's OpenMP threads waits for ever
     sys.stdout = open(folder / f"{rank}.said", "w", encoding="utf-8")
-    log = open(folder / f"{rank}.log", "w")
+    log = open(folder / f"{rank}.log", "w", encoding="utf-8")
     for number in (1, 2):  # gloo speaks on both; nobody asked for it
         os.dup2(log.fileno(), number)
     faulthandler.register(signal.SIGUSR1, file=log, all_threads=False)

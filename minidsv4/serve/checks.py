@@ -137,9 +137,13 @@ def check_context(n_prompt: int, n_tokens: int, model: Model) -> None:
 
 
 def check_weights(model: Model) -> None:
-    """Refuse a model one of whose weights is not finite; read only after something failed, as it costs a pass."""
+    """Refuse a model one of whose weights or router biases is not finite: not each NaN reaches a logit.
+
+    A sum is read first, which nothing but finite numbers leaves finite: on a CPU a third of the time of one token.
+    """
     for name, weight in model.state_dict().items():
-        if weight.is_floating_point() and not weight.isfinite().all():
+        suspect = weight.is_floating_point() and not weight.sum().isfinite()
+        if suspect and not weight.isfinite().all():  # else a sum that overflowed
             raise ValueError(f"generate: model: {name} holds NaN or infinity; give a model of finite weights")
 
 

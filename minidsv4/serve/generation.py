@@ -50,17 +50,14 @@ def generate(
     stops = checks.check_stop(stop, model.config.vocab_size)
     checks.check_stream(stream)
     tokens = _tokens(model, prompt_T, temperature, top_p, seed, speculate, fused)
+    checks.check_weights(model)
     written: list[int] = []
-    try:
-        for token in itertools.islice(tokens, n_tokens):
-            written.append(token)
-            if stream is not None:
-                stream(token)
-            if token in stops:
-                break
-    except (ValueError, RuntimeError):
-        checks.check_weights(model)
-        raise
+    for token in itertools.islice(tokens, n_tokens):
+        written.append(token)
+        if stream is not None:
+            stream(token)
+        if token in stops:
+            break
     return written
 
 

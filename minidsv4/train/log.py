@@ -16,8 +16,8 @@ class Log:
     def __init__(self, path: Path, after: int):
         kept = _lines(path, after) if after else []
         with atomic_file(path) as scratch:
-            scratch.write_text("".join(f"{line}\n" for line in kept))
-        self.file = path.open("a", buffering=1)
+            scratch.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, record: dict) -> None:
         """Add a line; numbers with 6 digits."""
@@ -28,7 +28,7 @@ class Log:
 def read_log(path: str | Path) -> list[dict]:
     """The objects of a log, in order; a line that a kill cut off is left out."""
     objects = []
-    for line in Path(path).read_text().splitlines():
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
             objects.append(json.loads(line))
         except json.JSONDecodeError:

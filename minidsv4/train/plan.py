@@ -82,8 +82,8 @@ class Plan:
                 f"--recipe {name}: there is no such recipe; give `mini`, `tour` or a file that ends in .json"
             )
         try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8-sig")))
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"--recipe {name}: {type(error).__name__}: {error}; assets/mini.json is an example"
             ) from error
