@@ -9,7 +9,6 @@ checksum of every tensor (`checksums.py`), which `load` verifies.
 """
 
 import json
-import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +20,12 @@ from torch import Tensor
 
 from minidsv4 import checksums, config_json
 from minidsv4.config import Config
+from minidsv4.fast.released import check_released
 from minidsv4.files import atomic_folder
 from minidsv4.lowbit import formats
 from minidsv4.model.indexer import Hadamard
 from minidsv4.model.model import Model
 
-_LOG = logging.getLogger(__name__)
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 _TO_RELEASED = [  # (pattern, replacement), in order; a released name passes through unchanged
@@ -121,7 +120,11 @@ def save(model: Model, folder: str | Path, weights: str | None = None) -> Path:
 
 
 def export_hf(model: Model, folder: str | Path) -> Path:
-    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` opens; it has no MTP block."""
+    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` opens; it has no MTP block.
+
+    raises  ValueError for layers, parts or operations that V4 does not have; OSError as `save`
+    """
+    check_released(model, "export_hf", "transformers", "save writes it for this package")
     tensors = to_released(model.state_dict())
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("mtp.")}
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
@@ -154,8 +157,7 @@ def load(
 ) -> Model:
     """Read a model from a folder in the released layout, or one that transformers' `save_pretrained` wrote.
 
-    Every tensor that is read is compared with its checksum. A file that holds none, such as transformers writes, is
-    taken as it is, and the log says so at level INFO.
+    Tensors are compared with their checksums; a file without any is taken as it is, and the log says so (INFO).
 
     keep     the name to read a tensor under, from its released one; None leaves it in the file, unread
     adapt    changes the model before it has any numbers, so that it needs what is kept
@@ -220,16 +222,13 @@ def _read(folder: Path, keep: Callable[[str], str | None]) -> dict[str, Tensor]:
         try:
             with safe_open(folder / name, framework="pt") as file:
                 sums = checksums.noted(name, file.metadata())
-                if sums is None:
-                    _LOG.info("checkpoint: %s holds no checksums; its bytes are taken as they are", name)
                 for key in file.keys():
                     wanted = keep(released_name(key))
                     if wanted in tensors:
                         raise ValueError(f"checkpoint: {key} is another spelling of {wanted}, which is there as well")
                     if wanted is not None:
                         tensors[wanted] = file.get_tensor(key)
-                        if sums is not None:
-                            checksums.verify(name, sums, key, tensors[wanted])
+                        checksums.verify(name, sums, key, tensors[wanted])
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"checkpoint: {name} cannot be read ({error}); it may be cut off, copy it again"

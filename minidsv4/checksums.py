@@ -6,11 +6,13 @@ name of its tensor, and a part of a file can be checked alone.
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+LOG = logging.getLogger(__name__)
 KEY = "sha256"  # of the header's metadata
 LENGTH_BYTES = 8  # a file begins with the length of its header
 
@@ -41,11 +43,12 @@ def sort_metadata(path: Path) -> None:
 
 
 def noted(file: str, metadata: dict[str, str] | None) -> dict[str, str] | None:
-    """The checksums in the metadata of a file, by tensor; None where it has none.
+    """The checksums in the metadata of a file, by tensor; None where it has none, which the log says.
 
     raises  ValueError where they cannot be read
     """
     if metadata is None or KEY not in metadata:
+        LOG.info("checkpoint: %s holds no checksums; its bytes are taken as they are", file)
         return None
     try:
         sums = json.loads(metadata[KEY])
@@ -56,9 +59,9 @@ def noted(file: str, metadata: dict[str, str] | None) -> dict[str, str] | None:
     return sums
 
 
-def verify(file: str, sums: dict[str, str], name: str, tensor: Tensor) -> None:
-    """Raise ValueError, with the tensor's name, unless it is the one whose checksum was noted."""
-    if sums.get(name) != digest(name, tensor):
+def verify(file: str, sums: dict[str, str] | None, name: str, tensor: Tensor) -> None:
+    """Raise ValueError, with the tensor's name, unless it is the one whose checksum was noted, if any was."""
+    if sums is not None and sums.get(name) != digest(name, tensor):
         raise ValueError(
             f"checkpoint: {name} in {file} is not what was saved, its SHA-256 differs; the file is damaged, "
             "copy it again"

@@ -3,6 +3,7 @@
 Then the released formats: which tensor is kept in FP8, and every way in which a scale can be wrong.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +32,7 @@ from minidsv4.cost.parameters import checkpoint_bytes, with_experts_in
 from minidsv4.cost.parameters import weights as bill_of
 from minidsv4.lowbit import formats, fp8, mxfp4
 from minidsv4.train import ship
+from minidsv4.train.recompute import recomputing
 from minidsv4.train.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -250,6 +253,37 @@ def test_an_exported_folder_loads_here_again_without_mtp(saved, tmp_path):
     back = v4.load(tmp_path)
     assert not back.mtp and torch.equal(back(token_ids(2, 14)), model(token_ids(2, 14)))
     assert not any(name.startswith("mtp.") for name in names_in(tmp_path))
+
+
+class Mean(torch.nn.RMSNorm):
+    """A part of another make, whose weights have the released names."""
+
+
+def test_what_transformers_would_compute_otherwise_is_not_exported(tmp_path):
+    """Kind: layers, parts or operations of another make, once exported as V4's own, with other logits."""
+    model = small_model(dtype=torch.float32)
+    model.use(v4.PLAIN._replace(swiglu=lambda gate, up, limit: gate * up))
+    with pytest.raises(ValueError, match="export_hf: the model runs operations unknown to transformers; save writes"):
+        v4.export_hf(model, tmp_path)
+    model.use(v4.PLAIN)
+    model.layers[1].attn_norm = Mean(TINY.hidden_size)
+    with pytest.raises(ValueError, match="export_hf: layers.1.attn_norm is a Mean, unknown to transformers"):
+        v4.export_hf(model, tmp_path)
+    model.config = copy.copy(TINY)
+    kinds = (*TINY.layer_types[:3], SimpleNamespace(name="MEAN", value="mean_attention"), TINY.layer_types[-1])
+    object.__setattr__(model.config, "layer_types", kinds)
+    with pytest.raises(ValueError, match="export_hf: MEAN layers are unknown to transformers"):
+        v4.export_hf(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plain_and_a_fast_model_and_one_that_recomputes_are_exported_alike(tmp_path):
+    model = small_model(dtype=torch.float32)
+    for table in (v4.PLAIN, v4.FAST):
+        v4.export_hf(model.use(table), tmp_path / type(table).__name__)
+    with recomputing(model):
+        v4.export_hf(model, tmp_path / "again")
+    assert same_weights(v4.load(tmp_path / "Ops"), v4.load(tmp_path / "again"))
 
 
 @pytest.mark.parametrize("name", [f"layers.{n}.attn.wq_a.weight" for n in (0, 11)] + ["mtp.0.hc_head_fn"])

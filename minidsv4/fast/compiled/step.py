@@ -15,8 +15,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from minidsv4.config import LayerKind
-from minidsv4.fast import FAST
-from minidsv4.ops import PLAIN, Ops
+from minidsv4.fast.released import check_released
 
 if TYPE_CHECKING:  # the model stands above this room: it is handed in
     from minidsv4.model.block import Block
@@ -43,7 +42,7 @@ class FusedStep:
     def prepare(self) -> None:
         """Look at the weights where they lie: at the start, and again when any lies elsewhere."""
         model, kernels = self.model, self.kernels
-        refuse_what_is_not_the_model(model)
+        refuse_what_is_not_released(model)
         self.places, weights = Places(model), Weights(model, kernels)
         self.sizes, self.nothing = weights.sizes(), weights.no_compressor()
         self.layers = [weights.layer(block) for block in model.layers]
@@ -210,24 +209,9 @@ def rows(series: "Series") -> ndarray:
     return series.data.numpy()[0, series.low : series.high]
 
 
-def computed_by_loops(ops: Ops) -> bool:
-    """Whether these operations are exact forms of one another: PLAIN, FAST, or FAST with compiled ones."""
-    replaced = {name: getattr(operation, "replaces", operation) for name, operation in ops._asdict().items()}
-    return Ops(**replaced) in (FAST, PLAIN)
-
-
-def refuse_what_is_not_the_model(model: "Model") -> None:
+def refuse_what_is_not_released(model: "Model") -> None:
     """Raise ValueError unless every part is what `Model` builds and runs, on the CPU, contiguous, of one precision."""
-    with torch.device("meta"):
-        built = {name: type(module) for name, module in type(model)(model.config).named_modules()}
-    for name, module in model.named_modules():
-        if type(module) is not built.get(name):
-            raise ValueError(f"fused: {name} is a {type(module).__name__}, which the loops do not know; run the model")
-        if not computed_by_loops(getattr(module, "ops", FAST)):
-            raise ValueError(f"fused: {name or 'the model'} runs operations that the loops do not; model.use(FAST)")
-    unknown = set(model.config.layer_types) - {LayerKind.WINDOW, LayerKind.CSA, LayerKind.HCA}
-    if unknown:
-        raise ValueError(f"fused: {unknown.pop().name} layers have no compiled loops; run the model")
+    check_released(model, "fused", "the loops", "run the model")
     dtype = model.embed.weight.dtype
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device.type != "cpu":

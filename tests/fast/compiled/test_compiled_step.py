@@ -261,7 +261,7 @@ def test_a_model_that_runs_operations_of_its_own_is_refused_and_both_tables_are_
     try:
         FusedStep(model.use(v4.PLAIN))
         model.use(v4.PLAIN._replace(sinkhorn=lambda logits, *_: logits.softmax(-1)))
-        with pytest.raises(ValueError, match=r"the model runs operations that the loops do not; model.use\(FAST"):
+        with pytest.raises(ValueError, match=r"the model runs operations unknown to the loops; .*model.use\(FAST"):
             FusedStep(model)
     finally:
         model.use(ops)
