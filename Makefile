@@ -4,7 +4,6 @@
 PYTHON ?= python3
 ARGS ?=
 BIN = .venv/bin
-ALLOW_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # The same notebooks on a CPU without AVX: a digit that depends on the machine shows up here and not at the reader's.
 ANOTHER_CPU = ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 \
@@ -18,7 +17,7 @@ help:
 	@echo "make tour        train a small V4, let it write, weigh its cache (ARGS=\"--minutes 1\")"
 	@echo "make test        ruff, mypy, every test, every notebook output twice"
 	@echo "make check       ruff, mypy and the fast tests"
-	@echo "make lab         JupyterLab on the course, with sliders"
+	@echo "make lab         JupyterLab on your own copy of the course, in work/"
 	@echo "make notebooks   rebuild notebooks (ARGS=\"01_attention\"); make figures: rebuild figures"
 	@echo "make clean       remove the environment and caches"
 
@@ -49,7 +48,7 @@ check: lint
 	$(BIN)/python -m pytest tests -m "not slow" --quiet
 
 lab: .venv/ready
-	$(BIN)/jupyter lab $(ALLOW_ROOT) $(ARGS) notebooks/index.ipynb
+	$(BIN)/python -m minidsv4.course.lab $(ARGS)
 
 notebooks: .venv/ready
 	$(BIN)/python -m minidsv4.course.notebooks $(ARGS)
