@@ -63,7 +63,7 @@ EXTRA = {
     "fast/compiled": {"fast"},
     "bench": {"dev", "fast"},
 }  # what rooms need more
-MODULES = {"ipython": "IPython", "jupyterlab": "nbformat"}  # packages whose module has another name, or that bring it
+BRINGS = {"ipywidgets": {"IPython"}, "jupyterlab": {"nbformat"}}  # modules that come along with a package
 
 
 def brought(*extras):
@@ -71,7 +71,7 @@ def brought(*extras):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
     names = {re.match(r"[\w-]+", line).group() for line in lines}
-    return {MODULES.get(name, name) for name in names} | ({"IPython"} if "ipywidgets" in names else set())
+    return names.union(*(BRINGS.get(name, ()) for name in names))
 
 
 def imported(source):
