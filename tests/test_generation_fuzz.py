@@ -66,8 +66,8 @@ def outcome(call, usual, strange):
         chosen["fused"] = "compiled"  # True compiles for seconds; it has tests of its own
     if isinstance(chosen["n_tokens"], int) and 3 < chosen["n_tokens"] < 4096:
         chosen["n_tokens"] = 3
-    if chosen["stream"] is int or chosen["stream"] is len:
-        chosen["stream"] = str  # a function that refuses tokens is the caller's
+    if callable(chosen["stream"]):
+        chosen["stream"] = str  # a function that refuses tokens or text is the caller's
     try:
         return call(**chosen), None
     except ValueError as error:

@@ -10,6 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import minidsv4 as v4
 from minidsv4 import paper
 from minidsv4.model import model as model_module
+from minidsv4.model.block import Block
+from minidsv4.model.hyper_connection import HeadCollapse, HyperConnection
+from minidsv4.model.indexer import Indexer
+from minidsv4.model.moe import Experts, HashRouter, LearnedRouter, MoE
+from minidsv4.model.mtp import MTP
 
 N_TOKENS = 38  # 12 entries of 3 tokens and 2 over, of which a query picks 6; 3 entries of 12 and 2 over
 
@@ -284,3 +289,31 @@ def test_a_cache_of_another_dtype_is_refused(dtype):
     cache = small_model(dtype=dtype).new_cache(2)
     with pytest.raises(ValueError, match="cache"):
         model()(token_ids(2, 5), cache)
+
+
+PARTS = {
+    "a router": lambda: LearnedRouter(TINY),
+    "a hash router": lambda: HashRouter(TINY),
+    "experts": lambda: Experts(TINY),
+    "a mixture": lambda: MoE(TINY, v4.Routing.LEARNED),
+    "a site": lambda: HyperConnection(TINY),
+    "a head's collapse": lambda: HeadCollapse(TINY),
+    "an indexer": lambda: Indexer(TINY),
+    "a draft block": lambda: MTP(TINY),
+    **{f"a {kind.name} block": lambda kind=kind: Block(TINY, kind, v4.Routing.LEARNED) for kind in v4.LayerKind},
+    "a model": lambda: v4.Model(TINY),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_built_alone_starts_from_numbers_whatever_memory_held(name, monkeypatch):
+    """Kind: a parameter that nobody fills; a router's weight held what was freed before, now and then NaN."""
+    empty = torch.empty
+
+    def full_of_nan(*size, **options):
+        made = empty(*size, **options)
+        return made.fill_(torch.nan) if made.is_floating_point() else made.fill_(1 << 40)
+
+    monkeypatch.setattr(torch, "empty", full_of_nan)
+    for key, tensor in PARTS[name]().state_dict().items():
+        assert tensor.isfinite().all() and tensor.abs().max() < 1e6, key

@@ -7,6 +7,7 @@ import torch
 from small import EXACT, TINY, both_tables, off, small_model, token_ids
 
 import minidsv4 as v4
+from minidsv4.model.cache import Cache
 from minidsv4.model.layer import watch
 
 
@@ -41,7 +42,12 @@ def test_a_chunk_that_takes_in_nothing_is_refused(chunk, model):
     assert cache.n_tokens == 0
 
 
-@pytest.mark.parametrize("batch_size", [0, -2, 1.5, None, True, "2"])
+def test_a_chunk_longer_than_the_prompt_takes_it_in_whole(model):
+    ids_BT = token_ids(2, 5)
+    assert off(model.prefill(ids_BT, model.new_cache(2), chunk=1 << 70), model(ids_BT)[:, -1].detach()) < EXACT
+
+
+@pytest.mark.parametrize("batch_size", [0, -2, 1.5, None, True, "2", 1 << 70])
 def test_a_batch_size_that_counts_no_sequences_is_refused(batch_size, model):
     for new in (model.new_cache, model.new_draft_cache):
         with pytest.raises(ValueError, match=rf"batch_size = {batch_size!r} .*an integer from 1"):
@@ -77,6 +83,27 @@ def test_the_logits_of_a_call_with_a_cache_ask_for_no_gradient(model):
         assert not model(ids, cache).requires_grad
     assert not model.prefill(ids_BT, model.new_cache(2)).requires_grad
     assert not any(series.contents().requires_grad for series in cache.series())
+
+
+# ---- devices and layouts ----
+
+
+def test_ids_documents_and_caches_on_another_device_are_refused_by_name(model):
+    """Kind: tensors that lie elsewhere; ids on the meta device picked experts by what memory held."""
+    ids_BT, nowhere = token_ids(2, 5), torch.device("meta")
+    for call in (model, model.loss, lambda ids_BT: model.prefill(ids_BT, model.new_cache(2))):
+        with pytest.raises(ValueError, match=r"ids: on meta, .* move it with \.to\('cpu'\)"):
+            call(ids_BT.to(nowhere))
+    with pytest.raises(ValueError, match=r"document_BT: on meta, .*\.to\('cpu'\)"):
+        model.loss(ids_BT, torch.zeros_like(ids_BT, device=nowhere))
+    for call in (model, model.prefill):
+        with pytest.raises(ValueError, match="cache: made for a model of another config, dtype or device"):
+            call(ids_BT, Cache(TINY, 2, torch.float64, nowhere))
+
+
+def test_a_sparse_tensor_names_no_tokens(model):
+    with pytest.raises(ValueError, match=r"ids: a tensor of layout torch.sparse_coo cannot name tokens; x.to_dense"):
+        model(token_ids(2, 5).to_sparse())
 
 
 # ---- snapshots ----
@@ -193,7 +220,8 @@ def test_a_router_logit_far_below_zero_leaves_every_gradient_finite(dtype, logit
             lambda: v4.Model(v4.Config.tiny()).use(v4.PLAIN._replace(attend=None)),
             "ops: Ops has no operation attend",
         ),
-        (lambda: v4.Model(v4.Config.tiny()).new_cache(1, ["CSA"]), "'CSA' is not a valid LayerKind"),
+        (lambda: v4.Model(v4.Config.tiny()).new_cache(1, ["CSA"]), r"cache: kinds = \['CSA'\] cannot be; give a list"),
+        (lambda: v4.Model(v4.Config.tiny()).new_cache(1, 3), "cache: kinds = 3 cannot be; give a list of LayerKinds"),
         (lambda: v4.Model(v4.Config.tiny())([[1, 2]]), "ids: list cannot name tokens; give a tensor of int64 or int32"),
         (
             lambda: v4.Model(v4.Config.tiny())(torch.zeros(1, 2, dtype=torch.int16)),

@@ -16,6 +16,7 @@ from torch import Tensor
 from minidsv4.config import Config, LayerKind
 
 KINDS = ("window", "tail state", "CSA entries", "indexer keys", "HCA entries")  # of bytes, in `Cache.report`
+MOST_SEQUENCES = 1 << 31  # side by side
 
 
 class Series:
@@ -134,7 +135,7 @@ class Cache:
     config      of the model it belongs to
     batch_size  sequences side by side
     kinds       LayerKinds of its layers; None: all of the model's, without the MTP block
-    raises      ValueError for a batch size that is no integer from 1
+    raises      ValueError for a batch size that is no integer from 1, or other kinds
     """
 
     def __init__(
@@ -145,13 +146,14 @@ class Cache:
         device: torch.device,
         kinds: Sequence[LayerKind] | None = None,
     ):
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= MOST_SEQUENCES:
             raise ValueError(f"cache: batch_size = {batch_size!r} cannot be; it counts sequences, an integer from 1")
         self.config = config
         self.batch_size = batch_size
         self.dtype = dtype
+        self.device = device
         self.n_tokens = 0
-        self.kinds = tuple(map(LayerKind, kinds or config.layer_types[: config.num_hidden_layers]))
+        self.kinds = known_kinds(config.layer_types[: config.num_hidden_layers] if kinds is None else kinds)
         self.layers = [new_layer_memory(config, kind, batch_size, dtype, device) for kind in self.kinds]
         self._numbers: list[int] = []  # of the snapshots that can still be restored, oldest first
         self._n_taken = 0
@@ -217,6 +219,13 @@ class Cache:
         self.n_tokens = n_tokens
         for series, series_ends in zip(self.series(), ends):
             series.set_ends(series_ends)
+
+
+def known_kinds(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
+    """The kinds as a tuple, or ValueError unless they are LayerKinds, at least one."""
+    if not isinstance(kinds, list | tuple) or not kinds or not all(isinstance(kind, LayerKind) for kind in kinds):
+        raise ValueError(f"cache: kinds = {kinds!r} cannot be; give a list of LayerKinds, or None for the model's own")
+    return tuple(kinds)
 
 
 def new_layer_memory(

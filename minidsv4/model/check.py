@@ -57,6 +57,7 @@ def check_documents(config: Config, ids_BT: Tensor, document_BT: Tensor | None, 
         raise ValueError(
             f"document_BT: shape {tuple(document_BT.shape)}; it goes with ids_BT, whose shape is {tuple(ids_BT.shape)}"
         )
+    check_device("document_BT", document_BT, ids_BT.device)
     if has_numbers(document_BT):
         check_places(config.document_grid, document_BT, start)
 
@@ -82,10 +83,18 @@ def check_places(grid: int, document_BT: Tensor, start: int) -> None:
 
 
 def check_integers(name: str, x: Tensor, otherwise: str) -> None:
-    """Raise ValueError, with what is wrong `otherwise`, unless `x` is a tensor of integers."""
+    """Raise ValueError, with what is wrong `otherwise`, unless `x` is a dense tensor of integers."""
     found = x.dtype if isinstance(x, Tensor) else type(x).__name__
     if found not in (torch.int64, torch.int32):
         raise ValueError(f"{name}: {found} {otherwise}; give a tensor of int64 or int32 integers")
+    if x.layout != torch.strided:
+        raise ValueError(f"{name}: a tensor of layout {x.layout} {otherwise}; x.to_dense() is one that does")
+
+
+def check_device(name: str, x: Tensor, device: torch.device) -> None:
+    """Raise ValueError unless `x` is on the device of what it goes with."""
+    if x.device != device:
+        raise ValueError(f"{name}: on {x.device}, which is not where it is needed; move it with .to('{device}')")
 
 
 def has_numbers(x_BT: Tensor) -> bool:
@@ -109,8 +118,9 @@ def check_cache(model: "Model", ids_BT: Tensor, cache: Cache) -> None:
         raise ValueError(
             f"cache: made for batch_size = {cache.batch_size}, not {len(ids_BT)}; make one for these sequences"
         )
-    if (cache.config, cache.dtype) != (model.config, model.embed.weight.dtype):
-        raise ValueError("cache: made for a model of another config or dtype; use this model's new_cache()")
+    weight = model.embed.weight
+    if (cache.config, cache.dtype, cache.device) != (model.config, weight.dtype, weight.device):
+        raise ValueError("cache: made for a model of another config, dtype or device; use this model's new_cache()")
     if cache.kinds != model.config.layer_types[: len(model.layers)]:
         raise ValueError("cache: its layers are of other kinds, as those for drafts; use this model's new_cache()")
 

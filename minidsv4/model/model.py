@@ -15,7 +15,15 @@ from minidsv4.fast import FAST
 from minidsv4.model.autocast import linear
 from minidsv4.model.block import Block
 from minidsv4.model.cache import Cache
-from minidsv4.model.check import check_cache, check_config, check_count, check_documents, check_ids, check_table
+from minidsv4.model.check import (
+    check_cache,
+    check_config,
+    check_count,
+    check_device,
+    check_documents,
+    check_ids,
+    check_table,
+)
 from minidsv4.model.hyper_connection import HeadCollapse
 from minidsv4.model.layer import Layer, RMSNorm
 from minidsv4.model.losses import MTP_WEIGHT, Losses, model_losses
@@ -79,11 +87,11 @@ class Model(Layer):
     @torch.no_grad()
     def prefill(self, ids_BT: Tensor, cache: Cache, chunk: int = PREFILL_CHUNK) -> Tensor:
         """Logits [B, V] at a prompt's end; taken in by chunks, so that memory does not grow."""
-        check_ids(self.config, ids_BT)
+        self.check(ids_BT)
         check_cache(self, ids_BT, cache)
         check_count("prefill: chunk", chunk, "takes in nothing")
         with cache.all_or_nothing():
-            for ids in ids_BT.split(chunk, dim=1):
+            for ids in ids_BT.split(min(chunk, ids_BT.shape[1]), dim=1):
                 streams_BTND = self.streams(ids, cache)
         return self.logits(streams_BTND[:, -1:])[:, 0]
 
@@ -157,6 +165,7 @@ class Model(Layer):
     def check(self, ids_BT: Tensor, cache: Cache | None = None) -> None:
         """Raise ValueError, before anything is touched, for ids or a cache that cannot be run."""
         check_ids(self.config, ids_BT)
+        check_device("ids", ids_BT, self.embed.weight.device)
         if cache is not None:
             check_cache(self, ids_BT, cache)
 
