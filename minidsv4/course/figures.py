@@ -78,18 +78,6 @@ def masks():
     return plots.masks([rec[layer] for layer in range(3)])
 
 
-def pooled_tokens():
-    """Notebook 02: the shares of pooled tokens in a CSA and an HCA layer whose gates choose at random."""
-    torch.manual_seed(0)
-    sizes = dict(num_hidden_layers=2, num_hash_layers=1, compress_ratios=(4, 8, 0))
-    model = Model(Config.tiny().replace(**sizes)).double()
-    for block in model.layers:
-        block.attn.compressor.wgate.weight.data *= 10
-    with record(model) as rec:
-        model(torch.randint(60, (1, 32)))
-    return plots.pooled_tokens(*(rec[layer].slot_weights()[0, :, :, 0].detach().numpy() for layer in (0, 1)))
-
-
 def cache_while_decoding():
     """Notebook 05: what a small model's cache holds after each of 32 tokens."""
     model, ids = small_hybrid()
@@ -203,7 +191,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "figures"
 FIGURES = {
     "00_map_of_the_model": plots.map_of_model,
     "01_attention": moved_text,
-    "02_compression": pooled_tokens,
+    "02_compression": plots.compressor_shapes,
     "03_indexer": picks_in_4_bits,
     "04_who_sees_what": masks,
     "05_cache": cache_while_decoding,

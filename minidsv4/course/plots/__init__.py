@@ -10,8 +10,11 @@ from minidsv4.course.plots.compression import (
     cache_against_length,
     cache_growth,
     compressor_shapes,
+    entry_places,
+    listening,
     pooled_tokens,
     recall_in_4_bits,
+    wave_and_entries,
 )
 from minidsv4.course.plots.experts import bias_rule
 from minidsv4.course.plots.model_map import PARTS, map_of_model
@@ -36,8 +39,10 @@ __all__ = [
     "compressor_shapes",
     "cut_row",
     "drafting",
+    "entry_places",
     "gain_by_batch",
     "gantt",
+    "listening",
     "map_of_model",
     "masks",
     "moved_text",
@@ -54,4 +59,5 @@ __all__ = [
     "streams_through_depth",
     "training_log",
     "use_style",
+    "wave_and_entries",
 ]

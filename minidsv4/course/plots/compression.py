@@ -30,30 +30,83 @@ def compressor_shapes(overlap=True):
     return shapes(boxes, arrows, title, size=(6.0, 2.1))
 
 
-def pooled_tokens(csa, hca):
-    """Notebook 02: what share of each entry its tokens have, with overlap (left) and without.
+def wave_and_entries(wave_T, entry_C, title):
+    """Notebook 02: a wave of tokens, and the steps that its entries make.
 
-    csa, hca  (entries, slots) numpy arrays; CSA's first half of the slots is the window before
+    returns  a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 2.6))
+    axes = figure.subplots()
+    n_tokens = len(wave_T)
+    edges = np.linspace(0, n_tokens, len(entry_C) + 1) - 0.5
+    axes.plot(wave_T, "o:", color=COLOURS["key"], markersize=4, linewidth=0.8, label=f"{n_tokens} tokens")
+    words = f"{len(entry_C)} entries"
+    axes.stairs(entry_C, edges, baseline=None, color=COLOURS["compressed"], linewidth=2.2, label=words)
+    axes.set(xlabel="token", ylabel="value in one channel", ylim=(-1.7, 2.2), title=title)
+    axes.legend(loc="upper center", ncols=2)
+    return figure
+
+
+def pooled_tokens(panels, ratio, title):
+    """Notebook 02: what share of each entry its tokens have.
+
+    panels   words over a panel = shares [C, S], numpy; S is M slots, or 2 M where the window before is pooled as well
+    ratio    M
+    returns  a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 2.8))
+    row = figure.subplots(1, len(panels), sharey=True)
+    for axes, (words, share_CS) in zip(row, panels.items(), strict=True):
+        n_entries = len(share_CS)
+        before = share_CS.shape[1] - ratio
+        table = np.full((n_entries, before + n_entries * ratio), np.nan)  # not pooled: nothing is drawn
+        for entry in range(n_entries):
+            table[entry, entry * ratio : entry * ratio + share_CS.shape[1]] = share_CS[entry]
+        drawn = axes.pcolormesh(table[:, before:], vmin=0, vmax=1)
+        axes.vlines(range(ratio, n_entries * ratio, ratio), 0, n_entries, color=INK, linestyle="--", linewidth=0.6)
+        axes.set(xlabel="token (dashed: a window ends)", ylim=(n_entries, 0), facecolor="#E4E4E4")
+        axes.set(yticks=np.arange(n_entries) + 0.5, yticklabels=range(n_entries))
+        axes.set_title(words, fontweight="normal")
+    row[0].set_ylabel("entry")
+    figure.colorbar(drawn, ax=row, label="share of the entry")
+    figure.suptitle(title, **HEADING)
+    return figure
+
+
+def listening(share_NS, channels, texts, title):
+    """Notebook 02: the shares that the tokens of one entry have in a few channels.
+
+    share_NS  numpy, a row a channel
+    channels  a name for each row; texts: those of the tokens
     returns   a matplotlib Figure
     """
-    figure = Figure(figsize=(6.0, 3.0))
-    panels = figure.subplots(1, 2)
-    halves = ((csa, csa.shape[1] // 2, "CSA: own window and the one before"), (hca, 0, "HCA: own window only"))
-    for axes, (share, overlap, words) in zip(panels, halves):
-        n_entries = len(share)
-        step = share.shape[1] - overlap
-        table = np.full((n_entries, n_entries * step), np.nan)  # not pooled: nothing is drawn
-        for entry in range(n_entries):
-            first = entry * step - overlap
-            table[entry, max(0, first) : first + share.shape[1]] = share[entry, max(0, -first) :]
-        drawn = axes.pcolormesh(table, vmin=0, vmax=1)
-        axes.vlines(range(step, n_entries * step, step), 0, n_entries, color=INK, linestyle="--", linewidth=0.6)
-        axes.set(xlabel="token", ylabel="entry", ylim=(n_entries, 0), facecolor="#E4E4E4")
-        axes.set(yticks=[entry + 0.5 for entry in range(n_entries)], yticklabels=range(n_entries))
-        axes.set_title(words, fontweight="normal", fontsize=9)
-    figure.colorbar(drawn, ax=panels, label="share of the entry")
-    title = "With overlap each token feeds two entries; entry 0 has its own four only"
-    figure.suptitle(title, **HEADING)
+    words = [text.replace("\n", "↵").replace(" ", "·") for text in texts]
+    figure = Figure(figsize=(6.0, 2.6))
+    axes = figure.subplots()
+    drawn = axes.pcolormesh(share_NS, vmin=0, edgecolor="white", linewidth=0.3)
+    axes.set_xticks(np.arange(len(words)) + 0.5, words, rotation=90, fontsize=8, family="DejaVu Sans Mono")
+    axes.set_yticks(np.arange(len(channels)) + 0.5, channels)
+    axes.set(ylim=(len(channels), 0), ylabel="channel: its kind", xlabel="token", title=title)
+    figure.colorbar(drawn, ax=axes, label="share of the entry", pad=0.01)
+    return figure
+
+
+def entry_places(place_C, ratio):
+    """Notebook 02: which tokens entries pool, where they stand, and from which token on they may be read.
+
+    place_C  measured places of entries 1, 2, ... in tokens
+    returns  a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 2.8))
+    axes = figure.subplots()
+    entry = np.arange(1, len(place_C) + 1)
+    band = {"color": COLOURS["key"], "linewidth": 5, "alpha": 0.45, "linestyle": "-"}
+    axes.hlines(entry, ratio * (entry - 1), ratio * (entry + 1) - 1, label="pools these tokens", **band)
+    look = {"linestyle": "", "color": COLOURS["compressed"], "markersize": 8}
+    axes.plot(place_C, entry, "s", label="stands here (measured)", **look)
+    axes.plot(ratio * (entry + 1) - 1, entry, "k|", linestyle="", markersize=16, label="readable from this token on")
+    axes.set(xlabel="token", ylabel="entry", yticks=entry, title="An entry stands where its own window begins")
+    axes.legend(loc="lower right")
     return figure
 
 
