@@ -168,7 +168,8 @@ def load(
     """
     folder = Path(folder)
     fields = config_json.read(folder)
-    config = Config.from_dict(fields)
+    with config_json.naming(folder / "config.json"):
+        config = Config.from_dict(fields)
     read = without_drafts(keep) if config_json.DRAFTS_LEFT_OUT in fields else keep
     state = from_released(formats.from_stored(_read(folder, read)))
     if not any(name.startswith("mtp.") for name in state):

@@ -135,7 +135,9 @@ class Config:
     @classmethod
     def from_json(cls, path: str | Path) -> "Config":
         """Read a `config.json`, or the one in a folder: the released form, this package's, or transformers'."""
-        return cls.from_dict(config_json.read(path))
+        fields = config_json.read(path)
+        with config_json.naming(path):
+            return cls.from_dict(fields)
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Config":

@@ -5,6 +5,8 @@ Only texts and plain values here: `Config` takes and gives the released spelling
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from minidsv4.config_check import FILE_RULES, RULES, TABLE, YARN_RULES, check_names, check_values, require, shown
@@ -67,7 +69,17 @@ def read(path: str | Path) -> dict:
         raise ValueError(f"config: {file.name} is not JSON in UTF-8 ({error}); it may be cut off") from error
     if not isinstance(fields, dict):
         raise ValueError(f"config: {file.name} holds {shown(fields)}; it should hold fields and values in braces")
-    return released(fields)
+    with naming(file):
+        return released(fields)
+
+
+@contextmanager
+def naming(file: str | Path) -> Iterator[None]:
+    """Within, a refusal of fields also tells which file holds them."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error} (in {shown(str(file))})") from error
 
 
 def released(fields: dict) -> dict:

@@ -397,6 +397,7 @@ def test_a_table_that_names_no_distinct_experts_is_refused_by_name(name, saved, 
 
 
 def test_two_spellings_of_one_tensor_are_refused_by_name(saved, tmp_path):
+    """Kind: a tensor that a file holds twice, of which the last won in silence."""
     theirs = "model.layers.0.self_attn.q_a_proj.weight"
     damaged(saved, tmp_path, lambda tensors: tensors.update({theirs: torch.zeros(22, 24)}))
     with pytest.raises(ValueError, match=r"q_a_proj\.weight.* spelling of layers\.0\.attn\.wq_a\.weight"):

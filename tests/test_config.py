@@ -154,6 +154,7 @@ def test_another_number_of_layers_needs_no_more_than_its_ratios():
 
 
 def test_a_config_is_immutable_to_its_last_entry_and_can_be_a_key():
+    """Kind: a rotary table that two configs share and one can change, and a config that is no key."""
     assert len({FLASH, v4.Config.flash(), FLASH.replace(), PRO}) == 2
     assert {FLASH.replace(rope_scaling=YARN | {"factor": 4}): "other"}.get(FLASH) is None
     with pytest.raises(AttributeError):
@@ -253,6 +254,7 @@ REFUSED = [  # what is changed in tiny(), the field that the sentence names, the
 
 @pytest.mark.parametrize(("changes", "field", "value", "right"), REFUSED, ids=[str(case[0])[1:50] for case in REFUSED])
 def test_what_cannot_be_built_is_refused_with_field_value_and_what_would_be_right(changes, field, value, right):
+    """Kind: NaN, infinite, negative, huge, boolean or text values of a field, once a traceback of torch's."""
     with pytest.raises(ValueError) as refusal:
         TINY.replace(**changes)
     sentence = str(refusal.value)
@@ -298,6 +300,7 @@ REFUSED_FILES = [  # what is changed in a released file, the field, the value, w
     ("changes", "field", "value", "right"), REFUSED_FILES, ids=[str(c[0])[1:50] for c in REFUSED_FILES]
 )
 def test_a_file_of_another_model_is_refused_with_field_value_and_what_would_be_right(changes, field, value, right):
+    """Kind: a file whose fields say another model, or nothing that a model can be built from."""
     with pytest.raises(ValueError) as refusal:
         from_fields(released_json(FLASH) | changes)
     sentence = str(refusal.value)
@@ -384,9 +387,21 @@ def test_a_folder_without_config_and_a_file_cut_off_are_named(tmp_path):
     "text", [b"\xff\xfe{}", b'{"a": ' + b"9" * 5000 + b"}", b"[" * 100000], ids=["utf-16", "digits", "deep"]
 )
 def test_bytes_that_are_no_json_in_utf_8_are_refused_with_a_sentence(text, tmp_path):
+    """Kind: bytes of another encoding, numbers of thousands of digits, deep nesting."""
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(ValueError, match="config: config.json is not JSON in UTF-8"):
         v4.Config.from_json(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"vocab_size": "many"}, {"eos_token_id": 129280}, {"o_groups": 3}])
+def test_a_refusal_of_what_a_file_holds_names_the_file(wrong, tmp_path):
+    """Kind: a sentence about a field that leaves open which of several files is meant."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(released_json(FLASH) | wrong), encoding="utf-8")
+    sentence = rf"^config: {next(iter(wrong))} = .*; .* \(in '.*{re.escape(tmp_path.name)}"
+    for call, path in ((v4.Config.from_json, file), (v4.Config.from_json, tmp_path), (v4.load, tmp_path)):
+        with pytest.raises(ValueError, match=sentence):
+            call(path)
 
 
 @pytest.mark.parametrize("path", [None, 3, "x" * 5000, "a\0b", ["config.json"]], ids=str)
@@ -411,18 +426,21 @@ def test_a_config_made_by_hand_holds_kinds_and_yarn_and_not_their_names():
 
 
 def test_a_byte_order_mark_is_let_through(tmp_path):
+    """Kind: a file of UTF-8 that some editors begin with a mark."""
     (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(released_json(FLASH)).encode())
     assert v4.Config.from_json(tmp_path) == FLASH
 
 
 @pytest.mark.parametrize("rotary", range(2, 45, 2))
 def test_a_rotary_fraction_gives_the_width_that_it_was_made_from(rotary):
+    """Kind: a width that a float product falls short of and `int` cuts: 44 * (30 / 44) is 29.99."""
     config = from_fields(bench_like(head_dim=44, index_head_dim=44, partial_rotary_factor=rotary / 44))
     assert config.qk_rope_head_dim == rotary
 
 
 @pytest.mark.parametrize("text", ["3", "null", '"deepseek"', "[1, 2]"])
 def test_json_that_is_no_table_of_fields_is_refused_with_a_sentence(text, tmp_path):
+    """Kind: a list, a number or a text where a table of fields is meant."""
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match="config"):
         v4.Config.from_json(tmp_path)

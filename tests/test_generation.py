@@ -51,6 +51,7 @@ def test_nothing_is_written_after_the_stop_token(model):
 
 @pytest.mark.parametrize("kind", [list, tuple, set, frozenset])
 def test_several_stop_tokens_end_the_text_at_the_first_that_comes(model, kind):
+    """Kind: several ids where one was taken."""
     whole = generate(model, PROMPT, 20, seed=3)
     stops = [whole[12], whole[7]]
     first = min(whole.index(stop) for stop in stops)
@@ -70,6 +71,7 @@ def test_numbers_may_be_those_of_numpy(model):
 
 
 def test_a_text_may_fill_all_positions_and_no_more(model):
+    """Kind: a text beyond the positions that a model was made for, in silence."""
     short = Model(model.config.replace(max_position_embeddings=256))
     assert len(generate(short, [1] * 250, 6, temperature=0)) == 6
     with pytest.raises(ValueError, match="n_tokens = 7 after 250 tokens goes beyond .*; at most 6 can be written"):
@@ -147,6 +149,7 @@ def test_tokens_are_the_same_under_another_default_device(model, speculate):
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_logits_of_which_none_is_the_likeliest_are_refused(broken, temperature):
+    """Kind: NaN or infinite logits, of which token 0 was written in silence."""
     logits_V = torch.full((4,), broken) if broken < 0 else torch.tensor([0.0, broken, 1.0, 0.0])
     with pytest.raises(ValueError, match=f"the largest logit = {broken}, so no next token can be chosen; weights"):
         probabilities(logits_V, temperature)
@@ -246,6 +249,7 @@ def test_logits_that_overflow_from_finite_weights_end_the_text_with_a_sentence(m
     ],
 )
 def test_what_cannot_be_written_is_refused_with_a_sentence(model, wrong, words):
+    """Kind: prompts, stop tokens, seeds, numbers and models of a wrong type or range, once torch's words or silence."""
     seen = []
     with pytest.raises(ValueError, match=words):
         generate(**{"model": model, "ids": PROMPT, "n_tokens": 3, "stream": seen.append} | wrong)

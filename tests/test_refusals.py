@@ -21,6 +21,7 @@ def model():
 
 @pytest.mark.parametrize("last", [0, -1, 1.0, True, "2"])
 def test_a_last_that_asks_for_no_logits_is_refused(last, model):
+    """Kind: a count of nothing: `last=0` gave all logits, a negative one some others."""
     for cache in (None, model.new_cache(2)):
         with pytest.raises(ValueError, match=rf"last = {last!r} .* an integer from 1"):
             model(token_ids(2, 5), cache, last=last)
@@ -36,6 +37,7 @@ def test_the_last_logits_are_those_of_the_whole_also_when_more_are_asked_for_tha
 
 @pytest.mark.parametrize("chunk", [0, -3, 2.5, True, None])
 def test_a_chunk_that_takes_in_nothing_is_refused(chunk, model):
+    """Kind: a count of nothing, refused in torch's words or not at all."""
     cache = model.new_cache(2)
     with pytest.raises(ValueError, match=rf"chunk = {chunk!r} .*from 1"):
         model.prefill(token_ids(2, 5), cache, chunk=chunk)

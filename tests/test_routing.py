@@ -8,7 +8,8 @@ from small import small_model, token_ids
 
 from minidsv4.model.layer import watch
 from minidsv4.model.moe import LearnedRouter
-from minidsv4.train.loop import Recipe, Trainer
+from minidsv4.train.loop import Trainer
+from minidsv4.train.recipe import Recipe
 from minidsv4.train.routing import Anticipation, Guard, GuardedTrainer, fixed_routing, picked_experts
 
 

@@ -262,6 +262,13 @@ def test_a_model_without_csa_layers_has_nothing_to_warm_up():
         indexer.warm_up(v4.Model(config), token_ids, 1)
 
 
+@pytest.mark.parametrize("n_steps", [0, -1, 1.5, None])
+def test_a_warm_up_of_no_steps_is_refused(n_steps):
+    """Kind: a count that does nothing in silence."""
+    with pytest.raises(ValueError, match=rf"warm_up: n_steps = {n_steps} teaches nothing; .* from 1"):
+        indexer.warm_up(model(), token_ids, n_steps)
+
+
 # ---- recall ----
 
 

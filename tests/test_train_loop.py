@@ -12,8 +12,9 @@ import torch
 
 from minidsv4 import Config, Model
 from minidsv4.train.data import Batches, Mixture, Packed
-from minidsv4.train.loop import Recipe, Trainer, bits_per_byte, fastest_threads, stop_on_interrupt
+from minidsv4.train.loop import Trainer, bits_per_byte, fastest_threads, stop_on_interrupt
 from minidsv4.train.programs import programs
+from minidsv4.train.recipe import Recipe
 from minidsv4.train.tokenizer import Tokenizer
 
 SOURCES = [program.source for program in programs(seed=2, n=60)]
@@ -167,6 +168,30 @@ def test_a_second_ctrl_c_interrupts_at_once():
 def test_a_recipe_without_an_end_is_refused_with_a_sentence(recipe, words):
     with pytest.raises(ValueError, match=words):
         Recipe(**recipe)
+
+
+WRONG = (math.nan, math.inf, -1, 10**400, "1", True, [1], None)
+FIELDS = ("rate", "warm_up", "decay", "optimizer", "weight_decay", "clip", "balance_speed", "mtp_weights")
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_value_that_no_run_can_have_is_refused_by_its_field(name):
+    """Kind: `warm_up=0` and others that end in a division by zero, in NaN or in a TypeError at some step."""
+    more = {
+        "warm_up": (0, 0.5),
+        "rate": (0,),
+        "clip": (0,),
+        "decay": (0, 1.5),
+        "mtp_weights": ((1,), (1, -1), (1, "a")),
+    }
+    for wrong in (*WRONG, *more.get(name, ())):
+        with pytest.raises(ValueError, match=rf"^recipe: {name} = .* cannot be; it is "):
+            Recipe(steps=5, **{name: wrong})
+
+
+def test_a_recipe_may_do_without_decay_of_weights_balance_and_drafts():
+    recipe = Recipe(steps=5, warm_up=1, weight_decay=0, balance_speed=0, mtp_weights=[0, 0])
+    assert recipe.rate_at(0, 0.0) == recipe.rate and recipe.mtp_weight(1.0) == 0
 
 
 # --- bits per byte ---

@@ -12,8 +12,9 @@ import torch
 from minidsv4.config import Config
 from minidsv4.model.model import Model
 from minidsv4.train.data import Batches
-from minidsv4.train.loop import Recipe, Trainer
+from minidsv4.train.loop import Trainer
 from minidsv4.train.programs import programs
+from minidsv4.train.recipe import Recipe
 from minidsv4.train.routing import Anticipation
 from minidsv4.train.tokenizer import Tokenizer
 

@@ -95,8 +95,10 @@ def warm_up(model: nn.Module, batch_at: Callable[[int], Tensor], n_steps: int, r
     batch_at  function from a step, from 0, to token ids [B, T]; such as `Batches.at`
     rate      of Adam; some hundred steps want about ten times V3.2's
     returns   the loss of each step, nats per query, summed over CSA layers
-    raises    ValueError for a model without a CSA layer
+    raises    ValueError for a model without a CSA layer, or for no steps
     """
+    if not isinstance(n_steps, int) or n_steps < 1:
+        raise ValueError(f"warm_up: n_steps = {n_steps!r} teaches nothing; it counts steps, an integer from 1")
     if not _weights(model):
         raise ValueError("warm_up: the model has no CSA layer, so no indexer; give compress_ratios with one")
     losses = []

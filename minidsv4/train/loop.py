@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
@@ -20,71 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from minidsv4.model.losses import MTP_WEIGHT
 from minidsv4.ops import upcast
 from minidsv4.train.balance import balanced, loads, max_violation
 from minidsv4.train.data import Batch, eval_rows
 from minidsv4.train.indexer import clip_apart, dense_attention, freeze_indexers, freeze_trunk
 from minidsv4.train.muon import muon
+from minidsv4.train.recipe import Recipe
 from minidsv4.train.tokenizer import Tokenizer
-
-LOWEST_RATE = 0.1  # of the peak, at the end of the cosine
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How long and how fast to learn; at least one of `steps` and `seconds` is given, and the first reached ends it.
-
-    rate           peak of the learning rate
-    warm_up        steps from 0 to the peak; the cosine falls to a tenth of it at the end of the budget
-    decay          the last share of the budget, over which the cosine falls; before, the rate is constant
-    optimizer      "adamw" or "muon"
-    weight_decay   of matrices; vectors (norms, sinks, biases) have none under AdamW
-    clip           largest norm of all gradients together, the indexers' aside, which have one of their own
-    balance_speed  how far a router's bias moves in a step; ten times V4's, since runs are short
-    mtp_weights    of the MTP loss: before the decay, and from its start on
-    raises         ValueError without a budget, with one that is not above 0, or for another optimizer
-    """
-
-    steps: int | None = None
-    seconds: float | None = None
-    rate: float = 3e-3
-    warm_up: int = 30
-    decay: float = 1.0
-    optimizer: str = "adamw"
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    balance_speed: float = 1e-2
-    mtp_weights: tuple[float, float] = (MTP_WEIGHT, MTP_WEIGHT)
-
-    def __post_init__(self):
-        budgets = {"steps": self.steps, "seconds": self.seconds}
-        if all(value is None for value in budgets.values()):
-            raise ValueError("recipe: neither steps nor seconds is given; training needs an end")
-        for name, value in budgets.items():
-            if value is not None and not value > 0:
-                raise ValueError(f"recipe: {name} = {value} is no budget; it is above 0")
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"recipe: optimizer = {self.optimizer!r} is not known; it is 'adamw' or 'muon'")
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"recipe: decay = {self.decay} is no share of the budget; it is above 0 and at most 1")
-
-    def progress(self, step: int, seconds: float) -> float:
-        """The share of the budget that is used, 1 at the end."""
-        return max(step / (self.steps or math.inf), seconds / (self.seconds or math.inf))
-
-    def rate_at(self, step: int, progress: float) -> float:
-        """Linear warm-up, constant, then a cosine over the last part of the budget."""
-        cosine = (1 + math.cos(math.pi * min(1.0, max(0.0, self.fallen(progress))))) / 2
-        return self.rate * min(1.0, (step + 1) / self.warm_up) * (LOWEST_RATE + (1 - LOWEST_RATE) * cosine)
-
-    def fallen(self, progress: float) -> float:
-        """How far the decay is: below 0 before its start, 1 at the end."""
-        return (progress - (1 - self.decay)) / self.decay
-
-    def mtp_weight(self, progress: float) -> float:
-        """Of the MTP loss."""
-        return self.mtp_weights[self.fallen(progress) >= 0]
 
 
 def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Self
 
 from minidsv4.config import Config
-from minidsv4.train.loop import STAGES, Recipe
+from minidsv4.train.loop import STAGES
+from minidsv4.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
