@@ -9,6 +9,8 @@ from minidsv4.course import plots
 DRAWINGS = {
     "CSA's compressor": plots.compressor_shapes,
     "HCA's compressor": lambda: plots.compressor_shapes(overlap=False),
+    "dispatch and combine": plots.expert_parallel_shapes,
+    "two stages of a sequence cut over ranks": plots.two_stage_shapes,
 }
 ROUNDING = 1.0  # pixels: the ends of arrows touch their boxes
 

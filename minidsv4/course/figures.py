@@ -24,6 +24,7 @@ from minidsv4.course.figures_of_cost import PACED as PACED
 from minidsv4.course.figures_of_cost import cost_curves, cut_row, flops_and_cache, schedules
 from minidsv4.course.figures_of_cost import gain_by_batch as gain_by_batch
 from minidsv4.course.figures_of_cost import overlap_by_ratio as overlap_by_ratio
+from minidsv4.course.figures_of_cost import rows_by_ranks as rows_by_ranks
 from minidsv4.course.plots import HEADING
 from minidsv4.course.record import record
 from minidsv4.experiments import recall

@@ -58,14 +58,27 @@ def schedules(n_waves=3):
     timelines = {
         "One stage after the other": schedule.naive(part),
         "Comet: two pairs overlap": schedule.comet(part),
-        f"V4: {n_waves} waves of experts": schedule.waves(part, n_waves),
+        f"V4: experts in waves, here {n_waves}": schedule.waves(part, n_waves),
     }
     gains = [part.serial / timeline.time for timeline in timelines.values()]
     reported = ("", ", report 1.42", ", report 1.92" if n_waves == 3 else "")
     words = {name: f"{gain:.2f}x{said}" for name, gain, said in zip(timelines, gains, reported)}
     lanes = {lane: f"{lane}, {schedule.LANES[lane]}" for lane in ("link", "matrix", "vector")}
-    title = "Waves keep the link busy from first to last, so nothing else is waited for"
+    times = f"{gains[-1]:.2f} times as fast as one stage after the other"
+    title = f"{n_waves} wave{'s' if n_waves > 1 else ''} of experts: {times}"
     return plots.gantt(timelines, lanes, part.products, title, words)
+
+
+def rows_by_ranks(n_active=6):
+    """Notebook 13: rows that a token costs each way, by strategy; V4 has six active experts."""
+    n_ranks = np.arange(2, 65)
+    remote = (n_ranks - 1) / n_ranks
+    curves = {
+        "all-gather": n_ranks - 1,
+        "all-to-all of pairs": n_active * remote,
+        "all-to-all, a token once to a rank": megamoe.ranks_met(n_active, n_ranks) * remote,
+    }
+    return plots.rows_by_ranks(n_ranks, curves, n_active)
 
 
 def overlap_by_ratio():
@@ -110,10 +123,10 @@ def cut_row(lengths=(10, 7, 7), window=4, ratios=(4, 8)):
     overlap, plain = ratios
     fetched = {
         f"window of {window}": [(rank, 0, context.window_reach(start, window)) for rank, start in enumerate(starts, 1)],
-        f"CSA, m = {overlap}": [
+        f"CSA, M = {overlap}": [
             (rank, context.raw_reach(start, overlap, 2) - start % overlap, start % overlap)
             for rank, start in enumerate(starts, 1)
         ],
-        f"HCA, m' = {plain}": [(rank, 0, context.raw_reach(start, plain, 1)) for rank, start in enumerate(starts, 1)],
+        f"HCA, M' = {plain}": [(rank, 0, context.raw_reach(start, plain, 1)) for rank, start in enumerate(starts, 1)],
     }
     return plots.cut_row(edges, dict(zip([*fetched][1:], ratios)), fetched)

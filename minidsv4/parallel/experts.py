@@ -72,7 +72,7 @@ def expert_parallel_moe(
     _check(**chosen)
     layout = Layout(len(experts.w13) * transport.n_ranks, transport.n_ranks, waves, chosen["seats"])
     call = _Call(experts, layout, transport, dispatch, combine)
-    way = {"allreduce": _allreduce, "allgather": _allgather}.get(strategy, _by_waves)
+    way = {"allreduce": _allreduce, "allgather": _allgather}.get(strategy, by_waves)
     return way(call, x_TD, picked_TA, weight_TA.to(x_TD.dtype))
 
 
@@ -113,7 +113,8 @@ class _Call(NamedTuple):
 # --- pairs of token and expert travel: alltoall, waves ---
 
 
-def _by_waves(call: _Call, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) -> Tensor:
+def by_waves(call: _Call, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) -> Tensor:
+    """Each pair's row to its expert's rank and its result back, all waves of experts after each other."""
     ours, n_active = plan(picked_TA, call.layout), picked_TA.shape[1]
     # One gather by expert, whatever the waves: its backward adds up a token's gradients in the order of one process.
     rows = torch.cat([x_TD[ours.by_expert // n_active], weight_TA.flatten()[ours.by_expert, None]], dim=1)
@@ -127,16 +128,20 @@ def travel(call: _Call, rows: Tensor, counts: Tensor) -> Tensor:
     All waves' rows are sent at once, so the link is never idle for want of work; results go back as they are made.
     """
     layout, transport = call.layout, call.transport
-    sent, came = layout.wave_counts(counts), layout.wave_counts(transport.swap(counts))
-    there = [call.all_to_all(*(n.sum(1).tolist() for n in pair), call.dispatch, n_exact=1) for pair in zip(sent, came)]
+    to_ranks = layout.wave_counts(counts)
+    from_ranks = layout.wave_counts(transport.swap(counts))
+    there, back = [], []
+    for leaving, coming in zip(to_ranks, from_ranks):
+        sent, received = leaving.sum(1).tolist(), coming.sum(1).tolist()
+        there.append(call.all_to_all(sent, received, call.dispatch, n_exact=1))
+        back.append(call.all_to_all(received, sent, call.combine))
     parts = rows.split([sum(dispatch.sent) for dispatch in there])
     arriving = [Exchange.apply(part, dispatch) for part, dispatch in zip(parts, there)]
-    back = [call.all_to_all(dispatch.received, dispatch.sent, call.combine) for dispatch in there]
     returning = []
     for wave, (dispatch, combine) in enumerate(zip(there, back)):
         dispatch.wait()
         with transport.computing(flops(call.experts, len(arriving[wave]))):
-            results = multiply(call.experts, layout.bounds[wave], arriving[wave], came[wave])
+            results = multiply(call.experts, layout.bounds[wave], arriving[wave], from_ranks[wave])
         returning.append(Exchange.apply(results, combine))
     for combine in back:
         combine.wait()

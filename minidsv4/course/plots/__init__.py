@@ -1,7 +1,8 @@
 """Every picture of the course as a function that returns a matplotlib Figure, and the style that all share.
 
 Modules by subject: `style`, `model_map`, `attention` (notebooks 01, 04), `compression` (02, 03, 05), `streams` (06),
-`experts` (07), `speculation` (08), `training` (09, 10), `parallel` (13, 14), `bench`; `shapes` draws a mechanism.
+`experts` (07), `speculation` (08), `training` (09, 10), `parallel` (13), `context` (14), `bench`; `shapes` draws
+a mechanism.
 """
 
 from minidsv4.course.plots.attention import masks, moved_text, reach
@@ -16,9 +17,19 @@ from minidsv4.course.plots.compression import (
     recall_in_4_bits,
     wave_and_entries,
 )
+from minidsv4.course.plots.context import cut_row, sent_by_ranks, two_stage_shapes, wrong_from_the_border
 from minidsv4.course.plots.experts import bias_rule
 from minidsv4.course.plots.model_map import PARTS, map_of_model
-from minidsv4.course.plots.parallel import cut_row, gain_by_batch, gantt, overlap_by_ratio
+from minidsv4.course.plots.parallel import (
+    expert_parallel_shapes,
+    gain_by_batch,
+    gantt,
+    overlap_by_ratio,
+    paced_waves,
+    rows_by_ranks,
+    sorted_loads,
+    traffic,
+)
 from minidsv4.course.plots.shapes import Box, shapes
 from minidsv4.course.plots.speculation import drafting, mtp_shift
 from minidsv4.course.plots.streams import streams_through_depth
@@ -40,6 +51,7 @@ __all__ = [
     "cut_row",
     "drafting",
     "entry_places",
+    "expert_parallel_shapes",
     "gain_by_batch",
     "gantt",
     "listening",
@@ -49,15 +61,22 @@ __all__ = [
     "mtp_shift",
     "newton_schulz",
     "overlap_by_ratio",
+    "paced_waves",
     "planted_recall",
     "pooled_tokens",
     "race",
     "reach",
     "recall_in_4_bits",
+    "rows_by_ranks",
     "schedule",
+    "sent_by_ranks",
     "shapes",
+    "sorted_loads",
     "streams_through_depth",
+    "traffic",
     "training_log",
+    "two_stage_shapes",
     "use_style",
     "wave_and_entries",
+    "wrong_from_the_border",
 ]

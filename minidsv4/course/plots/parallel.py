@@ -1,14 +1,13 @@
-"""Pictures of notebooks 13 and 14: schedules of experts over ranks, and a sequence cut over ranks."""
-
-import itertools
+"""Pictures of notebook 13: experts over ranks, what travels between them, and schedules that hide it."""
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from minidsv4.course.plots.style import COLOURS, COMPRESSED, GREY, HEADING, INK, KEY
+from minidsv4.course.plots.shapes import Box, shapes
+from minidsv4.course.plots.style import COLOURS, HEADING, INK
 
-# Notebook 13: the look of a stage, its colour and how strong it is.
+# The look of a stage, its colour and how strong it is.
 STAGES = {
     "dispatch": ("key", 1.0),
     "linear1": ("query", 1.0),
@@ -19,8 +18,109 @@ STAGES = {
 STAGE_WORDS = {"linear1": "linear 1", "linear2": "linear 2"}
 
 
+def expert_parallel_shapes():
+    """The way of a rank's tokens to their experts and back.
+
+    returns  a matplotlib Figure
+    """
+    boxes = {
+        "x": Box("x", "tokens, weights", "T D, T A", 0, 0),
+        "rows": Box("rows", "one a pair, by rank", "T·A D+1", 1, 0, "key"),
+        "came": Box("rows that came", "after dispatch", "n D+1", 2, 0, "key"),
+        "inner": Box("inner", "linear 1, SwiGLU", "n F", 3, 0, "query"),
+        "made": Box("results", "linear 2, weighted", "n D", 3, 1, "query"),
+        "back": Box("results at home", "after combine", "T·A D", 2, 1, "compressed"),
+        "slots": Box("by pick", "put in their place", "T A D", 1, 1, "compressed"),
+        "y": Box("y", "sum over A", "T D", 0, 1),
+    }
+    path = list(boxes)
+    title = "Dispatch sends rows to their experts' ranks, combine brings results home"
+    return shapes(boxes, list(zip(path, path[1:])), title, size=(6.0, 1.95), box=(1.32, 0.62))
+
+
+def traffic(rows):
+    """How many rows each rank sends to each, a panel a kind of routing.
+
+    rows     {name: numpy integers [from rank, to rank]}
+    returns  a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 2.5))
+    most = max(there.max() for there in rows.values())
+    panels = figure.subplots(1, len(rows), sharey=True)
+    for axes, (name, there) in zip(panels, rows.items()):
+        n_ranks = len(there)
+        image = axes.pcolormesh(there, vmin=0, vmax=most, edgecolor="white", linewidth=0.5)
+        axes.set(xlabel="to rank", ylim=(n_ranks, 0), aspect="equal")
+        axes.set(xticks=(0.5, n_ranks - 0.5), xticklabels=(0, n_ranks - 1))
+        axes.set_title(name, fontweight="normal")
+    panels[0].set(ylabel="from rank", yticks=(0.5, n_ranks - 0.5), yticklabels=(0, n_ranks - 1))
+    figure.colorbar(image, ax=panels, label="rows sent", shrink=0.7)
+    figure.suptitle("Every rank sends to every rank; popular experts make bright columns", **HEADING)
+    return figure
+
+
+def rows_by_ranks(ranks, curves, n_active):
+    """Rows that a token costs each way, by the number of ranks.
+
+    ranks     numpy integers
+    curves    {name: rows sent for a token}, three of them
+    n_active  active experts of a token
+    returns   a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 3.0))
+    axes = figure.subplots()
+    for (name, rows), colour, line in zip(curves.items(), ("masked", "query", "compressed"), ("--", "-", "-.")):
+        axes.plot(ranks, rows, line, color=COLOURS[colour], label=name)
+    axes.axvline(n_active, color=INK, linewidth=0.8)
+    axes.annotate(f"ranks = A = {n_active}", (n_active, 11), (5, 0), textcoords="offset points")
+    axes.set(xscale="log", xlabel="ranks", ylabel="rows sent for a token, each way", ylim=(0, 15))
+    axes.set_title("Beyond A ranks, pairs are cheaper than whole tokens")
+    numbers = (2, 4, 6, 8, 16, 32, 64)
+    axes.set_xticks(numbers, numbers)
+    axes.minorticks_off()
+    axes.legend(loc="lower right")
+    return figure
+
+
+def paced_waves(measured):
+    """Speed-up over one wave by the number of waves: theory, and what real ranks took at an emulated chip's pace.
+
+    measured  {kind: {waves: seconds}}, two kinds
+    returns   a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 2.8))
+    axes = figure.subplots()
+    waves = np.linspace(1, 12, 100)
+    axes.plot(waves, 2 / (1 + 1 / waves), "-", color=COLOURS["compressed"], label="theory: 2 / (1 + 1 / waves)")
+    for (kind, seconds), look, colour in zip(measured.items(), ("o", "s"), ("key", "masked")):
+        gains = [seconds[1] / second for second in seconds.values()]
+        axes.plot(list(seconds), gains, look, color=COLOURS[colour], label=f"{kind} of 20 rounds")
+    axes.set(xlabel="waves", ylabel="speed-up over one wave", xticks=range(1, 13), ylim=(0.9, 2))
+    axes.set_title("The first waves pay most; each costs a little, too")
+    axes.legend(loc="lower center")
+    return figure
+
+
+def sorted_loads(loads):
+    """Loads of ranks over their mean, the fullest first, a line a placement.
+
+    loads    {name: numpy array, one number a rank}, three of them
+    returns  a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 2.6))
+    axes = figure.subplots()
+    for (name, load), colour, line in zip(loads.items(), ("masked", "key", "compressed"), (":", "--", "-")):
+        falling = np.sort(load / load.mean())[::-1]
+        places = range(1, len(load) + 1)
+        axes.plot(places, falling, line, marker="o", markersize=4, color=COLOURS[colour], label=name)
+    axes.set(xlabel="ranks, the fullest first", ylabel="load over the mean load", ylim=(0, None), xticks=places)
+    axes.set_title("Packing cannot split the most popular expert; copies can")
+    axes.legend()
+    return figure
+
+
 def gantt(timelines, lanes, unit, title, words):
-    """Notebook 13: what each lane does when, a panel a schedule.
+    """what each lane does when, a panel a schedule.
 
     timelines  {name: minidsv4.cost.schedule.Timeline}
     lanes      {lane: its name on the left}, the first one on top
@@ -50,7 +150,7 @@ def gantt(timelines, lanes, unit, title, words):
 
 
 def overlap_by_ratio(curves, chips, ratios, bounds):
-    """Notebook 13: speed-up against rho, chips as dots; and each chip's FLOPs a byte against what models need.
+    """speed-up against rho, chips as dots; and each chip's FLOPs a byte against what models need.
 
     curves   {name: (rho, speed-up) numpy arrays}
     chips    {name: (rho, speed-up)} of one model
@@ -67,9 +167,11 @@ def overlap_by_ratio(curves, chips, ratios, bounds):
         place, align = ((-6, -2), "right") if rho < 1 else ((6, -2), "left")
         left.annotate(name, (rho, gain), place, textcoords="offset points", fontsize=8, ha=align)
     left.set(xscale="log", xticks=(0.1, 0.2, 0.5, 1, 2, 4), xticklabels=("0.1", "0.2", "0.5", "1", "2", "4"))
-    left.set(xlabel="rho: transfers over products", ylabel="speed-up over serial", xlim=(0.08, 5), ylim=(0.9, 2.65))
+    left.set(
+        xlabel="ρ: time of transfers over products", ylabel="speed-up over serial", xlim=(0.08, 5), ylim=(0.9, 2.65)
+    )
     left.minorticks_off()
-    left.legend(loc="upper left", fontsize=7.5)
+    left.legend(loc="upper left", fontsize=8)
     places = range(len(ratios))
     right.barh(places, list(ratios.values()), color=COLOURS["masked"])
     right.set(
@@ -78,13 +180,13 @@ def overlap_by_ratio(curves, chips, ratios, bounds):
     for (name, bound), line in zip(bounds.items(), ("--", "-")):
         right.axvline(bound, ymax=0.93, color=COLOURS["compressed"], linestyle=line)
         right.text(bound, len(ratios) - 0.3, name, ha="center", fontsize=8, color=COLOURS["compressed"])
-    title = "Most is gained at rho = 1, where the chip has 2 F FLOP for each byte"
+    title = "Most is gained at ρ = 1, where the chip has 2 F FLOP for each byte"
     figure.suptitle(title, **HEADING)
     return figure
 
 
 def gain_by_batch(gains, published):
-    """Notebook 13: speed-ups by batch, split into overlap and overhead that went away, a panel a model.
+    """speed-ups by batch, split into overlap and overhead that went away, a panel a model.
 
     gains      {model: {tokens of a rank: minidsv4.cost.megamoe.Gain}}
     published  {model: {tokens: speed-up}}
@@ -105,53 +207,3 @@ def gain_by_batch(gains, published):
     title = "One token gains by fewer launches, many by overlap"
     figure.suptitle(title, **HEADING)
     return figure
-
-
-def cut_row(edges, entries, fetched):
-    """Notebook 14: what each rank but the first fetches from before its first token, strip by strip.
-
-    edges    positions where ranks begin, and the end of the row
-    entries  [(name, tokens per entry)]: a strip of boxes each, named after the rank that makes the entry
-    fetched  {name: [(rank, tokens of the window before, tokens next to the border)]}, in the order of the strips
-    """
-    figure = Figure(figsize=(6.0, 3.8))
-    axes = figure.subplots()
-    tall = 0.7  # of a box; strips are 1 apart
-    labels = ["tokens"]
-    strip = 1
-    _draw_boxes(axes, list(itertools.pairwise(edges)), range(len(edges) - 1), 0, tall)
-    for name, rows in fetched.items():
-        if name in entries:
-            stops = range(entries[name], edges[-1] + 1, entries[name])
-            owners = [sum(stop > edge for edge in edges[1:-1]) for stop in stops]
-            _draw_boxes(axes, [(stop - entries[name], stop) for stop in stops], owners, strip, tall)
-            labels.append(f"{name}: entries")
-            strip += 1
-        for rank, n_before, n_next in rows:
-            start = edges[rank]
-            colour = KEY if name not in entries else COMPRESSED
-            for left, width, look in (
-                (start, edges[rank + 1] - start, {"color": GREY, "alpha": 0.3}),
-                (start - n_next, n_next, {"color": colour}),
-                (start - n_next - n_before, n_before, {"facecolor": "white", "edgecolor": colour, "hatch": "////"}),
-            ):
-                axes.barh(strip, width, tall, left=left, linewidth=0.8, **look)
-            labels.append(f"{name}: rank {rank}")
-            strip += 1
-    axes.vlines(edges[1:-1], -0.6, strip - 0.4, color=INK, linestyle="--", linewidth=1.0)
-    axes.set(yticks=range(strip), yticklabels=labels, ylim=(strip - 0.4, -0.6), xlim=(0, edges[-1]), xlabel="position")
-    axes.set(xticks=range(0, edges[-1] + 1, 4), title="A rank lacks what lies just before its first token")
-    looks = [{"color": GREY, "alpha": 0.3}, {"color": KEY}, {"color": COMPRESSED}]
-    words = ("its own tokens", "window entries", "raw, window that goes on", "raw, window before it")
-    looks.append({"facecolor": "white", "edgecolor": COMPRESSED, "hatch": "////"})
-    keys = [Patch(label=word, **look) for word, look in zip(words, looks)]
-    figure.legend(handles=keys, loc="outside lower center", ncols=4, fontsize=7.5, handlelength=1.4, columnspacing=1.0)
-    return figure
-
-
-def _draw_boxes(axes, spans, owners, strip, tall):
-    """A box for each stretch of the row, with the rank it belongs to."""
-    for (left, right), owner in zip(spans, owners):
-        axes.barh(strip, right - left, tall, left=left, color="white", edgecolor=INK, linewidth=0.8)
-        words = axes.text((left + right) / 2, strip, f"rank {owner}", ha="center", va="center", fontsize=7)
-        words.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})

@@ -25,7 +25,7 @@ def shapes(boxes, arrows, title, size=(6.0, 3.0), box=(1.2, 0.62)):
     """Boxes on a grid as large as their columns and rows ask for, joined by arrows.
 
     boxes    key = Box; colours are names in COLOURS
-    arrows   pairs of keys, from and to: within a column from edge to edge, else from right to left
+    arrows   pairs of keys, from and to: up or down in a column, else between the sides that face each other
     title    what one sees, in a sentence
     size     of the figure, inches; box: of each box
     returns  a matplotlib Figure
@@ -68,7 +68,8 @@ def _draw_arrow(axes, start, end, box):
         tail = (start[0] + width / 2, start[1] + height * down)
         head = (end[0] + width / 2, end[1] + height * (not down))
     else:
-        tail = (start[0] + width, start[1] + height / 2)
-        head = (end[0], end[1] + height / 2)
+        ahead = end[0] > start[0]
+        tail = (start[0] + width * ahead, start[1] + height / 2)
+        head = (end[0] + width * (not ahead), end[1] + height / 2)
     look = {"arrowstyle": "-|>", "color": INK, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9, "linewidth": 1}
     axes.annotate("", xy=head, xytext=tail, arrowprops=look, zorder=2)
