@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minidsv4.train.data import Batches, Mixture, Packed, counted, eval_rows
+from minidsv4.train.data import Batch, Batches, Mixture, Packed, counted, drawn, eval_rows, n_targets
 
 # --- batches ---
 
@@ -20,13 +20,14 @@ def test_rows_hold_every_document_whole_between_bos_and_eos_until_the_last_row_i
     assert whole.count(False) <= 1  # the last one is cut
 
 
-def test_every_row_is_drawn_once_before_any_is_drawn_again():
-    batches = Batches(DOCUMENTS, batch_size=3, length=4, seed=0)
-    per_epoch = len(batches.rows) // 3
-    first = torch.cat([batches.at(step) for step in range(per_epoch)])
-    second = torch.cat([batches.at(step) for step in range(per_epoch, 2 * per_epoch)])
-    assert len(set(map(tuple, first.tolist()))) == len(first) == 3 * per_epoch
-    assert first.tolist() != second.tolist()
+@pytest.mark.parametrize("batch_size", [4, 5, 7])
+def test_every_row_of_batches_is_drawn_once_before_any_is_drawn_again(batch_size):
+    """Kind: nothing is left out; before, the last rows of an epoch that filled no batch were."""
+    batches = Batches(DOCUMENTS, batch_size, length=4, seed=0)
+    wanted, n = sorted(batches.rows.tolist()), len(batches.rows)
+    drawn = torch.cat([batches.at(step) for step in range(n)]).tolist()
+    epochs = [drawn[number * n : (number + 1) * n] for number in range(batch_size)]
+    assert n == 24 and all(sorted(epoch) == wanted for epoch in epochs) and epochs[0] != epochs[1]
 
 
 def test_a_step_has_the_same_batch_whenever_it_is_asked_for_and_the_seed_changes_it():
@@ -79,6 +80,13 @@ def test_padding_counts_for_nothing_and_every_token_of_a_document_but_its_first_
     assert 0 < int(counts.sum()) < counts.numel()
 
 
+def test_targets_are_counted_without_first_tokens_and_padding():
+    """Kind: counts equal those by hand; before, every position of a row but the first counted."""
+    ids_BT = torch.arange(16).view(2, 8)
+    document_BT = torch.tensor([[0, 0, 0, 3, 4, 4, 6, 7], [0] * 8])  # padding at 3, 6 and 7
+    assert n_targets(ids_BT) == 14 and n_targets(Batch(ids_BT, document_BT)) == 2 + 1 + 7
+
+
 def test_without_gaps_packed_rows_are_those_of_plain_batches():
     packed, plain = Packed(DOCUMENTS, length=6, seed=0), Batches(DOCUMENTS, batch_size=2, length=6, seed=0)
     n_tokens = sum(len(ids) + 2 for ids in DOCUMENTS)
@@ -88,9 +96,9 @@ def test_without_gaps_packed_rows_are_those_of_plain_batches():
 def test_rows_are_drawn_once_before_any_is_drawn_again():
     packed = Packed(DOCUMENTS, length=6, seed=3)
     n = len(packed)
-    rows = packed.drawn(range(3 * n))
+    rows = drawn(range(3 * n), n, seed=3)
     assert all(sorted(rows[i * n : (i + 1) * n]) == list(range(n)) for i in range(3))
-    assert rows[:n] != rows[n : 2 * n] and packed.drawn([n + 2]) == [rows[n + 2]]
+    assert rows[:n] != rows[n : 2 * n] and drawn([n + 2], n, seed=3) == [rows[n + 2]]
 
 
 def sources():

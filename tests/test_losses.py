@@ -62,17 +62,39 @@ def test_the_weight_of_the_mtp_loss_can_be_lowered_as_at_the_decay(case):
     assert abs(losses.total.item() - (before.total - 0.2 * before.mtp).item()) < EXACT
 
 
+ALL_REAL = torch.ones(1, 6, dtype=torch.bool)
+
+
 def test_the_balance_loss_is_1_when_experts_share_the_load_and_e_over_a_when_one_group_has_it_all():
     even = Routed(torch.tensor([[[0, 1], [2, 3]] * 3]), torch.ones(1, 6, 2), torch.ones(1, 6, 4).double())
-    assert abs(balance_loss(even).item() - 1) < 1e-15
+    assert abs(balance_loss(even, ALL_REAL).item() - 1) < 1e-15
     lopsided = Routed(torch.tensor([[[0, 1]] * 6]), torch.ones(1, 6, 2), torch.tensor([[[1.0, 1, 0, 0]] * 6]).double())
-    assert abs(balance_loss(lopsided).item() - 2) < 1e-15
+    assert abs(balance_loss(lopsided, ALL_REAL).item() - 2) < 1e-15
 
 
 def test_the_balance_loss_pushes_scores_of_busy_experts_down():
     score = torch.ones(1, 6, 4, dtype=torch.float64, requires_grad=True)
-    balance_loss(Routed(torch.tensor([[[0, 1]] * 6]), torch.ones(1, 6, 2), score)).backward()
+    balance_loss(Routed(torch.tensor([[[0, 1]] * 6]), torch.ones(1, 6, 2), score), ALL_REAL).backward()
     assert (score.grad[..., :2] > 0).all() and (score.grad[..., 2:] < 0).all()
+
+
+def test_padding_and_rows_of_padding_are_no_part_of_the_balance_loss():
+    """Kind: agrees with the loops on the real tokens alone; before, padding was load and moved scores."""
+    model, ids_BT = small_model(), token_ids(3, 24)
+    document_BT = torch.arange(24).repeat(3, 1)  # padding, token by token
+    document_BT[0, :7], document_BT[0, 12:] = 0, 12
+    document_BT[1, :20] = 0
+    real = [[*range(7), *range(12, 24)], range(20)]
+    with watch(model, LearnedRouter) as seen:
+        losses = model.loss(ids_BT, document_BT)
+    expected = 0.0
+    for _, _, routed in seen:
+        for b, places in enumerate(real):
+            places = [place for place in places if place < routed.score_BTE.shape[1]]
+            score_TE, picked_TA = routed.score_BTE[b, places], routed.picked_BTA[b, places]
+            expected += paper.balance_loss(score_TE.detach().numpy(), picked_TA.numpy()) / 2
+    assert len(seen) == 4 and abs(losses.balance.item() - expected) < EXACT
+    assert model.loss(ids_BT[2:], document_BT[2:]).balance == 0
 
 
 def test_a_text_loss_is_that_of_the_logits_gradients_included():

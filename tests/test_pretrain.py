@@ -16,6 +16,7 @@ import torch
 from minidsv4 import load
 from minidsv4.__main__ import main
 from minidsv4.train import pretrain
+from minidsv4.train.data import n_targets
 from minidsv4.train.log import Log, read_log
 from minidsv4.train.loop import Trainer
 from minidsv4.train.plan import Plan
@@ -80,7 +81,8 @@ def test_the_log_has_one_line_for_the_run_and_one_a_step_with_all_parts_of_the_l
     assert header["held_out"] == straight.before and steps[-1]["held_out"]["programs"] < straight.before["programs"]
     assert [record["step"] for record in steps] == list(range(1, 21))
     assert [record["attention"] for record in steps] == ["dense"] * 8 + ["warm-up"] * 4 + ["sparse"] * 8
-    assert [record["n"] for record in steps] == [48] * 8 + [72] * 4 + [36] * 8
+    assert [record["n"] for record in steps] == [n_targets(straight.batches.at(step)) for step in range(20)]
+    assert 0 < 48 * 8 + 72 * 4 + 36 * 8 - steps[-1]["tokens"]  # what padding there is counts for nothing
     assert steps[-1]["tokens"] == sum(record["n"] for record in steps)
     wanted = {"main", "mtp", "balance", "indexer", "rate", "norm", "max_violation", "seconds", "tokens_per_second"}
     assert all(wanted <= set(record) and all(math.isfinite(record[name]) for name in wanted) for record in steps)
@@ -125,6 +127,7 @@ KILLED = """
 import os, signal, sys
 from minidsv4.__main__ import main
 from minidsv4.train import pretrain
+from minidsv4.train.data import n_targets
 from minidsv4.train.log import Log
 pretrain.HELD_OUT_PROGRAMS = 3
 write = Log.write

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from minidsv4 import Config, Model
+from minidsv4.model.layer import watch
+from minidsv4.model.moe import LearnedRouter
 from minidsv4.train.data import Batches, Mixture, Packed
 from minidsv4.train.loop import Trainer, bits_per_byte, fastest_threads, stop_on_interrupt
 from minidsv4.train.programs import programs
@@ -78,6 +80,28 @@ def test_a_run_that_stopped_and_went_on_equals_one_that_never_stopped(batches):
     second.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     second.train()
     assert torch.equal(weights(second.model), weights(straight.model)) and second.losses == straight.losses
+
+
+def test_padding_is_no_token_of_a_step_and_moves_no_bias(tokenizer):
+    """Kind: counts equal those by hand; before, padding was counted, logged, and load that the biases followed."""
+    packed = Packed(tokenizer.encode_all(SOURCES), length=48, seed=0, align=12)
+    batch = Mixture([packed], [1], batch_size=4, seed=0).at(0)
+    real = [(b, t) for b, row in enumerate(batch.document_BT.tolist()) for t in range(49) if row.count(row[t]) > 1]
+    assert 4 * 49 > len(real) > 4 * 24
+    trainer = Trainer(new_model(), lambda step: batch, Recipe(steps=1, warm_up=2, balance_speed=0.25))
+    with watch(trainer.model, LearnedRouter) as calls:
+        record = trainer.learn(batch)
+    worst = 0.0
+    for router, _, routed in calls:
+        load = [0] * 9
+        for b, t in real:
+            for expert in routed.picked_BTA[b, t].tolist() if t < routed.picked_BTA.shape[1] else []:
+                load[expert] += 1
+        assert router.bias.tolist() == [0.25 * ((sum(load) > 9 * n) - (sum(load) < 9 * n)) for n in load]
+        worst = max(worst, 9 * max(load) / sum(load) - 1)
+    n = sum(a == b for row in batch.document_BT.tolist() for a, b in zip(row, row[1:]))
+    assert record["n"] == trainer.tokens == n < 4 * 48
+    assert record["max_violation"] == pytest.approx(worst, abs=1e-12)
 
 
 def test_only_matrices_decay(batches):

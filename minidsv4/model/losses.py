@@ -8,6 +8,7 @@ nothing of losses.
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional as F
@@ -60,7 +61,7 @@ def model_losses(model: "Model", ids_BT: Tensor, document_BT: Tensor | None, mtp
     balance = main.new_zeros(())
     for module, _, routed in calls:
         if isinstance(module, LearnedRouter):
-            balance = balance + balance_loss(routed)
+            balance = balance + balance_loss(routed, real_tokens(ids_BT, document_BT))
     indexer = main.new_zeros(())
     for call in index_calls(calls):
         indexer = indexer + indexer_loss(call)
@@ -84,6 +85,14 @@ def targets(ids_BT: Tensor, document_BT: Tensor | None, ahead: int) -> Tensor:
     return later_BT.masked_fill(document_BT[:, ahead:] != document_BT[:, :-ahead], NO_TARGET)
 
 
+def real_tokens(ids_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
+    """Which tokens are text, boolean [B, T]: all but padding, which is a document of one token."""
+    if document_BT is None:
+        return torch.ones_like(ids_BT, dtype=torch.bool)
+    same_BT = document_BT[:, 1:] == document_BT[:, :-1]
+    return F.pad(same_BT, (1, 0)) | F.pad(same_BT, (0, 1))
+
+
 def text_loss(model: "Model", streams_BTND: Tensor, target_BT: Tensor, of: MTP | None = None) -> Tensor:
     """Cross-entropy of the head on these streams; positions beyond the last target are left out.
 
@@ -95,19 +104,25 @@ def text_loss(model: "Model", streams_BTND: Tensor, target_BT: Tensor, of: MTP |
     return model.ops.cross_entropy(hidden_TD, model.head.weight, target_T)
 
 
-def balance_loss(routed: Routed) -> Tensor:
+def balance_loss(routed: Routed, real_BT: Tensor) -> Tensor:
     """`sum_e f_e P_e` per sequence, averaged over the batch: 1 when experts share the load evenly.
 
-    f_e is E/A times the share of tokens that picked e, P_e the mean of its normalised score; only
-    P has a gradient.
+    f_e is E/A times the share of the real tokens that picked e, P_e the mean of its normalised
+    score over them; only P has a gradient. A row of padding is no sequence.
+
+    real_BT  as of `real_tokens`; the MTP block's calls have a token less, and begin at the first
     """
     n_tokens, n_experts = routed.score_BTE.shape[1:]
     n_active = routed.picked_BTA.shape[-1]
+    real_BT1 = rearrange(real_BT[:, :n_tokens], "b t -> b t 1").to(routed.score_BTE.dtype)
+    n_real_B1 = reduce(real_BT1, "b t 1 -> b 1", "sum").clamp(min=1)
     picked = F.one_hot(routed.picked_BTA, n_experts).to(routed.score_BTE.dtype)
-    load_BE = reduce(picked, "b t a e -> b e", "sum") * (n_experts / (n_active * n_tokens))
+    n_picked_BE = reduce(reduce(picked, "b t a e -> b t e", "sum") * real_BT1, "b t e -> b e", "sum")
+    load_BE = n_picked_BE * (n_experts / (n_active * n_real_B1))
     share_BTE = routed.score_BTE / reduce(routed.score_BTE, "b t e -> b t 1", "sum")
-    share_BE = reduce(share_BTE, "b t e -> b e", "mean")
-    return reduce(load_BE * share_BE, "b e -> b", "sum").mean()
+    share_BE = reduce(share_BTE * real_BT1, "b t e -> b e", "sum") / n_real_B1
+    loss_B = reduce(load_BE * share_BE, "b e -> b", "sum")
+    return loss_B.sum() / real_BT.any(dim=1).sum().clamp(min=1)
 
 
 class IndexCall(NamedTuple):

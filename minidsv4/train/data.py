@@ -17,8 +17,8 @@ from minidsv4.train.tokenizer import Tokenizer
 class Batches:
     """Documents packed without gaps into rows of T + 1 tokens, drawn in an order that seed and step alone decide.
 
-    Each document becomes `BOS text EOS`. An epoch is a random order of the rows, of which the last that fill no
-    batch are left out; `at(step)` needs no earlier call, so a run goes on where it stopped.
+    Each document becomes `BOS text EOS`. An epoch is a random order of all rows, and a batch that its last rows do not
+    fill takes the first of the next epoch. `at(step)` needs no earlier call, so a run goes on where it stopped.
 
     documents   token ids of each, without BOS and EOS
     batch_size  B
@@ -41,10 +41,8 @@ class Batches:
 
     def at(self, step: int) -> Tensor:
         """The batch of a step, from 0: token ids [B, T + 1]."""
-        per_epoch = len(self.rows) // self.batch_size
-        epoch, number = divmod(step, per_epoch)
-        order = torch.randperm(len(self.rows), generator=_generator(self.seed, f"epoch {epoch}"))
-        return self.rows[order[number * self.batch_size : (number + 1) * self.batch_size]]
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.rows[drawn(numbers, len(self.rows), self.seed)]
 
 
 class Batch(NamedTuple):
@@ -61,6 +59,11 @@ class Batch(NamedTuple):
 def counted(document_BT: Tensor) -> Tensor:
     """Which of the T targets `ids[:, 1:]` belong to the document of the token before them: booleans [B, T]."""
     return document_BT[:, 1:] == document_BT[:, :-1]
+
+
+def n_targets(batch: Tensor | Batch) -> int:
+    """How many tokens of a batch are predicted: no first token of a row or a document, and no padding."""
+    return batch[:, 1:].numel() if isinstance(batch, Tensor) else int(counted(batch.document_BT).sum())
 
 
 class Packed:
@@ -98,12 +101,6 @@ class Packed:
     def __len__(self) -> int:
         return len(self.rows.ids_BT)
 
-    def drawn(self, numbers: Sequence[int]) -> list[int]:
-        """The rows that are drawn as number 0, 1, 2, ...: each once, in a random order, before any is drawn again."""
-        epochs = {number // len(self) for number in numbers}
-        orders = {e: torch.randperm(len(self), generator=_generator(self.seed, f"epoch {e}")) for e in epochs}
-        return [int(orders[number // len(self)][number % len(self)]) for number in numbers]
-
 
 class Mixture:
     """Batches whose rows come from several sources, in shares that hold exactly over every `sum(shares)` rows.
@@ -136,8 +133,15 @@ class Mixture:
         sources = [pattern[i] for i in order[: number_in_block + 1]]
         source = self.sources[sources[-1]]
         share = self.shares[sources[-1]]
-        (row,) = source.drawn([block * share + sources.count(sources[-1]) - 1])
+        (row,) = drawn([block * share + sources.count(sources[-1]) - 1], len(source), source.seed)
         return Batch(*(part[row] for part in source.rows))
+
+
+def drawn(numbers: Sequence[int], n_rows: int, seed: int) -> list[int]:
+    """The rows that draws number 0, 1, 2, ... take: each row once, in a random order, before any is taken again."""
+    epochs = {number // n_rows for number in numbers}
+    orders = {epoch: torch.randperm(n_rows, generator=_generator(seed, f"epoch {epoch}")) for epoch in epochs}
+    return [int(orders[number // n_rows][number % n_rows]) for number in numbers]
 
 
 def _generator(seed: int, purpose: str) -> torch.Generator:

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from minidsv4.model.losses import real_tokens
 from minidsv4.ops import upcast
 from minidsv4.train.balance import balanced, loads, max_violation
-from minidsv4.train.data import Batch, eval_rows
+from minidsv4.train.data import Batch, eval_rows, n_targets
 from minidsv4.train.indexer import clip_apart, dense_attention, freeze_indexers, freeze_trunk
 from minidsv4.train.muon import muon
 from minidsv4.train.recipe import Recipe
@@ -121,17 +122,18 @@ class Trainer:
         stage = self.stage(self.step)
         routing = self.anticipation.at(self, batch) if self.anticipation else nullcontext()
         speed = recipe.balance_speed * stage.trunk_learns
-        with stage.of(self.model), routing, balanced(self.model, speed) as calls:
+        real_BT = real_tokens(**inputs(batch))
+        with stage.of(self.model), routing, balanced(self.model, speed, real_BT) as calls:
             losses = self.model.loss(**inputs(batch), mtp_weight=recipe.mtp_weight(progress))
             self.optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
             norm = clip_apart(self.model, recipe.clip)
             self.optimizer.step()
-        n = inputs(batch)["ids_BT"][:, 1:].numel()
+        n = n_targets(batch)
         self.step, self.tokens = self.step + 1, self.tokens + n
         self.losses.append(losses.main.item())
         parts = {name: value.item() for name, value in losses._asdict().items() if name != "total"}
-        worst = max([max_violation(load_E) for load_E in loads(calls).values()], default=0.0)
+        worst = max([max_violation(load_E) for load_E in loads(calls, real_BT).values()], default=0.0)
         return {"step": self.step, "n": n, **parts, "rate": rate, "norm": norm.item(), "max_violation": worst}
 
     def state_dict(self) -> dict:
