@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TextIO
 
 import minidsv4
 
@@ -122,12 +123,20 @@ def open_streams() -> None:
             stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
 
 
-def close_output() -> None:
+def close(stream: TextIO) -> None:
     """What is still to be written goes nowhere: its reader has gone, and Python would complain at its end."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):  # no file, as under pytest
         return
+
+
+def tell(message: object) -> None:
+    """Say a sentence on stderr, if anyone can read it."""
+    try:
+        print(one_line(message), file=sys.stderr, flush=True)
+    except OSError:
+        close(sys.stderr)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -139,13 +148,13 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        close_output()
+        close(sys.stdout)
         return READER_GONE
     except (ValueError, OSError) as error:
-        print(one_line(error), file=sys.stderr)
+        tell(error)
         return REFUSED
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        tell("Stopped.")
         return STOPPED
 
 

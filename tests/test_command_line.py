@@ -150,6 +150,13 @@ def test_a_reader_that_goes_and_output_that_is_closed_end_without_a_word():
     assert code == 2 and errors.count(b"\n") == 1 and b"No space left" in errors
 
 
+@pytest.mark.parametrize("errors", ["2>&-", "2>/dev/full", "2> >(true)"])
+def test_errors_that_nobody_can_read_change_no_exit_code(errors):
+    """Kind: a refusal stays one; before, the error of saying it was another one, with another code."""
+    assert shell(f'"$@" {errors}', "bill", "--tokens", "0") == (2, b"", b"")
+    assert shell(f'"$@" {errors}', "generate", "x", "--model", "nowhere") == (2, b"", b"")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_what_a_terminal_cannot_show_is_replaced(encoding):
     words = ("generate", "x = '\u2211'", "--tokens", "0")

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -14,6 +15,7 @@ import torch
 from torch import distributed as dist
 
 from minidsv4.__main__ import main
+from minidsv4.parallel import benchmark
 from minidsv4.parallel.launch import LostContact, RankError, contact, device_of, join, run_ranks
 
 WAIT = 2.0  # seconds that ranks wait for each other here
@@ -122,19 +124,22 @@ def test_a_result_that_cannot_be_sent_back_and_an_exit_are_told():
     assert "ranks 0, 1 ended with exit code 5" in str(failure(lambda group: os._exit(5), 2))
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_no_rank_outlives_a_killed_parent_and_no_folder_stays(end, tmp_path):
-    """Kind: nothing is left behind; before, `ranks-*` stayed in the temporary directory."""
+def forever(folder):
+    """A process group of its own, which runs three ranks that never end: the parent, and the ranks' numbers."""
     script = (
         "import os, sys, time\nfrom minidsv4.parallel import run_ranks\n"
         "def work(group):\n    os.write(fd, f'{os.getpid()}\\n'.encode())\n    time.sleep(1000)\n"
         "fd = os.dup(1)\nrun_ranks(work, 3)\n"
     )
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+    settings = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    parent = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"TMPDIR": str(folder)}, **settings)
     ranks = [int(parent.stdout.readline()) for _ in range(3)]
-    assert all(map(alive, ranks)) and list(tmp_path.glob("ranks-*"))
-    parent.send_signal(end)
+    assert all(map(alive, ranks)) and len(list(folder.glob("ranks-*"))) == 1
+    return parent, ranks
+
+
+def wait_for_the_end(parent, ranks):
+    """Until the parent and its ranks are gone."""
     parent.wait()
     parent.stdout.close()
     for _ in range(200):
@@ -142,7 +147,40 @@ def test_no_rank_outlives_a_killed_parent_and_no_folder_stays(end, tmp_path):
             break
         time.sleep(0.05)
     assert not any(map(alive, ranks))
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_no_rank_outlives_a_killed_parent_and_no_folder_stays(end, tmp_path):
+    """Kind: nothing is left behind; before, `ranks-*` stayed in the temporary directory."""
+    parent, ranks = forever(tmp_path)
+    parent.send_signal(end)
+    wait_for_the_end(parent, ranks)
     assert not list(tmp_path.glob("ranks-*"))
+
+
+def test_what_a_killed_group_of_processes_left_is_removed_by_the_next_run_and_nothing_that_is_in_use(
+    tmp_path, monkeypatch
+):
+    """Kind: nothing is left behind; of a killed group no process is there to remove its folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed, gone = forever(tmp_path)
+    (left,) = tmp_path.glob("ranks-*")
+    os.killpg(killed.pid, signal.SIGKILL)
+    wait_for_the_end(killed, gone)
+    assert left.is_dir()
+    (tmp_path / "other").mkdir()
+    running, ranks = forever(tmp_path / "other")
+    (used,) = (tmp_path / "other").glob("ranks-*")
+    used = used.rename(tmp_path / used.name)
+    long_ago = time.time() - 1000
+    os.utime(used, (long_ago, long_ago))
+    assert run_ranks(lambda group: 1, 1) == [1] and left.is_dir() and used.is_dir()  # one is young, one is locked
+    os.utime(left, (long_ago, long_ago))
+    assert run_ranks(lambda group: 1, 1) == [1] and list(tmp_path.glob("ranks-*")) == [used]
+    os.killpg(running.pid, signal.SIGKILL)
+    wait_for_the_end(running, ranks)
+    os.utime(used, (long_ago, long_ago))
+    assert run_ranks(lambda group: 1, 1) == [1] and not list(tmp_path.glob("ranks-*"))
 
 
 def alive(pid):
@@ -152,6 +190,20 @@ def alive(pid):
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("fails", "words"),
+    [
+        (lambda group: os.kill(os.getpid(), signal.SIGKILL), "rank 0 was killed (SIGKILL)"),
+        (lambda group: 1 // 0, "rank 0 raised ZeroDivisionError: integer division or modulo by zero"),
+    ],
+)
+def test_a_rank_that_fails_ends_the_command_with_a_sentence_and_code_1(fails, words, monkeypatch, capsys):
+    """Kind: a sentence; before, the command ended in the traceback of a RankError."""
+    monkeypatch.setattr(benchmark, "compare_strategies", lambda *_: run_ranks(fails, 1, timeout=WAIT))
+    assert main(["ranks"]) == 1
+    assert capsys.readouterr().err == f"run_ranks: {words}.\n"
 
 
 @pytest.mark.parametrize(("n", "words"), [(0, "n = 0 starts nothing"), (2.0, "n = 2.0 starts nothing")])

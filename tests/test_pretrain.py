@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,7 +179,7 @@ def test_a_full_disk_on_the_way_costs_nothing_and_at_the_end_gives_a_sentence(tm
     with pytest.raises(OSError, match="cannot be saved to"):
         run.keep()
     assert (tmp_path / "training.pt").read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {"training.pt", "log.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"training.pt"}
 
 
 def test_a_log_taken_up_again_has_no_line_of_what_is_done_again(tmp_path):
@@ -188,6 +189,68 @@ def test_a_log_taken_up_again_has_no_line_of_what_is_done_again(tmp_path):
     assert read_log(path) == [{"step": 0}, {"step": 1, "main": 2.5}, {"step": 2, "main": 0.333333}]
     Log(path, after=0)
     assert path.read_text() == ""
+
+
+# --- in place of another run ---
+
+TWO_STEPS = SMALL | {"stages": [{"steps": 2, "length": 24, "batch_size": 2}], "every": {"checkpoint": 1, "held_out": 0}}
+
+
+def contents(folder):
+    """What is in each file; a scratch folder that a kill left is none."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def killed_before(n_changes, run):
+    """Whether the run, in a process of its own, was killed before its folder changed for this time, from 0."""
+    child = os.fork()
+    if child == 0:
+        changes = iter(range(n_changes))
+
+        def kill(event, arguments):
+            if event in ("os.rename", "os.remove", "os.mkdir", "open") and str(run.folder) in str(arguments[:2]):
+                if next(changes, None) is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(kill)
+        os._exit(0 if run.train() else 1)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL)
+    return status == signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_of_an_overwriting_run_leaves_the_old_run_or_the_new_one(tmp_path):
+    """Kind: nothing is mixed; before, the log began anew beside the state and the model of the old run."""
+    old, new, new_run = (Run(Plan.from_dict(TWO_STEPS).seeded(seed), tmp_path) for seed in (1, 0, 0))
+    for name, run in (("old", old), ("new", new)):
+        run.folder = tmp_path / name
+        run.folder.mkdir()
+        assert run.train()
+    whole, n_old, n_new, moments = contents(tmp_path / "old"), 0, 0, set()
+    while True:
+        new_run.folder = tmp_path / f"killed {n_old + n_new}"
+        shutil.copytree(tmp_path / "old", new_run.folder)
+        if not killed_before(n_old + n_new, new_run):
+            break
+        state = torch.load(new_run.folder / "training.pt", weights_only=True)
+        if state["plan"]["seed"] == 1:
+            assert contents(new_run.folder) == whole
+            n_old += 1
+            continue
+        n_new += 1
+        left = contents(new_run.folder)
+        old_model_opens = "config.json" in left and left["model.safetensors"] == whole["model.safetensors"]
+        assert not old_model_opens or left["log.jsonl"] == whole["log.jsonl"]
+        moment = (*sorted(left), state["trainer"]["step"], left["log.jsonl"].count(b"\n"))
+        if moment in moments:
+            continue
+        moments.add(moment)
+        assert Run(new.plan, new_run.folder, resume=True).train()
+        assert_same_end(new_run.folder, new)
+        assert contents(new_run.folder)["model.safetensors"] == contents(tmp_path / "new")["model.safetensors"]
+    assert n_old >= 3 and n_new > 20 and len(moments) > 8
+    assert_same_end(new_run.folder, new)
 
 
 # --- how long ---

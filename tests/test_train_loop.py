@@ -1,5 +1,6 @@
 """The training loop: it learns, it stops when told, it goes on as if it had never stopped; bits per byte are exact."""
 
+import contextlib
 import io
 import math
 import os
@@ -164,6 +165,21 @@ def test_a_budget_of_seconds_ends_the_run_and_counts_only_time_spent_learning(ba
     assert trainer.train() and trainer.train()
     assert (trainer.step, trainer.seconds) == (3, 0.375)
     assert trainer.recipe.progress(0, 0.15) == 0.5
+
+
+@pytest.mark.parametrize("stderr", ["none", "closed", "full", "reader gone"])
+def test_a_stderr_that_takes_no_words_ends_no_training(stderr, batches, monkeypatch):
+    """Kind: what a run can do without does not end it; before, the bar's first error did."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    files = {"closed": open(os.devnull, "w"), "full": open("/dev/full", "w"), "reader gone": open(writer, "w")}
+    files["closed"].close()
+    monkeypatch.setattr("sys.stderr", files.get(stderr))
+    trainer = new_trainer(batches, steps=3)
+    assert trainer.train() and trainer.step == 3
+    for name in ("full", "reader gone"):
+        with contextlib.suppress(OSError):
+            files[name].close()
 
 
 def test_ctrl_c_ends_the_run_after_the_step_under_way(batches):

@@ -5,12 +5,14 @@ tile, and gains more from few waves; `schedule.py` has both.
 """
 
 import argparse
+import sys
 
 from minidsv4 import options
 from minidsv4.cost import schedule
 from minidsv4.cost.hardware import DEVICES
 from minidsv4.cost.report import MODELS, NAMES, aligned
 from minidsv4.parallel import benchmark
+from minidsv4.parallel.launch import RankError
 
 CLUSTERS = {name.replace(" ", "-"): device for name, device in DEVICES.items() if device.link}
 SIZES = {name: MODELS[name] for name in ("flash", "pro")}
@@ -28,11 +30,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print both tables.
+    """Print both tables; 1 where a rank did not come to its end, which a sentence on stderr says.
 
     raises  ValueError, before any rank is started, for options that make no sense
     """
     check(args)
+    try:
+        report(args)
+    except RankError as error:
+        print(f"{str(error).splitlines()[0]}.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def report(args: argparse.Namespace) -> None:
+    """Measure and print."""
     print(f"{args.ranks} ranks, each a process of this machine; {benchmark.E} experts, {benchmark.A} a token\n")
     print(strategies(benchmark.compare_strategies(args.ranks, min(args.waves, benchmark.E // args.ranks))))
     config, device = SIZES[args.model](), CLUSTERS[args.device]
@@ -42,7 +54,6 @@ def main(args: argparse.Namespace) -> int:
     print(f"One layer at that pace, its products stretched to {1e3 * args.seconds:g} ms:\n")
     numbers = tuple(range(1, args.waves + 1))
     print(overlaps(benchmark.measure_waves(args.ranks, rho, numbers, args.seconds, args.rounds)))
-    return 0
 
 
 def check(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from minidsv4.model.model import Model
 from minidsv4.serve.completion import complete
 from minidsv4.train.loop import fastest_threads
 from minidsv4.train.plan import Plan
-from minidsv4.train.pretrain import Run, add_folder_options, folder_of_run
+from minidsv4.train.pretrain import PICTURE, Run, add_folder_options, folder_of_run
 
 # No line break at the end: the tokenizer joins it to what follows.
 PROMPTS = ("def fib(n):", "import os\n\nclass File:\n    def __init__(self,", "for i in range(10):")
@@ -145,9 +145,9 @@ def report(run: Run) -> None:
     n_heads = run.model.config.num_attention_heads
     say("7. Cache", f"bytes by kind (float32), and what other attentions of {n_heads} heads as wide would keep:\n")
     say("", *cache_table(run.model.config, growth))
-    draw(run, growth, after, run.folder / "tour.png")
+    draw(run, growth, after, run.folder / PICTURE)
     print()
-    say("8. Kept", f"in {run.folder}: model, tokenizer, state and log of the training, and a picture, tour.png.")
+    say("8. Kept", f"in {run.folder}: model, tokenizer, state and log of the training, and a picture, {PICTURE}.")
 
 
 def show_completion(run: Run, prompt: str) -> None:

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -113,8 +113,7 @@ def run_ranks(fn: Callable, n: int, *args, backend: str = "gloo", timeout: float
         raise ValueError(f"run_ranks: ranks are forks, which {sys.platform} does not have; use Linux, macOS or WSL")
     if dist.is_available() and dist.is_initialized():
         raise ValueError("run_ranks: this process is a rank itself; call fn(group) with the group that it has")
-    with tempfile.TemporaryDirectory(prefix="ranks-") as name:
-        folder = Path(name)
+    with locked_folder() as folder:
         work = (n, fn, args, backend, timeout, folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking where threads run: see _work
@@ -129,6 +128,37 @@ def run_ranks(fn: Callable, n: int, *args, backend: str = "gloo", timeout: float
         for rank in range(n):
             print((folder / f"{rank}.said").read_text(encoding="utf-8"), end="")
         return [pickle.loads((folder / f"{rank}.result").read_bytes()) for rank in range(n)]
+
+
+@contextlib.contextmanager
+def locked_folder() -> Iterator[Path]:
+    """A temporary folder, locked until the last process that was forked within has ended.
+
+    Folders without a lock were left by runs that were killed with all of their ranks, and are removed first. One that
+    is younger than PATIENCE may be about to be locked.
+    """
+    for left in Path(tempfile.gettempdir()).glob("ranks-*"):
+        with contextlib.suppress(OSError), locked(left):
+            if time.time() - left.stat().st_mtime > PATIENCE:
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix="ranks-") as name, locked(Path(name)):
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A lock on a folder, for this process and those that it forks.
+
+    raises  OSError where there is no such folder, or one that is locked
+    """
+    import fcntl  # Windows has none, and no fork either
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 # --- inside a rank ---

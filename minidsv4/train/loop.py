@@ -188,7 +188,10 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
 
 
 class _Bar:
-    """A line that says how far training is: share of the budget, loss, speed, time left."""
+    """A line that says how far training is: share of the budget, loss, speed, time left.
+
+    Where stderr cannot be written to, or no longer, there is no line, and training goes on.
+    """
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.tokens, self.first = trainer, trainer.tokens, trainer.seconds
@@ -196,8 +199,11 @@ class _Bar:
 
     def __enter__(self) -> Self:
         layout = "training {percentage:3.0f}% |{bar:24}| {desc}"
-        pace = 0.2 if sys.stderr.isatty() else 20.0  # seconds: a log file keeps every line
-        self.bar = tqdm(total=100, bar_format=layout, mininterval=pace)
+        closed = sys.stderr is None or sys.stderr.closed
+        pace = 0.2 if not closed and sys.stderr.isatty() else 20.0  # seconds: a log file keeps every line
+        delay = 1e-9  # or it would write at once, where no error can be caught
+        self.bar = tqdm(total=100, bar_format=layout, mininterval=pace, delay=delay, disable=closed)
+        self.write(self.bar.refresh)
         return self
 
     def show(self) -> None:
@@ -207,10 +213,17 @@ class _Bar:
         time_left = tqdm.format_interval(spent * (1 - progress) / max(1e-9, progress - self.began))
         speed = f"{(trainer.tokens - self.tokens) / max(1e-9, spent):,.0f} tokens/s"
         self.bar.set_description_str(f"loss {trainer.losses[-1]:.2f}, {speed}, {time_left} left", refresh=False)
-        self.bar.update(100 * progress - self.bar.n)
+        self.write(lambda: self.bar.update(100 * progress - self.bar.n))
+
+    def write(self, change: Callable[[], object]) -> None:
+        """Change the line; the first time that this fails is the last."""
+        try:
+            change()
+        except (OSError, ValueError):
+            self.bar.disable = True
 
     def __exit__(self, *_error) -> None:
-        self.bar.close()
+        self.write(self.bar.close)
 
 
 @torch.inference_mode()

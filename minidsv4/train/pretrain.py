@@ -1,6 +1,7 @@
 """A training run by a plan: a log, and checkpoints that resume bit for bit. `python -m minidsv4 train`."""
 
 import argparse
+import contextlib
 import copy
 import hashlib
 import pickle
@@ -28,7 +29,8 @@ from minidsv4.train.plan import Plan
 from minidsv4.train.programs import document, programs
 from minidsv4.train.tokenizer import Tokenizer
 
-STATE, LOG, TOKENIZER = "training.pt", "log.jsonl", "tokenizer.json"
+STATE, LOG, TOKENIZER, PICTURE = "training.pt", "log.jsonl", "tokenizer.json", "tour.png"
+MADE = ("config.json", "model.safetensors", TOKENIZER, PICTURE)  # at the end of a run
 HELD_OUT_PROGRAMS = 200
 REHEARSED = 3  # steps of each stage that are timed to tell how many fit into the minutes asked for
 
@@ -122,7 +124,6 @@ class Run:
         if state:
             self.model.load_state_dict(state["model"])
             self.trainer.load_state_dict(state["trainer"])
-        self.log = Log(folder / LOG, self.trainer.step)
 
     def train(self) -> bool:
         """Learn to the end of the recipe, and save; False where Ctrl-C asked for an end, after saving as well.
@@ -131,6 +132,9 @@ class Run:
         """
         if self.trainer.step == 0:
             self.before = self.held_out()
+            self.replace()
+        self.log = Log(self.folder / LOG, self.trainer.step)
+        if self.trainer.step == 0:
             self.log.write(self.header())
         finished = self.trainer.train()
         self.keep()
@@ -167,6 +171,15 @@ class Run:
             for name, texts in self.texts.held_out.items()
         }
 
+    def replace(self) -> None:
+        """Keep a state from which this run begins, and remove what another one left.
+
+        The state comes first: after a kill at any place the folder goes on with one run alone, the old or the new one.
+        """
+        self.keep()
+        for name in MADE:
+            (self.folder / name).unlink(missing_ok=True)
+
     def keep(self) -> None:
         """Write all that is needed to go on; what was kept before stays whole until this is.
 
@@ -187,7 +200,8 @@ class Run:
         try:
             self.keep()
         except OSError as error:
-            tqdm.write(str(error), file=sys.stderr)
+            with contextlib.suppress(OSError, ValueError):  # nor is a stderr that is closed
+                tqdm.write(str(error), file=sys.stderr)
 
 
 def _due(step: int, every: int) -> bool:
@@ -297,10 +311,9 @@ def folder_of_run(arguments: argparse.Namespace, command: str) -> Path:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether there is a state, a model, a tokenizer, or a log with a step in it."""
-    kept = (STATE, TOKENIZER, "config.json", "model.safetensors")
+    """Whether there is a state, a model, a tokenizer, a tour's picture, or a log with a step in it."""
     logged = (folder / LOG).is_file() and len(read_log(folder / LOG)) > 1
-    return logged or any((folder / name).exists() for name in kept)
+    return logged or any((folder / name).exists() for name in (STATE, *MADE))
 
 
 def planned(arguments: argparse.Namespace) -> Plan:
