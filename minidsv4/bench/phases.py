@@ -3,6 +3,7 @@
 B batch, T tokens. A round runs every work once, so that a slow moment of the machine meets both implementations.
 """
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from minidsv4.bench import implementations, peak_memory
 from minidsv4.bench.implementations import CHUNK, FUSED, RECOMPUTED, MiniDSV4, Transformers, random_ids
 from minidsv4.config import Config
 from minidsv4.fast import FAST
-from minidsv4.fast.compiled.step import FusedStep, numba_is_here
+from minidsv4.fast.compiled.step import FusedStep, numba_is_here, told_of_compiling
 from minidsv4.fast.compiled.top_entries import compiled_ops
 from minidsv4.model.layer import watch
 from minidsv4.ops import PLAIN
@@ -219,7 +220,8 @@ def decode(bench: Bench, n_tokens: int) -> Iterator[Row]:
     works = {"": writer(bench.ours, bench.ours.step)}
     if numba_is_here():
         works[FUSED] = writer(bench.ours, FusedStep(bench.ours.model))
-        works[FUSED]()  # compiles
+        with told_of_compiling():
+            works[FUSED]()
     bench.prepare_reference("prefill")
     if bench.reference is not None:
         works["reference"] = writer(bench.reference, bench.reference.step)
@@ -252,7 +254,8 @@ def curve(size: str, config: Config, n_threads: int, lengths: tuple[int, ...], f
         ours.model.use(compiled_ops())
         step = FusedStep(ours.model)
     ids_BT = bench.ids(1, lengths[-1])
-    step(ids_BT[:, :1], ours.prefill(ids_BT[:, : lengths[0]]))  # a warm-up, which compiles
+    with told_of_compiling() if fused else contextlib.nullcontext():
+        step(ids_BT[:, :1], ours.prefill(ids_BT[:, : lengths[0]]))  # a warm-up
     before = peak_memory.reset_peak()
     cache = ours.model.new_cache()
     spent = 0.0

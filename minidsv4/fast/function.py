@@ -1,5 +1,6 @@
 """The base of the hand-written gradients, which says what they cannot do; constants that are made once."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -74,8 +75,9 @@ def first_derivative_only(backward: Callable) -> Callable:
         if torch.is_grad_enabled():  # create_graph=True
             name = type(ctx).__name__.removesuffix("Backward")
             raise ValueError(HAND_WRITTEN.format(name, "gives first derivatives only"))
-        device = gradients[0].device.type.replace("meta", "cpu")  # torch knows no autocast of meta
-        with torch.autocast(device, enabled=False):  # as its forward ran
+        with contextlib.ExitStack() as stack:
+            for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+                stack.enter_context(torch.autocast(device, enabled=False))  # as its forward ran
             return backward(ctx, *gradients)
 
     return checked

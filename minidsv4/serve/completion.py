@@ -10,6 +10,7 @@ import torch
 
 from minidsv4 import options
 from minidsv4.checkpoint import load
+from minidsv4.fast.compiled.step import told_of_compiling
 from minidsv4.model.model import Model
 from minidsv4.ops import PLAIN
 from minidsv4.serve.checks import (
@@ -116,7 +117,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=top_p, default=1.0, help="sample among the likeliest tokens of this share")
     seed = options.checked(int, check_seed)
     parser.add_argument("--seed", type=seed, default=0, help="the same seed writes the same")
-    parser.add_argument("--fused", action="store_true", help="compiled decoding; needs numba, 20 s the first time")
+    parser.add_argument("--fused", action="store_true", help="compiled decoding; needs numba, compiles the first time")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -125,7 +126,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise ValueError("generate: --fused runs compiled loops and --plain the operations to read; give one of them")
     torch.set_num_threads(1)
     model, tokenizer = with_tokenizer(arguments.model)
-    with typewriter(check_text(arguments.prompt)) as show:
+    compiling = told_of_compiling() if arguments.fused else contextlib.nullcontext()
+    with compiling, typewriter(check_text(arguments.prompt)) as show:
         complete(
             arguments.prompt,
             arguments.tokens,

@@ -77,7 +77,8 @@ def _picked_by_real(picked_BTA: Tensor, real_BT: Tensor) -> Tensor:
 
 def max_violation(load: Tensor) -> float:
     """MaxVio, the largest load over the mean load, minus 1: 0 is perfect balance, E / A - 1 is the worst case."""
-    return (load.max() / load.double().mean() - 1).item()
+    load = load.cpu().double()  # not every device has float64
+    return (load.max() / load.mean() - 1).item()
 
 
 def rank_loads(load_E: Tensor, n_ranks: int) -> Tensor:
@@ -135,7 +136,7 @@ def balanced_hash_table(frequencies: Tensor, n_experts: int, n_active: int, seed
     returns      integers [V, A]; the same for the same seed
     raises       ValueError for frequencies below 0 or more active experts than there are
     """
-    frequencies = torch.as_tensor(frequencies, dtype=torch.float64)
+    frequencies = torch.as_tensor(frequencies).cpu().double()
     if frequencies.ndim != 1 or not (frequencies >= 0).all():
         raise ValueError("balanced_hash_table: frequencies are one number from 0 for each token id")
     if not 1 <= n_active <= n_experts:

@@ -101,11 +101,11 @@ def warm_up(model: nn.Module, batch_at: Callable[[int], Tensor], n_steps: int, r
         raise ValueError(f"warm_up: n_steps = {n_steps!r} teaches nothing; it counts steps, an integer from 1")
     if not _weights(model):
         raise ValueError("warm_up: the model has no CSA layer, so no indexer; give compress_ratios with one")
-    losses = []
+    device, losses = _weights(model)[0].device, []
     with dense_attention(model), freeze_trunk(model):
         optimizer = torch.optim.Adam(_weights(model), lr=rate)
         for step in range(n_steps):
-            loss = model.loss(batch_at(step)).indexer
+            loss = model.loss(batch_at(step).to(device)).indexer
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

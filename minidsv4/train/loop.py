@@ -41,9 +41,11 @@ def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.95))
 
 
-def inputs(batch: Tensor | Batch) -> dict[str, Tensor]:
-    """A batch as the arguments of `Model.loss`."""
-    return {"ids_BT": batch} if isinstance(batch, Tensor) else batch._asdict()
+def inputs(batch: Tensor | Batch, model: nn.Module) -> dict[str, Tensor]:
+    """A batch as the arguments of `Model.loss`, on the model's device."""
+    device = next(model.parameters()).device
+    parts = {"ids_BT": batch} if isinstance(batch, Tensor) else batch._asdict()
+    return {name: part.to(device) for name, part in parts.items()}
 
 
 class Stage(NamedTuple):
@@ -122,9 +124,10 @@ class Trainer:
         stage = self.stage(self.step)
         routing = self.anticipation.at(self, batch) if self.anticipation else nullcontext()
         speed = recipe.balance_speed * stage.trunk_learns
-        real_BT = real_tokens(**inputs(batch))
+        rows = inputs(batch, self.model)
+        real_BT = real_tokens(**rows)
         with stage.of(self.model), routing, balanced(self.model, speed, real_BT) as calls:
-            losses = self.model.loss(**inputs(batch), mtp_weight=recipe.mtp_weight(progress))
+            losses = self.model.loss(**rows, mtp_weight=recipe.mtp_weight(progress))
             self.optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
             norm = clip_apart(self.model, recipe.clip)
@@ -154,7 +157,7 @@ def fastest_threads(trainer: Trainer) -> int:
 
     Threads that wait for each other on a busy machine are far slower than one. Changes nothing of the trainer.
     """
-    half = {name: part[: 1 + len(part) // 2] for name, part in inputs(trainer.batch_at(0)).items()}
+    half = {name: part[: 1 + len(part) // 2] for name, part in inputs(trainer.batch_at(0), trainer.model).items()}
     seconds, before = {}, torch.get_num_threads()
     for n_threads in sorted({1, before}):
         torch.set_num_threads(n_threads)

@@ -25,7 +25,7 @@ from minidsv4.train.loop import Trainer, inputs
 def picked_experts(model: nn.Module, batch: Tensor | Batch) -> list[Tensor]:
     """What every learned router picks in a training step on this batch: [B, T, A] for each call, in their order."""
     with watch(model, LearnedRouter) as calls:
-        model.loss(**inputs(batch))
+        model.loss(**inputs(batch, model))
     return [routed.picked_BTA for _, _, routed in calls]
 
 

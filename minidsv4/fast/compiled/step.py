@@ -5,7 +5,10 @@ PyTorch spends the step of a small model on calling some hundreds of operations 
 it is not: it takes no prompt, no second sequence and no GPU, gives no gradient, and runs no hook of a module.
 """
 
+import contextlib
 import importlib.util
+import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:  # the model stands above this room: it is handed in
     from minidsv4.model.model import Model
 
 DTYPES = (torch.float32, torch.float64)
+COMPILING = "Compiling, once on a machine: 15 to 30 seconds, up to 100 where other work has the cores."
 
 
 class FusedStep:
@@ -197,6 +201,31 @@ def loops() -> ModuleType:
     except ModuleNotFoundError as error:
         raise ValueError("fused: numba is not installed; `pip install 'minidsv4[fast]'` adds it") from error
     return kernels
+
+
+@contextlib.contextmanager
+def told_of_compiling() -> Iterator[None]:
+    """Inside, a line on stderr says that loops are compiled, before the first is; none where all are kept on disk.
+
+    raises  ValueError: numba is missing
+    """
+    loops()
+    from numba.core import event
+
+    class Teller(event.Listener):
+        told = False
+
+        def on_start(self, _compiling: event.Event) -> None:
+            if not self.told:
+                with contextlib.suppress(OSError):
+                    print(COMPILING, file=sys.stderr)
+            self.told = True
+
+        def on_end(self, _compiling: event.Event) -> None:
+            pass
+
+    with event.install_listener("numba:compile", Teller()):
+        yield
 
 
 def array(tensor: Tensor) -> ndarray:

@@ -1,10 +1,17 @@
 """What numba kept on disk is a help, never a condition: it is dropped where it cannot be read."""
 
+import contextlib
 import os
 import subprocess
 import sys
 
 import pytest
+
+from minidsv4 import Config
+from minidsv4.__main__ import main
+from minidsv4.bench import phases
+from minidsv4.fast.compiled.step import COMPILING
+from minidsv4.serve import completion
 
 TYPES = """
 from typing import NamedTuple
@@ -31,6 +38,46 @@ def run(folder, name="Pair"):
     (folder / "program.py").write_text(PROGRAM.replace("Pair", name))
     settings = {**os.environ, "NUMBA_CACHE_DIR": str(folder / "kept")}
     return subprocess.run([sys.executable, folder / "program.py"], capture_output=True, text=True, env=settings)
+
+
+TOLD = """
+from minidsv4.fast.compiled.jit import compiled
+from minidsv4.fast.compiled.step import told_of_compiling
+
+@compiled
+def twice(a):
+    return a + a
+
+@compiled
+def thrice(a):
+    return twice(a) + a
+
+thrice(1)
+with told_of_compiling():
+    print(thrice(1.5), twice(2.5))
+print(thrice(1j))
+"""
+
+
+def test_a_command_says_once_that_it_compiles_and_nothing_where_the_code_is_kept(tmp_path, monkeypatch):
+    """Kind: a wait is announced, on stderr, and only where that was asked for; before, it was silent."""
+    monkeypatch.setitem(globals(), "PROGRAM", TOLD)
+    done = run(tmp_path)
+    assert (done.stdout, done.stderr) == ("4.5 5.0\n3j\n", f"{COMPILING}\n")
+    done = run(tmp_path)
+    assert (done.stdout, done.stderr) == ("4.5 5.0\n3j\n", "")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_commands_that_decode_in_compiled_loops_announce_it(fused, monkeypatch, capsys):
+    """Kind: a wait is announced; `generate --fused` and `bench --curve --fused` ask for it."""
+    asked = []
+    for place in (completion, phases):
+        monkeypatch.setattr(place, "told_of_compiling", lambda: asked.append(1) or contextlib.nullcontext())
+    assert main(["generate", "x", "--tokens", "0", *["--fused"] * fused]) == 0
+    phases.curve("tiny", Config.tiny(), 1, (8,), fused)
+    capsys.readouterr()
+    assert len(asked) == 2 * fused
 
 
 def damaged(file):

@@ -1,0 +1,85 @@
+"""A device that is none: its tensors hold their numbers on the CPU, and refuse what those of an accelerator refuse.
+
+That is an operation on tensors of two devices, NumPy, and float64, which Apple's MPS does not have.
+"""
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+OTHER = torch.device("lazy", 0)
+
+
+class There(torch.Tensor):
+    """A tensor that says that it is on OTHER, and holds its numbers on the CPU."""
+
+    @staticmethod
+    def __new__(cls, held):
+        if held.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        settings = {"dtype": held.dtype, "device": OTHER, "strides": held.stride()}
+        return torch.Tensor._make_wrapper_subclass(cls, held.shape, storage_offset=held.storage_offset(), **settings)
+
+    def __init__(self, held):
+        self.held = held
+
+    def __repr__(self):
+        return f"There({self.held})"
+
+    def tolist(self):
+        return self.held.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return computed(function, args, kwargs or {})
+
+
+def computed(function, args, kwargs):
+    """The operation on the held numbers; its tensors are all on one device, but for single numbers of the CPU."""
+    tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+    there = any(isinstance(tensor, There) for tensor in tensors)
+    asked = kwargs.get("device")
+    moves = function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+    if there and not moves and any(not isinstance(tensor, There) and tensor.ndim for tensor in tensors):
+        raise RuntimeError(f"{function}: Expected all tensors to be on the same device, but found two")
+    if "device" in kwargs:
+        kwargs = kwargs | {"device": torch.device("cpu")}
+    held = tree_map(lambda value: value.held if isinstance(value, There) else value, (args, kwargs))
+    result = function(*held[0], **held[1])
+    if function._schema.is_mutable:
+        given = {id(value.held): value for value in tensors if isinstance(value, There)}
+        return tree_map(lambda value: given.get(id(value), value), result)
+    goes = there if asked is None else torch.device(asked).type == OTHER.type
+    return tree_map(
+        lambda value: There(value.resolve_conj()) if goes and isinstance(value, torch.Tensor) else value, result
+    )
+
+
+class OtherDevice(TorchDispatchMode):
+    """Inside, tensors can be made on OTHER and moved there."""
+
+    def __enter__(self):
+        self.numbers = Numbers()
+        self.numbers.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.numbers.__exit__(*error)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return computed(function, args, kwargs or {})
+
+
+class Numbers(TorchFunctionMode):
+    """Inside, `torch.tensor` and `new_tensor` make tensors here and move them, since they ask no other mode."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.Tensor.new_tensor:
+            return torch.tensor(*args[1:], dtype=args[0].dtype).to(args[0].device)
+        if function is not torch.tensor:
+            return function(*args, **kwargs)
+        device = kwargs.pop("device", None)
+        return function(*args, **kwargs).to(device)
