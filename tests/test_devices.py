@@ -124,8 +124,8 @@ def test_what_is_recorded_is_that_of_the_cpu(models, table):
     assert found > 20
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("stage", ["dense", "warm-up", "sparse"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "stage"), [("adamw", "dense"), ("muon", "warm-up"), ("muon", "sparse")])
 def test_a_run_learns_what_it_learns_on_the_cpu(models, optimizer, stage):
     for rows in batches():
         results = []
