@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 Position = TypeVar("Position", int, Tensor)
 
@@ -21,6 +22,14 @@ def finished(position: Position, ratio: int) -> Position:
     The report prints `floor(t / M)`; the released code counts the query's own token, as here.
     """
     return (position + 1) // ratio
+
+
+def real_tokens(ids_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
+    """Which tokens are text, boolean [B, T]: all but padding, which is a document of one token."""
+    if document_BT is None:
+        return torch.ones_like(ids_BT, dtype=torch.bool)
+    same_BT = document_BT[:, 1:] == document_BT[:, :-1]
+    return F.pad(same_BT, (1, 0)) | F.pad(same_BT, (0, 1))
 
 
 class Visibility(NamedTuple):

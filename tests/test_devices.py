@@ -12,15 +12,9 @@ from small import both_tables
 
 import minidsv4 as v4
 from minidsv4 import Config, Model
-from minidsv4.course import show
-from minidsv4.course.record import LayerRecord
-from minidsv4.model.layer import watch
-from minidsv4.model.moe import MoE, Router
-from minidsv4.train import indexer
-from minidsv4.train.balance import count_clamped, loads
 from minidsv4.train.data import Batches, Mixture, Packed
-from minidsv4.train.loop import Recipe, Trainer, bits_per_byte, fastest_threads
-from minidsv4.train.routing import Anticipation
+from minidsv4.train.loop import Trainer
+from minidsv4.train.recipe import Recipe
 from minidsv4.train.tokenizer import Tokenizer
 
 generate = torch.no_grad()(v4.generate.__wrapped__)  # tensors of `inference_mode` cannot be wrapped by a test
@@ -73,96 +67,3 @@ def test_losses_and_gradients_are_those_of_the_cpu(models, table):
             trainer.learn(rows.at(0))
             results.append([trainer.losses[0], *(p.grad for p in model.parameters())])
         assert all(map(same, *results)) and len(results[0]) > 50
-
-
-@both_tables
-def test_chunks_with_a_cache_and_snapshots_are_those_of_the_cpu(models, table):
-    ids_BT = torch.randint(300, (2, 40))
-    results = []
-    for model, ids in zip(models, (ids_BT, ids_BT.to(OTHER))):
-        cache = model.use(table).new_cache(2)
-        with torch.no_grad():
-            first = model.prefill(ids[:, :30], cache, 12)
-            snapshot = cache.snapshot()
-            second = model(ids[:, 30:], cache=cache)
-            cache.restore(snapshot)
-            results.append((first, second, model(ids[:, 30:33], cache=cache), cache.n_bytes()))
-    assert same(*results)
-
-
-@both_tables
-@pytest.mark.parametrize("how", [{"temperature": 0}, {"top_p": 0.8}])
-def test_generated_tokens_are_those_of_the_cpu(models, table, how):
-    prompts = [5, 6, 7, 8] * 6, torch.tensor([5, 6, 7, 8] * 6), torch.tensor([5, 6, 7, 8] * 6).to(OTHER)
-    written = [generate(model.use(table), prompt, 12, **how) for model in models for prompt in prompts[:2]]
-    written.append(generate(models[1], prompts[2], 12, **how))
-    assert all(tokens == written[0] for tokens in written) and len(written[0]) == 12
-
-
-@both_tables
-def test_what_is_recorded_is_that_of_the_cpu(models, table):
-    ids_BT = torch.randint(300, (2, 30))
-    wanted = [name for name, value in vars(LayerRecord).items() if isinstance(value, property)]
-    found = 0
-    records = []
-    for model, ids in zip(models, (ids_BT, ids_BT.to(OTHER))):
-        with show.record(model.use(table)) as record:
-            model(ids)
-        records.append(record)
-    for here, there in zip(*map(list, records)):
-        for name in wanted:
-            try:
-                value = getattr(here, name)
-            except (ValueError, AttributeError):  # of a layer of another kind
-                continue
-            assert name == "sees" or same(value, getattr(there, name)), name
-            found += 1
-        assert same(here.weights(), there.weights())
-        if here.kind.name == "CSA":
-            assert same(here.index_scores(), there.index_scores())
-            assert same(here.slot_weights(index=True), there.slot_weights(index=True))
-    assert found > 20
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "stage"), [("adamw", "dense"), ("muon", "warm-up"), ("muon", "sparse")])
-def test_a_run_learns_what_it_learns_on_the_cpu(models, optimizer, stage):
-    for rows in batches():
-        results = []
-        for first in models:
-            model = copy.deepcopy(first)
-            trainer = Trainer(model, rows.at, Recipe(steps=3, optimizer=optimizer), lambda step: stage)
-            trainer.learn(rows.at(0))
-            fastest_threads(trainer)
-            again = Trainer(model, rows.at, trainer.recipe, trainer.stage_at)
-            again.load_state_dict(copy.deepcopy(trainer.state_dict()))
-            again.anticipation = Anticipation(1) if stage == "sparse" else None
-            assert again.train()
-            tokenizer = Tokenizer.train(TEXTS, vocab_size=300)
-            bits = torch.no_grad()(bits_per_byte.__wrapped__)(model, tokenizer, TEXTS[:5], 24)
-            results.append((again.losses, bits, [p.device == first.embed.weight.device for p in model.parameters()]))
-        assert same(*results) and all(results[1][2])
-
-
-def test_what_is_counted_is_what_is_counted_on_the_cpu(models):
-    ids_BT = torch.randint(300, (2, 36))
-    real_BT = torch.ones(2, 36, dtype=torch.bool)
-    real_BT[:, 30:] = False
-    results = []
-    for model, ids in zip(models, (ids_BT, ids_BT.to(OTHER))):
-        with watch(model, Router) as calls, watch(model, MoE) as layers:
-            model(ids)
-        counted = [count_clamped(moe, *inputs) for moe, inputs, _ in layers]
-        caught = indexer.recall(model, ids)
-        results.append((tuple(loads(calls, real_BT).values()), counted, caught))
-    assert same(*results)
-
-
-def test_a_model_is_saved_from_its_device(models, tmp_path):
-    for name, model in zip("ab", models):
-        v4.save(model, tmp_path / name)
-        v4.save(model, tmp_path / f"{name}8", weights="fp8")
-        v4.export_hf(model, tmp_path / f"{name}hf")
-    for kind in ("", "8", "hf"):
-        files = [(tmp_path / f"{name}{kind}" / "model.safetensors").read_bytes() for name in "ab"]
-        assert files[0] == files[1]

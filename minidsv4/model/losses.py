@@ -8,7 +8,6 @@ nothing of losses.
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +19,7 @@ from minidsv4.model.layer import Call, watch
 from minidsv4.model.moe import LearnedRouter, Routed
 from minidsv4.model.mtp import MTP
 from minidsv4.ops import NO_TARGET, upcast
+from minidsv4.visibility import real_tokens
 
 if TYPE_CHECKING:
     from minidsv4.model.model import Model
@@ -83,14 +83,6 @@ def targets(ids_BT: Tensor, document_BT: Tensor | None, ahead: int) -> Tensor:
     if document_BT is None:
         return later_BT
     return later_BT.masked_fill(document_BT[:, ahead:] != document_BT[:, :-ahead], NO_TARGET)
-
-
-def real_tokens(ids_BT: Tensor, document_BT: Tensor | None = None) -> Tensor:
-    """Which tokens are text, boolean [B, T]: all but padding, which is a document of one token."""
-    if document_BT is None:
-        return torch.ones_like(ids_BT, dtype=torch.bool)
-    same_BT = document_BT[:, 1:] == document_BT[:, :-1]
-    return F.pad(same_BT, (1, 0)) | F.pad(same_BT, (0, 1))
 
 
 def text_loss(model: "Model", streams_BTND: Tensor, target_BT: Tensor, of: MTP | None = None) -> Tensor:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from minidsv4.model.losses import real_tokens
 from minidsv4.ops import upcast
 from minidsv4.train.balance import balanced, loads, max_violation
 from minidsv4.train.data import Batch, eval_rows, n_targets
@@ -27,6 +26,7 @@ from minidsv4.train.indexer import clip_apart, dense_attention, freeze_indexers,
 from minidsv4.train.muon import muon
 from minidsv4.train.recipe import Recipe
 from minidsv4.train.tokenizer import Tokenizer
+from minidsv4.visibility import real_tokens
 
 
 def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
