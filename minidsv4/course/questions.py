@@ -14,7 +14,7 @@ from minidsv4.course.live import is_live
 HIDE = (
     '<span class="minidsv4-open"></span>'
     "<style>.jp-Cell:has(.minidsv4-open) ~ .jp-Cell { display: none !important; }</style>"
-    "<i>What follows appears after your answer.</i>"
+    "<i>Answer before you read on. After a restart of the kernel, run this cell again.</i>"
 )
 _answered = {}  # question: whether the reader was right; a kernel runs one notebook
 
