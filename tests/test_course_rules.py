@@ -200,7 +200,7 @@ def test_a_notebook_of_the_future_is_announced_until_it_exists_and_then_stands_i
         nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(first.format(name))]), tmp_path / f"{name}.ipynb")
     text = page(index.index_cells(tmp_path))
     assert "- 11 " not in text and "- 15 " in text
-    assert "| [11 Why 11_bits?](11_bits.ipynb) | 30 | a pen | see<br>say<br>stay |" in text
+    assert "| [11 Why 11_bits?](11_bits.ipynb) | 30 | a pen | • see<br>• say<br>• stay |" in text
     assert "Week 3, training it (0.5 hours): [11 bits](11_bits.ipynb)" in text
     assert "Besides (0.5 hours): [30 more](30_more.ipynb)" in text
     assert "build/" not in text

@@ -12,7 +12,7 @@ import nbformat
 
 from minidsv4.course.tables import Table
 
-MAP_CELL = "from minidsv4.course import show\n\nshow.setup()\nshow.map_of_model()"
+MAP_CELL = "# hidden: the map\nfrom minidsv4.course import show\n\nshow.setup()\nshow.map_of_model()"
 PAGES = ("index", "glossary")  # notebooks that the builder writes
 BUILD = "build"  # the folder of the track in which the reader writes a V4
 
@@ -114,7 +114,12 @@ def _build_track(folder):
 def _notebooks(known):
     """The table of notebooks."""
     rows = [
-        (found.link, str(found.minutes), _without_links(found.needs), "<br>".join(found.abilities))
+        (
+            found.link,
+            str(found.minutes),
+            _without_links(found.needs),
+            "<br>".join(f"• {ability}" for ability in found.abilities),
+        )
         for found in known.values()
     ]
     return Table(("question", "minutes", "needs", "afterwards you can"), rows).markdown()
