@@ -1,0 +1,232 @@
+"""Steps of notebook 2: pooling, overlap, the two compressors.
+
+Letters: B batch, T tokens, D width, C compressed entries, M tokens per entry, S slots pooled, K entry width.
+"""
+
+import math
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+from minidsv4 import ops
+from minidsv4.config import LayerKind
+from minidsv4.course.build.parts import (
+    angles_of,
+    filled,
+    memory_of,
+    positions_of,
+    random_config,
+    random_weights,
+    rotating,
+    swapped,
+)
+from minidsv4.course.build.steps import Step, step
+from minidsv4.model.compressor import Compressor, OverlapCompressor
+
+pooled = step("pool", "BCK")
+
+
+@pooled.cases
+def pooled_cases(draw):
+    n_batch, n_entries, n_slots, width = draw.sizes(4)
+    shape = n_batch, n_entries, n_slots, width
+    gates_BCSK = draw.normal(*shape)
+    gates_BCSK[:, 0, : n_slots // 2] = -torch.inf
+    yield draw.normal(*shape), draw.normal(*shape), draw.normal(n_slots, width)
+    yield draw.normal(*shape), gates_BCSK, draw.normal(n_slots, width)
+
+
+@pooled.answer
+def pooled_entries(values_BCSK, gates_BCSK, bias_SK):
+    return ops.pool(values_BCSK, gates_BCSK, bias_SK)
+
+
+pooled.museum("one_softmax_for_all_channels", "ape_added_twice")
+
+
+@pooled.mistake
+def bias_left_out(values, gates, bias):
+    """The position bias is missing. It is added to the gates."""
+    return pooled_entries(values, gates, torch.zeros_like(bias))
+
+
+@pooled.mistake
+def bias_on_values(values, gates, bias):
+    """The position bias is added to the values. It is added to the gates."""
+    return pooled_entries(values + bias, gates, torch.zeros_like(bias))
+
+
+@pooled.mistake
+def softmax_over_channels(values, gates, bias):
+    """The softmax runs over channels. It runs over the slots S, in every channel by itself."""
+    return ((gates + bias).softmax(-1) * values).sum(2)
+
+
+@pooled.mistake
+def softmax_over_entries(values, gates, bias):
+    """The softmax runs over entries. It runs over the slots S of one entry."""
+    return ((gates + bias).softmax(1) * values).sum(2)
+
+
+@pooled.mistake
+def gates_not_through_softmax(values, gates, bias):
+    """Gates are used as weights as they stand. The weights are their softmax over slots."""
+    return ((gates + bias) * values).sum(2)
+
+
+@pooled.mistake
+def sigmoid_gates(values, gates, bias):
+    """Gates pass a sigmoid. The weights are their softmax over slots, which sums to 1."""
+    return ((gates + bias).sigmoid() * values).sum(2)
+
+
+@pooled.mistake
+def mean_over_slots(values, gates, bias):
+    """The weighted slots are averaged. They are summed: the weights sum to 1 already."""
+    return pooled_entries(values, gates, bias) / values.shape[2]
+
+
+@pooled.mistake
+def gates_pooled(values, gates, bias):
+    """Values and gates have changed places."""
+    return pooled_entries(gates, values, bias)
+
+
+slots = step("overlapped", "BCSK")
+
+
+@slots.cases
+def slots_cases(draw):
+    n_batch, n_entries, ratio, width = draw.sizes(4)
+    series_BCMK = draw.normal(n_batch, n_entries, ratio, 2 * width)
+    yield series_BCMK, 0.0
+    yield series_BCMK, -math.inf
+    yield series_BCMK[:, :0], 0.0
+
+
+@slots.answer
+def slots_of(series_BCMK, nothing):
+    """The loop: slot by slot."""
+    n_batch, n_entries, ratio, both = series_BCMK.shape
+    width = both // 2
+    slots_BCSK = series_BCMK.new_full((n_batch, n_entries, 2 * ratio, width), nothing)
+    for c in range(n_entries):
+        for m in range(ratio):
+            if c > 0:
+                slots_BCSK[:, c, m] = series_BCMK[:, c - 1, m, :width]
+            slots_BCSK[:, c, ratio + m] = series_BCMK[:, c, m, width:]
+    return slots_BCSK
+
+
+@slots.mistake
+def halves_swapped(series, nothing):
+    """The halves are swapped. The first half of the channels is for the window before, the second for the own one."""
+    first, second = series.chunk(2, dim=-1)
+    return slots_of(torch.cat([second, first], dim=-1), nothing)
+
+
+@slots.mistake
+def own_window_first(series, nothing):
+    """The own window's slots come first. The window before comes first, as the position bias has it."""
+    previous, current = slots_of(series, nothing).chunk(2, dim=2)
+    return torch.cat([current, previous], dim=2)
+
+
+@slots.mistake
+def window_after(series, nothing):
+    """The first M slots hold the window after. They hold the window before."""
+    first, second = series.chunk(2, dim=-1)
+    return torch.cat([torch.cat([first[:, 1:], torch.full_like(first[:, :1], nothing)], dim=1), second], dim=2)
+
+
+@slots.mistake
+def nothing_shifted(series, nothing):
+    """Both halves are of the same window. The first M slots hold the window before."""
+    return torch.cat(series.chunk(2, dim=-1), dim=2)
+
+
+@slots.mistake
+def last_window_before_the_first(series, nothing):
+    """Window 0 gets the last window as the one before it, as `roll` does. It has none: its slots hold `nothing`."""
+    first, second = series.chunk(2, dim=-1)
+    return torch.cat([first.roll(1, dims=1), second], dim=2)
+
+
+@slots.mistake
+def zeros_before_the_first(series, nothing):
+    """Before window 0 stand zeros. There stands `nothing`, which is -inf for gates: a gate of 0 would take weight."""
+    return slots_of(series, 0.0)
+
+
+@slots.mistake
+def infinity_before_the_first(series, nothing):
+    """Before window 0 stands -inf at every call. There stands `nothing`, which is 0 for values: 0 times -inf is NaN."""
+    return slots_of(series, -math.inf)
+
+
+def compressor_step(name: str, overlap: bool, needs: str) -> Step:
+    """The compressor without or with overlap, checked as a whole."""
+    made = step(name, "BCK", target="Compressor.forward", needs=needs)
+    kind = LayerKind.CSA if overlap else LayerKind.HCA
+
+    @made.cases
+    def compressor_cases(draw):
+        config = random_config(draw)
+        ratio = config.ratio_of(kind)
+        part = OverlapCompressor if overlap else Compressor
+        module = part(config.hidden_size, config.head_dim, ratio, config.rms_norm_eps)
+        random_weights(module, draw)
+        for n_tokens in (4 * ratio + 1, 3 * ratio, ratio - 1):
+            yield config, module, draw.normal(2, n_tokens, config.hidden_size)
+
+    @made.answer
+    def compressed(config, module, x_BTD):
+        positions = positions_of(config, kind, x_BTD.shape[1])
+        memory = memory_of(config, kind, len(x_BTD)).main
+        return module(x_BTD, positions, memory)
+
+    @made.by
+    def run(reader, config, module, x_BTD):
+        part = filled(reader.Compressor(config, config.head_dim, module.ratio, overlap), module)
+        return part(x_BTD, angles_of(config, kind, x_BTD.shape[1]))
+
+    made.museum("entries_at_their_index", "entries_at_the_window_end", "norm_after_the_turn")
+
+    @made.mistake
+    def entries_not_turned(config, module, x_BTD):
+        """Entries are not turned. Entry i stands at the position of its window's first token, M i."""
+        with rotating(module, lambda rotate, x, turn: x):
+            return compressed(config, module, x_BTD)
+
+    @made.mistake
+    def entries_not_normed(config, module, x_BTD):
+        """Pooled entries are not normed. They pass `norm`, and are turned after that."""
+        with patch.object(module, "norm", nn.Identity()):
+            return compressed(config, module, x_BTD)
+
+    @made.mistake
+    def gates_are_values(config, module, x_BTD):
+        """`wkv` and `wgate` have changed places. `wkv` gives values, `wgate` gives gates."""
+        with swapped(module, "wkv", "wgate"):
+            return compressed(config, module, x_BTD)
+
+    @made.mistake
+    def bias_left_out(config, module, x_BTD):
+        """The position bias `ape` is missing."""
+        with patch.object(module, "ape", nn.Parameter(torch.zeros_like(module.ape))):
+            return compressed(config, module, x_BTD)
+
+    return made
+
+
+plain_compressor = compressor_step("compressor", False, "rms_norm rotate pool")
+overlap_compressor = compressor_step("overlap_compressor", True, "rms_norm rotate pool overlapped")
+overlap_compressor.museum("halves_swapped", "window_0_has_zero_logits")
+
+
+@overlap_compressor.mistake
+def bias_halves_swapped(config, module, x_BTD):
+    """The halves of the position bias are swapped. Its first half belongs to the window before, like the gates'."""
+    with patch.object(module, "ape", nn.Parameter(module.ape.roll(module.entry_width, dims=1))):
+        return overlap_compressor.right(config, module, x_BTD)

@@ -1,0 +1,166 @@
+"""Steps of notebook 2: grouped output, and the three kinds of layer.
+
+Letters: B batch, T tokens, D width, H heads, K head width, G output groups, O rank of a group.
+"""
+
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import torch
+from einops import rearrange
+from torch import nn
+
+from minidsv4.config import LayerKind
+from minidsv4.course.build.parts import (
+    KINDS,
+    filled,
+    memory_of,
+    positions_of,
+    random_config,
+    random_weights,
+    rotating,
+)
+from minidsv4.course.build.steps import Step, step
+from minidsv4.model.attention import ATTENTION, WindowAttention
+
+heads_out = step("grouped_output", "BTD")
+
+
+@heads_out.cases
+def heads_out_cases(draw):
+    config = random_config(draw)
+    layer = random_weights(WindowAttention(config), draw)
+    n_batch, n_tokens = draw.sizes(2)
+    out_BTHK = draw.normal(n_batch, n_tokens, config.num_attention_heads, config.head_dim)
+    yield out_BTHK, layer.wo_a.weight.detach(), layer.wo_b.weight.detach(), config.o_groups
+
+
+@heads_out.answer
+def projected(out_BTHK, wo_a, wo_b, n_groups):
+    layer = SimpleNamespace(groups=n_groups, wo_a=SimpleNamespace(weight=wo_a), wo_b=lambda x: x @ wo_b.mT)
+    return WindowAttention.project(layer, out_BTHK)
+
+
+heads_out.museum("output_groups_interleaved")
+
+
+@heads_out.mistake
+def channels_before_heads(out_BTHK, wo_a, wo_b, n_groups):
+    """A group's channels are laid out channel by channel. They lie head by head: (h k), h being the slower one."""
+    mixed = rearrange(out_BTHK, "b t (g h) k -> b t g k h", g=n_groups)
+    back = rearrange(mixed, "b t g k h -> b t g (k h)")
+    again = rearrange(back, "b t g (h k) -> b t (g h) k", k=out_BTHK.shape[-1])
+    return projected(again, wo_a, wo_b, n_groups)
+
+
+@heads_out.mistake
+def ranks_interleaved(out_BTHK, wo_a, wo_b, n_groups):
+    """The rows of `wo_a` are dealt to groups in turn. Group g has O neighbouring rows: "(g o) k -> g o k"."""
+    return projected(out_BTHK, rearrange(wo_a, "(o g) k -> (g o) k", g=n_groups), wo_b, n_groups)
+
+
+@heads_out.mistake
+def latent_interleaved(out_BTHK, wo_a, wo_b, n_groups):
+    """What the groups give is laid out rank by rank before `wo_b`. It lies group by group: "b t g o -> b t (g o)"."""
+    return projected(out_BTHK, wo_a, rearrange(wo_b, "d (o g) -> d (g o)", g=n_groups), n_groups)
+
+
+def attention_step(kind: LayerKind, name: str, needs: str) -> Step:
+    """A whole layer of one kind."""
+    made = step(name, "BTD", target="Attention.forward", needs=needs)
+
+    @made.cases
+    def layer_cases(draw):
+        config = random_config(draw)
+        layer = random_weights(ATTENTION[kind](config), draw)
+        for n_tokens in (draw.whole(17, 25), 1):
+            yield config, layer, draw.normal(2, n_tokens, config.hidden_size)
+
+    @made.answer
+    def output(config, layer, x_BTD):
+        n_tokens = x_BTD.shape[1]
+        return layer(x_BTD, positions_of(config, kind, n_tokens), memory_of(config, kind, len(x_BTD)))
+
+    @made.by
+    def run(reader, config, layer, x_BTD):
+        return filled(reader.Attention(config, KINDS[kind.name]), layer)(x_BTD)
+
+    made.museum("output_not_turned_back", "query_heads_not_normed")
+
+    @made.mistake
+    def turned_on(config, layer, x_BTD):
+        """The output is turned once more by its query's position. It is turned back: by minus the angle."""
+        with rotating(layer, lambda rotate, x, turn: rotate(x, turn.conj() if turn.is_conj() else turn)):
+            return output(config, layer, x_BTD)
+
+    @made.mistake
+    def queries_not_turned(config, layer, x_BTD):
+        """The queries are not turned."""
+        with rotating(layer, lambda rotate, x, turn: x if x.ndim == 4 and not turn.is_conj() else rotate(x, turn)):
+            return output(config, layer, x_BTD)
+
+    @made.mistake
+    def window_entries_not_turned(config, layer, x_BTD):
+        """The window's entries are not turned. They are keys: after `kv_norm` each is turned to its own position."""
+        with rotating(layer, lambda rotate, x, turn: x if x.ndim == 3 else rotate(x, turn)):
+            return output(config, layer, x_BTD)
+
+    @made.mistake
+    def window_entries_not_normed(config, layer, x_BTD):
+        """The window's entries are not normed. `wkv` is followed by `kv_norm`, and then they are turned."""
+        with patch.object(layer, "kv_norm", nn.Identity()):
+            return output(config, layer, x_BTD)
+
+    @made.mistake
+    def latent_not_normed(config, layer, x_BTD):
+        """The query latent is not normed. `wq_a` is followed by `q_norm`."""
+        with patch.object(layer, "q_norm", nn.Identity()):
+            return output(config, layer, x_BTD)
+
+    @made.mistake
+    def sinks_left_out(config, layer, x_BTD):
+        """`attn_sink` is not handed to `attend`."""
+        with patch.object(layer, "attn_sink", nn.Parameter(torch.zeros_like(layer.attn_sink))):
+            return output(config, layer, x_BTD)
+
+    @made.mistake
+    def other_base(config, layer, x_BTD):
+        """The angles are those of the other kind of layer: base `rope_theta` and no YaRN in WINDOW layers, base
+        `compress_rope_theta` with YaRN in CSA and HCA layers, for everything in them."""
+        other = LayerKind.HCA if kind is LayerKind.WINDOW else LayerKind.WINDOW
+        n_tokens = x_BTD.shape[1]
+        return layer(x_BTD, positions_of(config, other, n_tokens), memory_of(config, kind, len(x_BTD)))
+
+    if kind is LayerKind.WINDOW:
+        made.museum("window_without_the_query")
+    else:
+        made.museum("no_window_in_compressed_layers", "visible_as_in_the_report", "window_in_progress_visible")
+
+        @made.mistake
+        def entries_left_out(config, layer, x_BTD):
+            """The compressed entries are not read: the output is that of a window alone."""
+            with patch.object(type(layer), "compressed", WindowAttention.compressed):
+                return output(config, layer, x_BTD)
+
+        @made.mistake
+        def yarn_left_out(config, layer, x_BTD):
+            """YaRN is missing from the angles: layers that compress have `rope_scaling`."""
+            plain = config.replace(rope_theta=config.compress_rope_theta)
+            n_tokens = x_BTD.shape[1]
+            return layer(x_BTD, positions_of(plain, LayerKind.WINDOW, n_tokens), memory_of(config, kind, len(x_BTD)))
+
+    if kind is LayerKind.CSA:
+
+        @made.mistake
+        def picks_left_out(config, layer, x_BTD):
+            """Every visible entry is read. In a CSA layer a query reads the `index_topk` entries picked for it."""
+            with patch.object(layer.indexer, "n_picked", 10**6):
+                return output(config, layer, x_BTD)
+
+    return made
+
+
+COMMON = "rms_norm frequencies rotate window_map attend grouped_output"
+window_layer = attention_step(LayerKind.WINDOW, "window_attention", COMMON)
+hca_layer = attention_step(LayerKind.HCA, "hca", f"{COMMON} entry_map compressor")
+csa_layer = attention_step(LayerKind.CSA, "csa", f"{COMMON} entry_map overlap_compressor pick indexer")

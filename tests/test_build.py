@@ -1,0 +1,573 @@
+"""The track *build a V4*: stubs are open, the solution is right, and a wrong answer is told what is wrong with it.
+
+A reader's file is made here by changing a line of the solution, the way a reader would have written it.
+"""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from small import EXACT, off
+from test_house import ROOT, code_lines, glossary_faults
+
+import minidsv4 as v4
+from minidsv4.course import build
+from minidsv4.course.build import __main__ as command
+from minidsv4.course.build.hints import HINTS
+from minidsv4.course.build.judge import Judge, all_close, float64, parts
+from minidsv4.course.build.parts import filled, random_config, random_weights
+from minidsv4.course.build.steps import STEPS, Draw
+from minidsv4.course.build.stubs import stubs
+from minidsv4.course.build.track import TRACK
+
+STUBS = ROOT / "notebooks" / "build" / "my_v4.py"
+SOLUTION = ROOT / "notebooks" / "solutions" / "build" / "my_v4.py"
+every_step = pytest.mark.parametrize("name", TRACK)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that saves a text as a reader's file and gives its path."""
+
+    def save(text):
+        path = tmp_path / "my_v4.py"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return save
+
+
+def solution_with(*changes):
+    """The solution with some texts replaced; each must be there."""
+    text = SOLUTION.read_text(encoding="utf-8")
+    for old, new in changes:
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in the solution"
+        text = text.replace(old, new)
+    return text
+
+
+def told(path, name, seed=None):
+    """How a step of a file stands, as the reader reads it."""
+    return str(build.verdicts(path, [name], seed)[0])
+
+
+# --- stubs and solution ---
+
+
+def test_the_stubs_are_the_solution_without_the_bodies_that_are_to_be_written():
+    made = stubs(SOLUTION.read_text(encoding="utf-8"))
+    right = "python -m minidsv4.course.build.stubs notebooks/solutions/build/my_v4.py > notebooks/build/my_v4.py"
+    assert made == STUBS.read_text(encoding="utf-8"), right
+    assert set(TRACK) == set(STEPS)
+
+
+@every_step
+def test_an_untouched_stub_is_not_written_yet(name):
+    assert told(STUBS, name) == f"{name}: not written yet"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, None])
+def test_every_step_of_the_solution_is_right_on_inputs_that_it_never_saw(seed):
+    wrong = [str(verdict) for verdict in build.verdicts(SOLUTION, seed=seed) if verdict.state != build.RIGHT]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", [STUBS, SOLUTION], ids=["stubs", "solution"])
+def test_the_reader_s_file_keeps_the_glossary(path):
+    assert list(glossary_faults(path.read_text(encoding="utf-8"))) == []
+
+
+def test_the_solution_is_short():
+    assert len(code_lines(SOLUTION.read_text(encoding="utf-8"))) < 275
+
+
+@pytest.mark.parametrize("seed", range(8))
+@torch.no_grad()
+def test_the_solution_gives_the_model_s_logits_on_random_configs(seed):
+    draw = Draw(seed)
+    with float64():
+        config = random_config(draw)
+        model = random_weights(v4.Model(config), draw).use(v4.PLAIN if seed % 2 else v4.FAST)
+        mine = filled(build.load(SOLUTION).Model(config), model)
+        for n_tokens in (1, 2, 9, 40):
+            ids_BT = draw.ids(3, n_tokens, config.vocab_size)
+            assert off(mine(ids_BT), model(ids_BT)) < EXACT
+
+
+def test_the_solution_writes_with_the_shipped_weights_what_generate_writes():
+    model, tokenizer = v4.load_pretrained(), v4.pretrained_tokenizer()
+    my_v4 = build.load(SOLUTION)
+    mine = my_v4.Model(model.config)
+    mine.load_state_dict(build.weights(model))
+    ids = [tokenizer.bos_id, *tokenizer.encode("def fib(n):")]
+    assert my_v4.write_on(mine, ids, 40) == v4.generate(model, ids, 40, temperature=0)
+
+
+# --- wrong answers, each with words that its message must hold ---
+
+WRONG = {
+    "norm: sum of squares": ("rms_norm", '"... d -> ... 1", "mean")', '"... d -> ... 1", "sum")', "sum of squares"),
+    "norm: eps left out": ("rms_norm", '"mean") + eps)', '"mean"))', "eps is missing"),
+    "norm: eps after the root": (
+        "rms_norm",
+        'x * torch.rsqrt(reduce(x * x, "... d -> ... 1", "mean") + eps)',
+        'x / (reduce(x * x, "... d -> ... 1", "mean").sqrt() + eps)',
+        "added to the root",
+    ),
+    "norm: weight left out": (
+        "rms_norm",
+        "return normed if weight is None else normed * weight",
+        "return normed",
+        "weight",
+    ),
+    "speed: YaRN left out": ("frequencies", "if yarn is None:", "if True:", "YaRN is not used"),
+    "speed: ramp reversed": (
+        "frequencies",
+        "return (1 - slowed) * radians + slowed * radians / yarn.factor",
+        "return slowed * radians + (1 - slowed) * radians / yarn.factor",
+        "wrong way: fast pairs are slowed",
+    ),
+    "rope: pairs as in Llama": (
+        "rotate",
+        ('"... (r pair) -> pair ... r"', '"pair ... r -> ... (r pair)"'),
+        ('"... (pair r) -> pair ... r"', '"pair ... r -> ... (pair r)"'),
+        "as in Llama",
+    ),
+    "rope: out of order": ("rotate", '"pair ... r -> ... (r pair)"', '"pair ... r -> ... (pair r)"', "another order"),
+    "rope: other way": (
+        "rotate",
+        ("even * angle.cos() - odd", "even * angle.sin() + odd"),
+        ("even * angle.cos() + odd", "-even * angle.sin() + odd"),
+        "turned the other way",
+    ),
+    "rope: first channels": (
+        "rotate",
+        ("still = x[..., :-n_rotary]", "rotary = x[..., -n_rotary:]", "torch.cat([still, turned]"),
+        ("still = x[..., n_rotary:]", "rotary = x[..., :n_rotary]", "torch.cat([turned, still]"),
+        "first R channels",
+    ),
+    "rope: rest dropped": ("rotate", "torch.cat([still, turned], dim=-1)", "turned", "are lost"),
+    "window: one too many": ("window_map", "(age < window)", "(age <= window)", "one token too many"),
+    "window: future": ("window_map", "(age >= 0) & (age < window)", "age < window", "later tokens"),
+    "window: transposed": (
+        "window_map",
+        'age = rearrange(position, "t -> t 1") - position',
+        'age = position - rearrange(position, "t -> t 1")',
+        "transposed",
+    ),
+    "entries: the report's t": ("entry_map", "(torch.arange(n_tokens) + 1) //", "torch.arange(n_tokens) //", "t + 1"),
+    "entries: in progress": (
+        "entry_map",
+        "(torch.arange(n_tokens) + 1) // ratio",
+        "torch.arange(n_tokens) // ratio + 1",
+        "One entry too many",
+    ),
+    "attend: scale": ("attend", " * query_BTHK.shape[-1] ** -0.5\n    score", "\n    score", "root of K"),
+    "attend: no sink": (
+        "attend",
+        "torch.cat([score_BTHS, sink_BTH1], dim=-1).softmax(dim=-1)[..., :-1]",
+        "score_BTHS.softmax(-1)",
+        "sink is missing",
+    ),
+    "attend: sink scaled": (
+        "attend",
+        "repeat(sinks_H,",
+        "repeat(sinks_H * query_BTHK.shape[-1] ** -0.5,",
+        "sink is multiplied by K^-0.5",
+    ),
+    "attend: mask inverted": ("attend", "~rearrange(sees_BTS", "rearrange(sees_BTS", "wrong way round"),
+    "attend: hidden score 0": ("attend", '1 s"), -math.inf)', '1 s"), 0.0)', "score 0"),
+    "attend: heads before tokens": (
+        "attend",
+        '"b t h s, b s k -> b t h k")',
+        '"b t h s, b s k -> b h t k")',
+        "Its axes are in the order [B, H, T, K]",
+    ),
+    "attend: softmax over heads": ("attend", "dim=-1).softmax(dim=-1)[", "dim=-1).softmax(dim=2)[", "over heads"),
+    "output: groups dealt": (
+        "grouped_output",
+        '"b t (g h) k -> b t g (h k)", g=n_groups',
+        '"b t (h g) k -> b t g (h k)", g=n_groups',
+        "neighbours",
+    ),
+    "layer: not turned back": (
+        "window_attention",
+        "rotate(attend(query_BTHK, entries, sees, self.attn_sink), -angle_T1R)",
+        "attend(query_BTHK, entries, sees, self.attn_sink)",
+        "turns the output back",
+    ),
+    "layer: turned on": (
+        "window_attention",
+        "self.attn_sink), -angle_T1R)",
+        "self.attn_sink), angle_T1R)",
+        "once more",
+    ),
+    "layer: queries not normed": (
+        "window_attention",
+        "rotate(rms_norm(query_BTHK, None, config.rms_norm_eps), angle_T1R)",
+        "rotate(query_BTHK, angle_T1R)",
+        "normed over its K channels",
+    ),
+    "pool: softmax over channels": ("pool", ".softmax(dim=2)", ".softmax(dim=3)", "over channels"),
+    "pool: over entries": ("pool", ".softmax(dim=2)", ".softmax(dim=1)", "over entries"),
+    "overlap: halves swapped": (
+        "overlapped",
+        "as_previous, as_current = rearrange",
+        "as_current, as_previous = rearrange",
+        "halves are swapped",
+    ),
+    "overlap: own first": (
+        "overlapped",
+        "torch.cat([previous, as_current], dim=2)",
+        "torch.cat([as_current, previous], dim=2)",
+        "own window's slots come first",
+    ),
+    "overlap: window 0": (
+        "overlap_compressor",
+        "gates = overlapped(gates, -math.inf)",
+        "gates = overlapped(gates, 0.0)",
+        "logits of -inf",
+    ),
+    "overlap: bias": (
+        "overlap_compressor",
+        '"m (two k) -> (two m) k", two=2',
+        '"m (two k) -> (m two) k", two=2',
+        "everywhere",
+    ),
+    "entries: at their index": (
+        "compressor",
+        "angle_TR[: n_full : self.ratio]",
+        "angle_TR[: n_full // self.ratio]",
+        "stands at position m i",
+    ),
+    "entries: at the end": (
+        "compressor",
+        "angle_TR[: n_full : self.ratio]",
+        "angle_TR[self.ratio - 1 : n_full : self.ratio]",
+        "last token",
+    ),
+    "index: relu left out": ("index_scores", "dots_BTUC.relu()", "dots_BTUC", "without the ReLU"),
+    "index: relu late": (
+        "index_scores",
+        'einsum(weight_BTU, dots_BTUC.relu(), "b t u, b t u c -> b t c")',
+        'einsum(weight_BTU, dots_BTUC, "b t u, b t u c -> b t c").relu()',
+        "after the sum",
+    ),
+    "picks: ties": (
+        "pick",
+        "score_BTC.sort(dim=-1, descending=True, stable=True).indices[..., :n_picked]",
+        "score_BTC.topk(min(n_picked, score_BTC.shape[-1]), dim=-1).indices",
+        "Equal scores",
+    ),
+    "picks: ties by the higher index": (
+        "pick",
+        "score_BTC.sort(dim=-1, descending=True, stable=True).indices[..., :n_picked]",
+        "score_BTC.sort(dim=-1, stable=True).indices.flip(-1)[..., :n_picked]",
+        "higher index",
+    ),
+    "picks: hidden fill up": ("pick", "return picked_BTC & sees_TC", "return picked_BTC", "fill up"),
+    "picks: hidden late": ("pick", "score_BTC = score_BTC.masked_fill(~sees_TC, -math.inf)", "pass", "take places"),
+    "indexer: scale": ("indexer", "self.weights_proj(x_BTD) * self.scale", "self.weights_proj(x_BTD)", "(U Z)^-0.5"),
+    "hca: no window": (
+        "hca",
+        (
+            "torch.cat([entries, entries_BCK], dim=1)",
+            "torch.cat([sees.expand(len(reads_BTC), -1, -1), reads_BTC], dim=-1)",
+        ),
+        ("entries_BCK", "reads_BTC"),
+        "compressed entries only",
+    ),
+    "hca: the other base": (
+        "hca",
+        "config.compress_rope_theta, config.rope_scaling)",
+        "config.rope_theta)",
+        "the other kind of layer",
+    ),
+    "hca: no YaRN": (
+        "hca",
+        "config.compress_rope_theta, config.rope_scaling)",
+        "config.compress_rope_theta)",
+        "YaRN is missing",
+    ),
+    "csa: all read": (
+        "csa",
+        "pick(self.indexer(x_BTD, latent_BTQ, angle_TR), sees_TC, self.config.index_topk)",
+        'rearrange(sees_TC, "t c -> 1 t c")',
+        "Every visible entry is read",
+    ),
+    "sinkhorn: one round less": ("sinkhorn", "range(iterations - 1)", "range(iterations - 2)", "round"),
+    "sinkhorn: one round more": ("sinkhorn", "range(iterations - 1)", "range(iterations)", "one round too many"),
+    "sinkhorn: old streams": (
+        "sinkhorn",
+        "logits_BTij.softmax(dim=-1)",
+        "logits_BTij.softmax(dim=-2)",
+        "over old streams",
+    ),
+    "streams: each normed": (
+        "stream_logits",
+        'rms_norm(rearrange(streams_BTND, "b t n d -> b t (n d)"), None, eps)',
+        'rearrange(rms_norm(streams_BTND, None, eps), "b t n d -> b t (n d)")',
+        "Each stream is normed",
+    ),
+    "mix: post not doubled": ("mix", "post_BTN = 2 * (", "post_BTN = (", "twice the sigmoid"),
+    "mix: order": (
+        "mix",
+        "pre, post, carry = stream_logits(streams_BTND, fn, config.rms_norm_eps).split(sizes, dim=-1)",
+        "pre, carry, post = stream_logits(streams_BTND, fn, config.rms_norm_eps).split([n, n * n, n], dim=-1)",
+        "pre, carry, post",
+    ),
+    "mix: read without eps": (
+        "mix",
+        "(scale[0] * pre + pre_base).sigmoid() + config.hc_eps",
+        "(scale[0] * pre + pre_base).sigmoid()",
+        "eps",
+    ),
+    "mix: carry new by old": (
+        "mix",
+        '"b t (i j) -> b t i j", i=n)\n    return',
+        '"b t (j i) -> b t i j", i=n)\n    return',
+        "new by old",
+    ),
+    "write: B transposed": (
+        "write",
+        '"b t i j, b t i d -> b t j d"',
+        '"b t j i, b t i d -> b t j d"',
+        "carry transposed",
+    ),
+    "write: streams lost": ("write", "return carried_BTND + einsum", "return einsum", "old streams are lost"),
+    "swiglu: clamp late": (
+        "swiglu",
+        "F.silu(gate.clamp(max=limit)) * up.clamp(-limit, limit)",
+        "(F.silu(gate) * up).clamp(-limit, limit)",
+        "product is clamped",
+    ),
+    "swiglu: gate from below": ("swiglu", "gate.clamp(max=limit)", "gate.clamp(-limit, limit)", "bound above only"),
+    "scores: no root": (
+        "affinities",
+        "F.softplus(F.linear(x_BTD, weight_ED)).sqrt()",
+        "F.softplus(F.linear(x_BTD, weight_ED))",
+        "root is missing",
+    ),
+    "router: bias in the weights": (
+        "router",
+        "chosen_BTA = score_BTE.gather(",
+        "chosen_BTA = (score_BTE if self.by_hash else biased_BTE).gather(",
+        "bias is for the choice alone",
+    ),
+    "router: scale": ("router", "self.route_scale * chosen_BTA / total", "chosen_BTA / total", "route scale"),
+    "router: not normalised": (
+        "router",
+        "self.route_scale * chosen_BTA / total",
+        "self.route_scale * chosen_BTA",
+        "divided by their sum",
+    ),
+    "hash: next token": (
+        "hash_router",
+        "self.tid2eid[ids_BT]",
+        "self.tid2eid[ids_BT.roll(-1, dims=1)]",
+        "shifted by one",
+    ),
+    "expert: w1 and w3": (
+        "expert",
+        "swiglu(self.w1(x_BTD), self.w3(x_BTD), self.limit)",
+        "swiglu(self.w3(x_BTD), self.w1(x_BTD), self.limit)",
+        "changed places",
+    ),
+    "moe: no shared expert": (
+        "moe",
+        "y_BTD = self.shared_experts(x_BTD)",
+        "y_BTD = torch.zeros_like(x_BTD)",
+        "shared expert is missing",
+    ),
+    "block: stale streams": (
+        "block",
+        ("streams_BTND = write(streams_BTND, y_BTD, post, carry)", "mix(streams_BTND, self.hc_ffn_fn"),
+        (
+            "old = streams_BTND\n        streams_BTND = write(streams_BTND, y_BTD, post, carry)",
+            "mix(old, self.hc_ffn_fn",
+        ),
+        "before attention",
+    ),
+    "block: no norm": (
+        "block",
+        "self.ffn_norm(collapse(streams_BTND, pre))",
+        "collapse(streams_BTND, pre)",
+        "`ffn_norm` is missing",
+    ),
+    "model: no last norm": (
+        "model",
+        "self.head(self.norm(collapse(streams_BTND, gate_BTN)))",
+        "self.head(collapse(streams_BTND, gate_BTN))",
+        "last norm",
+    ),
+    "writing: prompt given back": ("write_on", "return ids[n_prompt:]", "return ids", "prompt"),
+}
+
+
+@pytest.mark.parametrize("seed", [3, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_wrong_answer_is_told_what_is_wrong_with_it(mistake, seed, write):
+    name, old, new, words = WRONG[mistake]
+    changes = zip(*[(text,) if isinstance(text, str) else text for text in (old, new)], strict=True)
+    said = told(write(solution_with(*changes)), name, seed)
+    assert said.startswith(f"{name}: not right yet. ") and words in said, said
+
+
+@every_step
+def test_every_known_mistake_differs_from_the_right_answer_and_from_every_other(name):
+    step = TRACK[name]
+    told_of = [mistake.told for mistake in step.mistakes]
+    assert all(words.endswith(".") and len(words) > 25 for words in told_of) and len(told_of) >= 2
+    with float64():
+        cases = list(step.draw(Draw(1)))
+        answers = {mistake.name: of_cases(mistake.answer, cases) for mistake in step.mistakes}
+        answers["right"] = of_cases(step.right, cases)
+    for number, one in enumerate(answers):
+        for other in list(answers)[:number]:
+            assert not all(map(all_close, answers[one], answers[other])), (one, other)
+
+
+def of_cases(answer, cases):
+    """The answer to each case, as tuples; with nothing in it where the mistake cannot be made."""
+    return [parts(answer(*copy.deepcopy(arguments))) for arguments in cases]
+
+
+# --- inputs are fresh ---
+
+
+def test_an_answer_that_is_hard_coded_to_one_input_fails_on_the_next(write):
+    (case,) = TRACK["index_scores"].draw(Draw(5))
+    numbers = f"torch.tensor({TRACK['index_scores'].right(*case).tolist()})"
+    text = SOLUTION.read_text(encoding="utf-8")
+    body = text[text.index("    dots_BTUC = einsum") : text.index("def pick(")]
+    path = write(text.replace(body, f"    return {numbers}\n\n\n"))
+    assert told(path, "index_scores", seed=5).startswith("✓")
+    assert "The shape is wrong" in told(path, "index_scores")
+
+
+def test_two_checks_draw_different_inputs_and_a_seed_the_same():
+    with float64():
+        seeds = {Judge(build.load(STUBS)).seed for _ in range(8)}
+        one, other = (next(TRACK["attend"].draw(Draw(7)))[0] for _ in range(2))
+    assert len(seeds) == 8 and torch.equal(one, other)
+
+
+# --- a file half done ---
+
+TARGET = '    carried_BTND = einsum(carry_BTij, streams_BTND, "b t i j, b t i d -> b t j d")\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("    carried_BTND = nothing_like_it\n", "NameError: name 'nothing_like_it' is not defined"),
+        ("    raise KeyError('x')\n", "KeyError: 'x'"),
+        ("    return\n", "It gives back None: is the `return` missing?"),
+        ("    return ...\n", "It gives back `...`."),
+        ("    return 3.0\n", "It gives back a float. A tensor is due."),
+        ("    return streams_BTND > 0\n", "It gives back a map of True and False. Due is float64."),
+        ("    return streams_BTND.sum(2)\n", "It lacks the axis N (residual streams)."),
+        ("    streams_BTND *= 2\n    return streams_BTND\n", "It changes one of its arguments in place."),
+        ("    return streams_BTND * torch.nan\n", "It holds NaN everywhere."),
+        ("    raise NotImplementedError\n", "write: not written yet"),
+        ("    collapse(0, 0)\n", "Tensor type unknown to einops"),
+    ],
+)
+def test_a_half_done_function_is_told_in_a_line_or_two_and_never_stops(line, wanted, write, capsys):
+    path = write(solution_with((TARGET, line)))
+    build.check("write", path)
+    said = capsys.readouterr().out
+    assert wanted in said and said.count("\n") <= 2 and "Traceback" not in said, said
+    if "Error" in wanted:
+        number = path.read_text().splitlines().index(line.rstrip()) + 1
+        assert f"my_v4.py, line {number}, in write:" in said
+        assert line in said
+
+
+def test_a_step_that_calls_one_that_is_not_right_waits_and_says_which(write):
+    stub = "    raise NotImplementedError\n"
+    assert told(write(solution_with((TARGET, stub))), "block") == (
+        "block: waits. It calls `write`, which is not written yet: see build.check('write')."
+    )
+    wrong = TARGET.replace("b t j d", "b t i d").replace("b t i j, b t i d", "b t i j, b t j d")
+    assert "It calls `write`, which is not right yet" in told(write(solution_with((TARGET, wrong))), "block")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("x = (\n", "rotate: my_v4.py, line 1: '(' was never closed: x = ("),
+        ("import torch\n\ny = 1 / 0\n", "my_v4.py, line 3, outside of functions: ZeroDivisionError: division by zero"),
+        ("import torch\n", "rotate: not right yet. The file has no `rotate`."),
+        ("def rotate(x):\n    return x\n", "TypeError: rotate() takes 1 positional argument but 2 were given"),
+        ("def rotate(x, angle):\n    raise SystemExit\n", "SystemExit"),
+        ("raise SystemExit\n", "my_v4.py, line 1, outside of functions: SystemExit"),
+    ],
+)
+def test_a_file_that_does_not_load_is_told_in_a_sentence(text, wanted, write, capsys):
+    build.check("rotate", write(text))
+    assert wanted in capsys.readouterr().out
+
+
+def test_a_missing_file_is_told_in_a_sentence(tmp_path, capsys):
+    build.check("rotate", tmp_path / "my_v4.py")
+    assert "there is no my_v4.py here" in capsys.readouterr().out
+
+
+def test_an_edit_shows_at_the_next_check_even_within_a_second(write, capsys):
+    for sign in "+-+-":
+        path = write(solution_with(("even * angle.cos() - odd", f"even * angle.cos() {sign} odd")))
+        build.check("rotate", path)
+        assert ("✓" in capsys.readouterr().out) == (sign == "-")
+
+
+def test_constructors_that_were_changed_are_told_by_the_names_of_tensors(write):
+    said = told(write(solution_with(("self.attn_sink = nn", "self.sinks = nn"))), "window_attention")
+    assert "attn_sink" in said and "sinks" in said and said.count("\n") <= 1, said
+
+
+def test_checking_leaves_torch_as_it_was():
+    before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_rng_state()
+    build.verdicts(SOLUTION)
+    after = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_rng_state()
+    assert before[:2] == after[:2] and torch.equal(before[2], after[2])
+
+
+# --- hints and the command ---
+
+
+@every_step
+def test_every_step_has_three_hints(name, capsys):
+    assert list(HINTS) == list(TRACK) and len(HINTS[name]) == 3
+    for strength in (1, 2, 3):
+        build.hint(name, strength)
+    assert all(len(line) > 15 for line in capsys.readouterr().out.splitlines())
+    assert "`" in HINTS[name][2]
+
+
+def test_hints_and_steps_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="strength = 4 is not known; give 1, 2 or 3"):
+        build.hint("rotate", 4)
+    with pytest.raises(ValueError, match="step: 'rope' is not part of the track; there are rms_norm, "):
+        build.check("rope")
+
+
+def test_the_command_prints_the_table_and_its_code_says_whether_all_is_right(capsys, tmp_path):
+    assert command.main(["--file", str(SOLUTION)]) == 0
+    assert f"{len(TRACK)} of {len(TRACK)} steps are right" in capsys.readouterr().out
+    assert command.main(["--file", str(STUBS)]) == 1
+    said = capsys.readouterr().out
+    assert f"0 of {len(TRACK)} steps are right" in said and said.count("not written yet") == len(TRACK)
+    assert command.main(["rotate", "--file", str(SOLUTION)]) == 0
+    assert capsys.readouterr().out == "✓ rotate: right, on 2 fresh inputs\n"
+    assert command.main(["--file", str(tmp_path / "x.py")]) == 2
+    assert capsys.readouterr().err == "file: there is no x.py here; start Python in its folder, or give its path\n"
+    assert command.main(["rope", "--file", str(SOLUTION)]) == 2
+
+
+def test_the_command_runs_from_a_shell():
+    words = [sys.executable, "-m", "minidsv4.course.build", "rotate", "--file", str(STUBS)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "rotate: not written yet\n", "")
