@@ -7,6 +7,7 @@ import math
 from unittest.mock import patch
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from minidsv4 import ops
@@ -229,4 +230,12 @@ overlap_compressor.museum("halves_swapped", "window_0_has_zero_logits")
 def bias_halves_swapped(config, module, x_BTD):
     """The halves of the position bias are swapped. Its first half belongs to the window before, like the gates'."""
     with patch.object(module, "ape", nn.Parameter(module.ape.roll(module.entry_width, dims=1))):
+        return overlap_compressor.right(config, module, x_BTD)
+
+
+@overlap_compressor.mistake
+def bias_laid_out_slot_by_slot(config, module, x_BTD):
+    """The position bias is laid out slot by slot. All of its first half comes first: "m (two k) -> (two m) k"."""
+    bias_SK = rearrange(module.ape, "m (two k) -> (m two) k", two=2)
+    with patch.object(module, "ape", nn.Parameter(rearrange(bias_SK, "(two m) k -> m (two k)", two=2))):
         return overlap_compressor.right(config, module, x_BTD)

@@ -145,7 +145,9 @@ def ends_not_whole(n_rotary, base, yarn):
         n_rotary * math.log(yarn.original_max_position_embeddings / (2 * math.pi * beta)) / (2 * math.log(base))
         for beta in (yarn.beta_fast, yarn.beta_slow)
     ]
-    slowed = ((pair - ends[0]) / (ends[1] - ends[0])).clamp(0, 1)
+    low = max(ends[0], 0.0)
+    high = min(ends[1], n_rotary - 1.0)
+    slowed = ((pair - low) / max(high - low, 0.001)).clamp(0, 1)
     return (1 - slowed) * plain + slowed * plain / yarn.factor
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from minidsv4.course.build.track import TARGETS
 
-HEAD = '''"""Your DeepSeek-V4: each `raise NotImplementedError` is yours to write, in the order of the notebooks.
+HEAD = '''"""Your DeepSeek-V4: every `raise NotImplementedError` is yours to write.
 
-A function's docstring says what it returns, in shapes; constructors are given, so that tensors have their released
-names. In a notebook `build.check("rotate")` loads this file as it is saved, and says how that step stands.
+The notebooks beside this file say what, in which order. A docstring says what is to be
+returned, in shapes; constructors are given, so that tensors have their released names.
+`build.check("rotate")` in a notebook loads this file as it is saved, and says how that
+step stands.
 
 '''
 
