@@ -11,6 +11,10 @@ DRAWINGS = {
     "HCA's compressor": lambda: plots.compressor_shapes(overlap=False),
     "dispatch and combine": plots.expert_parallel_shapes,
     "two stages of a sequence cut over ranks": plots.two_stage_shapes,
+    "an attention layer": plots.attention_shapes,
+    "an mHC site": plots.site_shapes,
+    "a mixture of experts": plots.moe_shapes,
+    "a model": plots.model_shapes,
 }
 ROUNDING = 1.0  # pixels: the ends of arrows touch their boxes
 

@@ -17,7 +17,20 @@ from minidsv4.course.build.reader import load
 from minidsv4.course.build.steps import Step
 from minidsv4.course.build.track import NOTEBOOKS, TRACK
 
-__all__ = ["RIGHT", "TRACK", "Verdict", "check", "hint", "known", "load", "print_table", "table", "verdicts", "weights"]
+__all__ = [
+    "RIGHT",
+    "TRACK",
+    "Verdict",
+    "all_right",
+    "check",
+    "hint",
+    "known",
+    "load",
+    "print_table",
+    "table",
+    "verdicts",
+    "weights",
+]
 FILE = f"{reader.NAME}.py"
 
 
@@ -53,6 +66,14 @@ def table(file: str | Path = FILE) -> None:
         print_table(verdicts(file))
     except ValueError as stopped:
         print(stopped)
+
+
+def all_right(file: str | Path = FILE) -> bool:
+    """Whether every step of the file is right; False too where the file does not load."""
+    try:
+        return all(verdict.state == RIGHT for verdict in verdicts(file))
+    except ValueError:
+        return False
 
 
 def print_table(found: list[Verdict]) -> None:

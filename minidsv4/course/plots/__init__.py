@@ -3,10 +3,13 @@
 Modules by subject: `style`, `model_map`, `attention` (notebooks 01, 04), `compression` (02, 03, 05), `streams` (06),
 `experts` (07), `speculation` (08), `training` (09, 10), `parallel` (13), `context` (14), `bench`; `shapes` draws
 a mechanism.
+`experts` (07), `speculation` (08), `training` (09, 10), `parallel` (13, 14), `bench`, `build` (the track);
+`shapes` draws a mechanism.
 """
 
 from minidsv4.course.plots.attention import masks, moved_text, reach
 from minidsv4.course.plots.bench import bench_curves
+from minidsv4.course.plots.build import attention_shapes, model_shapes, moe_shapes, site_shapes, turned_pair
 from minidsv4.course.plots.compression import (
     cache_against_length,
     cache_growth,
@@ -43,6 +46,7 @@ __all__ = [
     "HEADING",
     "INK",
     "PARTS",
+    "attention_shapes",
     "bench_curves",
     "bias_rule",
     "cache_against_length",
@@ -57,6 +61,8 @@ __all__ = [
     "listening",
     "map_of_model",
     "masks",
+    "model_shapes",
+    "moe_shapes",
     "moved_text",
     "mtp_shift",
     "newton_schulz",
@@ -72,10 +78,12 @@ __all__ = [
     "sent_by_ranks",
     "shapes",
     "sorted_loads",
+    "site_shapes",
     "streams_through_depth",
     "traffic",
     "training_log",
     "two_stage_shapes",
+    "turned_pair",
     "use_style",
     "wave_and_entries",
     "wrong_from_the_border",
