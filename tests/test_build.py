@@ -4,23 +4,28 @@ A reader's file is made here by changing a line of the solution, the way a reade
 """
 
 import copy
+import re
+import shutil
 import subprocess
 import sys
+import tomllib
 
+import nbformat
 import pytest
 import torch
 from small import EXACT, off
+from test_course_rules import counts, read
 from test_house import ROOT, code_lines, glossary_faults
 
 import minidsv4 as v4
-from minidsv4.course import build
+from minidsv4.course import build, notebooks
 from minidsv4.course.build import __main__ as command
 from minidsv4.course.build.hints import HINTS
 from minidsv4.course.build.judge import Judge, all_close, float64, parts
 from minidsv4.course.build.parts import filled, random_config, random_weights
 from minidsv4.course.build.steps import STEPS, Draw
 from minidsv4.course.build.stubs import stubs
-from minidsv4.course.build.track import TRACK
+from minidsv4.course.build.track import NOTEBOOKS, TRACK
 
 STUBS = ROOT / "notebooks" / "build" / "my_v4.py"
 SOLUTION = ROOT / "notebooks" / "solutions" / "build" / "my_v4.py"
@@ -534,3 +539,62 @@ def test_the_command_runs_from_a_shell():
     words = [sys.executable, "-m", "minidsv4.course.build", "rotate", "--file", str(STUBS)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (1, "rotate: not written yet\n", "")
+
+
+# --- the notebooks ---
+
+
+def notebooks_of_the_track():
+    """Name and path of each notebook of the track."""
+    return {name: path for name, path in notebooks.every().items() if name.startswith("build/")}
+
+
+def outputs(notebook):
+    """What the code cells print, by source."""
+    printed = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            printed[cell.source] = "".join(output.get("text", "") for output in cell.outputs)
+    return printed
+
+
+def test_the_notebooks_check_every_step_once_in_the_order_of_the_track():
+    assert [f"build/{stem}" for stem in NOTEBOOKS] == list(notebooks_of_the_track())
+    for stem, names in NOTEBOOKS.items():
+        printed = outputs(read(notebooks.FOLDER / "build" / f"{stem}.ipynb"))
+        checks = {f'build.check("{name}")': f"{name}: not written yet\n" for name in names}
+        assert {source: text for source, text in printed.items() if source.startswith("build.check")} == checks
+        assert [source for source in printed if source in checks] == list(checks)
+
+
+@pytest.mark.parametrize("name", notebooks_of_the_track())
+def test_the_notebooks_of_the_track_keep_the_course_s_rules_and_say_how_to_get_a_hint(name):
+    notebook = read(notebooks_of_the_track()[name])
+    assert not any(counts(notebook).values()), counts(notebook)
+    text = "".join(cell.source for cell in notebook.cells)
+    for step in NOTEBOOKS[name.removeprefix("build/")]:
+        assert f'build.hint("{step}", 1)' in text, step
+    linked = re.findall(r"\]\((?!https:)([^)#]+)\)", text)
+    assert [link for link in linked if not (notebooks.FOLDER / "build" / link).resolve().exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", notebooks_of_the_track())
+def test_with_the_solution_in_place_of_the_stubs_every_cell_of_the_track_says_that_it_is_right(name, tmp_path):
+    path = notebooks_of_the_track()[name]
+    shutil.copy(SOLUTION, tmp_path / "my_v4.py")
+    done = nbformat.reads(notebooks.run(read(path), tmp_path / path.name), as_version=4)
+    printed = outputs(done)
+    for step in NOTEBOOKS[path.stem]:
+        assert printed[f'build.check("{step}")'].startswith(f"✓ {step}: right, on ")
+    if path.stem == list(NOTEBOOKS)[-1]:
+        last = list(printed.values())[-1]
+        assert "yours: def fib(n):" in last and "✓ token for token the same" in last
+
+
+def test_no_tool_leaves_out_a_folder_because_it_is_called_build():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert "build" not in settings["pytest"]["ini_options"]["norecursedirs"]
+    assert "build" not in settings["ruff"]["exclude"]
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    assert "/build/" in ignored and "build/" not in ignored

@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 from minidsv4.course import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
-PATHS = sorted(notebooks.FOLDER.glob("*.ipynb"))
+PATHS = list(notebooks.every().values())
 MOST_CELLS, MOST_LINES, MOST_BYTES = 45, 15, 1_000_000
 UNREPEATABLE = {
     "an address in memory": r"\b0x[0-9a-f]{6,}\b",

@@ -125,6 +125,13 @@ def settle(notebook, stem):
                 output.traceback = [f"{output.ename}: {output.evalue}"]
 
 
+def every():
+    """The paths of all notebooks by name, such as `00_tour` or `build/1_pieces`: course, track, then the pages."""
+    track = sorted((FOLDER / BUILD).glob("*.ipynb"))
+    pages = [FOLDER / f"{page}.ipynb" for page in GENERATED]
+    return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in [*course(FOLDER), *track, *pages]}
+
+
 def rebuild(path, check=False):
     """Run the notebook at path and save it; with check, save nothing.
 
@@ -149,9 +156,7 @@ def main(words=None):
     parser.add_argument("names", nargs="*", help="such as 00_tour; none means all of them, index and glossary")
     parser.add_argument("--check", action="store_true", help="save nothing, say what would change")
     choice = parser.parse_args(words)
-    track = sorted((FOLDER / BUILD).glob("*.ipynb"))
-    pages = [FOLDER / f"{page}.ipynb" for page in GENERATED]
-    known = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in [*course(FOLDER), *track, *pages]}
+    known = every()
     if unknown := [name for name in choice.names if name not in known]:
         parser.error(f"no notebook is called {', '.join(unknown)}: there are {', '.join(known)}")
     same = True

@@ -166,63 +166,70 @@ def infinity_before_the_first(series, nothing):
     return slots_of(series, -math.inf)
 
 
-def compressor_step(name: str, overlap: bool, needs: str) -> Step:
+def kind_of(module: Compressor) -> LayerKind:
+    """The kind of layer that has such a compressor."""
+    return LayerKind.CSA if isinstance(module, OverlapCompressor) else LayerKind.HCA
+
+
+def compressor_step(name: str, part: type[Compressor], needs: str) -> Step:
     """The compressor without or with overlap, checked as a whole."""
     made = step(name, "BCK", target="Compressor.forward", needs=needs)
-    kind = LayerKind.CSA if overlap else LayerKind.HCA
 
     @made.cases
     def compressor_cases(draw):
         config = random_config(draw)
+        kind = LayerKind.CSA if part is OverlapCompressor else LayerKind.HCA
         ratio = config.ratio_of(kind)
-        part = OverlapCompressor if overlap else Compressor
-        module = part(config.hidden_size, config.head_dim, ratio, config.rms_norm_eps)
-        random_weights(module, draw)
+        module = random_weights(part(config.hidden_size, config.head_dim, ratio, config.rms_norm_eps), draw)
         for n_tokens in (4 * ratio + 1, 3 * ratio, ratio - 1):
             yield config, module, draw.normal(2, n_tokens, config.hidden_size)
 
-    @made.answer
-    def compressed(config, module, x_BTD):
-        positions = positions_of(config, kind, x_BTD.shape[1])
-        memory = memory_of(config, kind, len(x_BTD)).main
-        return module(x_BTD, positions, memory)
-
-    @made.by
-    def run(reader, config, module, x_BTD):
-        part = filled(reader.Compressor(config, config.head_dim, module.ratio, overlap), module)
-        return part(x_BTD, angles_of(config, kind, x_BTD.shape[1]))
-
+    made.answer(compressed)
+    made.by(run_compressor)
     made.museum("entries_at_their_index", "entries_at_the_window_end", "norm_after_the_turn")
-
-    @made.mistake
-    def entries_not_turned(config, module, x_BTD):
-        """Entries are not turned. Entry i stands at the position of its window's first token, M i."""
-        with rotating(module, lambda rotate, x, turn: x):
-            return compressed(config, module, x_BTD)
-
-    @made.mistake
-    def entries_not_normed(config, module, x_BTD):
-        """Pooled entries are not normed. They pass `norm`, and are turned after that."""
-        with patch.object(module, "norm", nn.Identity()):
-            return compressed(config, module, x_BTD)
-
-    @made.mistake
-    def gates_are_values(config, module, x_BTD):
-        """`wkv` and `wgate` have changed places. `wkv` gives values, `wgate` gives gates."""
-        with swapped(module, "wkv", "wgate"):
-            return compressed(config, module, x_BTD)
-
-    @made.mistake
-    def bias_left_out(config, module, x_BTD):
-        """The position bias `ape` is missing."""
-        with patch.object(module, "ape", nn.Parameter(torch.zeros_like(module.ape))):
-            return compressed(config, module, x_BTD)
-
+    for mistake in (entries_not_turned, entries_not_normed, gates_are_values, ape_left_out):
+        made.mistake(mistake)
     return made
 
 
-plain_compressor = compressor_step("compressor", False, "rms_norm rotate pool")
-overlap_compressor = compressor_step("overlap_compressor", True, "rms_norm rotate pool overlapped")
+def compressed(config, module, x_BTD):
+    """What the package's compressor gives."""
+    kind = kind_of(module)
+    return module(x_BTD, positions_of(config, kind, x_BTD.shape[1]), memory_of(config, kind, len(x_BTD)).main)
+
+
+def run_compressor(reader, config, module, x_BTD):
+    kind = kind_of(module)
+    part = filled(reader.Compressor(config, config.head_dim, module.ratio, kind is LayerKind.CSA), module)
+    return part(x_BTD, angles_of(config, kind, x_BTD.shape[1]))
+
+
+def entries_not_turned(config, module, x_BTD):
+    """Entries are not turned. Entry i stands at the position of its window's first token, M i."""
+    with rotating(module, lambda rotate, x, turn: x):
+        return compressed(config, module, x_BTD)
+
+
+def entries_not_normed(config, module, x_BTD):
+    """Pooled entries are not normed. They pass `norm`, and are turned after that."""
+    with patch.object(module, "norm", nn.Identity()):
+        return compressed(config, module, x_BTD)
+
+
+def gates_are_values(config, module, x_BTD):
+    """`wkv` and `wgate` have changed places. `wkv` gives values, `wgate` gives gates."""
+    with swapped(module, "wkv", "wgate"):
+        return compressed(config, module, x_BTD)
+
+
+def ape_left_out(config, module, x_BTD):
+    """The position bias `ape` is missing."""
+    with patch.object(module, "ape", nn.Parameter(torch.zeros_like(module.ape))):
+        return compressed(config, module, x_BTD)
+
+
+plain_compressor = compressor_step("compressor", Compressor, "rms_norm rotate pool")
+overlap_compressor = compressor_step("overlap_compressor", OverlapCompressor, "rms_norm rotate pool overlapped")
 overlap_compressor.museum("halves_swapped", "window_0_has_zero_logits")
 
 
@@ -230,7 +237,7 @@ overlap_compressor.museum("halves_swapped", "window_0_has_zero_logits")
 def bias_halves_swapped(config, module, x_BTD):
     """The halves of the position bias are swapped. Its first half belongs to the window before, like the gates'."""
     with patch.object(module, "ape", nn.Parameter(module.ape.roll(module.entry_width, dims=1))):
-        return overlap_compressor.right(config, module, x_BTD)
+        return compressed(config, module, x_BTD)
 
 
 @overlap_compressor.mistake
@@ -238,4 +245,4 @@ def bias_laid_out_slot_by_slot(config, module, x_BTD):
     """The position bias is laid out slot by slot. All of its first half comes first: "m (two k) -> (two m) k"."""
     bias_SK = rearrange(module.ape, "m (two k) -> (m two) k", two=2)
     with patch.object(module, "ape", nn.Parameter(rearrange(bias_SK, "(two m) k -> m (two k)", two=2))):
-        return overlap_compressor.right(config, module, x_BTD)
+        return compressed(config, module, x_BTD)

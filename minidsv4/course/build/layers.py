@@ -65,8 +65,17 @@ def latent_interleaved(out_BTHK, wo_a, wo_b, n_groups):
     return projected(out_BTHK, wo_a, rearrange(wo_b, "d (o g) -> d (g o)", g=n_groups), n_groups)
 
 
-def attention_step(kind: LayerKind, name: str, needs: str) -> Step:
-    """A whole layer of one kind."""
+COMMON = "rms_norm frequencies rotate window_map attend grouped_output"
+NEEDS = {  # by kind: the step's name, and what it calls
+    LayerKind.WINDOW: ("window_attention", COMMON),
+    LayerKind.HCA: ("hca", f"{COMMON} entry_map compressor"),
+    LayerKind.CSA: ("csa", f"{COMMON} entry_map overlap_compressor pick indexer"),
+}
+
+
+def layer_step(kind: LayerKind) -> Step:
+    """The step of a whole layer of this kind."""
+    name, needs = NEEDS[kind]
     made = step(name, "BTD", target="Attention.forward", needs=needs)
 
     @made.cases
@@ -76,91 +85,106 @@ def attention_step(kind: LayerKind, name: str, needs: str) -> Step:
         for n_tokens in (draw.whole(17, 25), 1):
             yield config, layer, draw.normal(2, n_tokens, config.hidden_size)
 
-    @made.answer
-    def output(config, layer, x_BTD):
-        n_tokens = x_BTD.shape[1]
-        return layer(x_BTD, positions_of(config, kind, n_tokens), memory_of(config, kind, len(x_BTD)))
-
-    @made.by
-    def run(reader, config, layer, x_BTD):
-        return filled(reader.Attention(config, KINDS[kind.name]), layer)(x_BTD)
-
+    made.answer(output)
+    made.by(run_layer)
     made.museum("output_not_turned_back", "query_heads_not_normed")
-
-    @made.mistake
-    def turned_on(config, layer, x_BTD):
-        """The output is turned once more by its query's position. It is turned back: by minus the angle."""
-        with rotating(layer, lambda rotate, x, turn: rotate(x, turn.conj() if turn.is_conj() else turn)):
-            return output(config, layer, x_BTD)
-
-    @made.mistake
-    def queries_not_turned(config, layer, x_BTD):
-        """The queries are not turned."""
-        with rotating(layer, lambda rotate, x, turn: x if x.ndim == 4 and not turn.is_conj() else rotate(x, turn)):
-            return output(config, layer, x_BTD)
-
-    @made.mistake
-    def window_entries_not_turned(config, layer, x_BTD):
-        """The window's entries are not turned. They are keys: after `kv_norm` each is turned to its own position."""
-        with rotating(layer, lambda rotate, x, turn: x if x.ndim == 3 else rotate(x, turn)):
-            return output(config, layer, x_BTD)
-
-    @made.mistake
-    def window_entries_not_normed(config, layer, x_BTD):
-        """The window's entries are not normed. `wkv` is followed by `kv_norm`, and then they are turned."""
-        with patch.object(layer, "kv_norm", nn.Identity()):
-            return output(config, layer, x_BTD)
-
-    @made.mistake
-    def latent_not_normed(config, layer, x_BTD):
-        """The query latent is not normed. `wq_a` is followed by `q_norm`."""
-        with patch.object(layer, "q_norm", nn.Identity()):
-            return output(config, layer, x_BTD)
-
-    @made.mistake
-    def sinks_left_out(config, layer, x_BTD):
-        """`attn_sink` is not handed to `attend`."""
-        with patch.object(layer, "attn_sink", nn.Parameter(torch.zeros_like(layer.attn_sink))):
-            return output(config, layer, x_BTD)
-
-    @made.mistake
-    def other_base(config, layer, x_BTD):
-        """The angles are those of the other kind of layer: base `rope_theta` and no YaRN in WINDOW layers, base
-        `compress_rope_theta` with YaRN in CSA and HCA layers, for everything in them."""
-        other = LayerKind.HCA if kind is LayerKind.WINDOW else LayerKind.WINDOW
-        n_tokens = x_BTD.shape[1]
-        return layer(x_BTD, positions_of(config, other, n_tokens), memory_of(config, kind, len(x_BTD)))
-
-    if kind is LayerKind.WINDOW:
-        made.museum("window_without_the_query")
-    else:
-        made.museum("no_window_in_compressed_layers", "visible_as_in_the_report", "window_in_progress_visible")
-
-        @made.mistake
-        def entries_left_out(config, layer, x_BTD):
-            """The compressed entries are not read: the output is that of a window alone."""
-            with patch.object(type(layer), "compressed", WindowAttention.compressed):
-                return output(config, layer, x_BTD)
-
-        @made.mistake
-        def yarn_left_out(config, layer, x_BTD):
-            """YaRN is missing from the angles: layers that compress have `rope_scaling`."""
-            plain = config.replace(rope_theta=config.compress_rope_theta)
-            n_tokens = x_BTD.shape[1]
-            return layer(x_BTD, positions_of(plain, LayerKind.WINDOW, n_tokens), memory_of(config, kind, len(x_BTD)))
-
-    if kind is LayerKind.CSA:
-
-        @made.mistake
-        def picks_left_out(config, layer, x_BTD):
-            """Every visible entry is read. In a CSA layer a query reads the `index_topk` entries picked for it."""
-            with patch.object(layer.indexer, "n_picked", 10**6):
-                return output(config, layer, x_BTD)
-
     return made
 
 
-COMMON = "rms_norm frequencies rotate window_map attend grouped_output"
-window_layer = attention_step(LayerKind.WINDOW, "window_attention", COMMON)
-hca_layer = attention_step(LayerKind.HCA, "hca", f"{COMMON} entry_map compressor")
-csa_layer = attention_step(LayerKind.CSA, "csa", f"{COMMON} entry_map overlap_compressor pick indexer")
+def output(config, layer, x_BTD, positions=None):
+    """What the package's layer gives."""
+    kind = layer.kind
+    positions = positions or positions_of(config, kind, x_BTD.shape[1])
+    return layer(x_BTD, positions, memory_of(config, kind, len(x_BTD)))
+
+
+def run_layer(reader, config, layer, x_BTD):
+    return filled(reader.Attention(config, KINDS[layer.kind.name]), layer)(x_BTD)
+
+
+LAYERS = {kind: layer_step(kind) for kind in NEEDS}
+LAYERS[LayerKind.WINDOW].museum("window_without_the_query")
+LAYERS[LayerKind.HCA].museum("no_window_in_compressed_layers", "visible_as_in_the_report", "window_in_progress_visible")
+LAYERS[LayerKind.CSA].museum("no_window_in_compressed_layers", "visible_as_in_the_report", "window_in_progress_visible")
+
+
+def of_layers(*kinds):
+    """A decorator that enters a mistake into the steps of these kinds of layer; of all, where none is given."""
+
+    def enter(mistake):
+        for kind in kinds or LAYERS:
+            LAYERS[kind].mistake(mistake)
+        return mistake
+
+    return enter
+
+
+@of_layers()
+def turned_on(config, layer, x_BTD):
+    """The output is turned once more by its query's position. It is turned back: by minus the angle."""
+    with rotating(layer, lambda rotate, x, turn: rotate(x, turn.conj() if turn.is_conj() else turn)):
+        return output(config, layer, x_BTD)
+
+
+@of_layers()
+def queries_not_turned(config, layer, x_BTD):
+    """The queries are not turned."""
+    with rotating(layer, lambda rotate, x, turn: x if x.ndim == 4 and not turn.is_conj() else rotate(x, turn)):
+        return output(config, layer, x_BTD)
+
+
+@of_layers()
+def window_entries_not_turned(config, layer, x_BTD):
+    """The window's entries are not turned. They are keys: after `kv_norm` each is turned to its own position."""
+    with rotating(layer, lambda rotate, x, turn: x if x.ndim == 3 else rotate(x, turn)):
+        return output(config, layer, x_BTD)
+
+
+@of_layers()
+def window_entries_not_normed(config, layer, x_BTD):
+    """The window's entries are not normed. `wkv` is followed by `kv_norm`, and then they are turned."""
+    with patch.object(layer, "kv_norm", nn.Identity()):
+        return output(config, layer, x_BTD)
+
+
+@of_layers()
+def latent_not_normed(config, layer, x_BTD):
+    """The query latent is not normed. `wq_a` is followed by `q_norm`."""
+    with patch.object(layer, "q_norm", nn.Identity()):
+        return output(config, layer, x_BTD)
+
+
+@of_layers()
+def sinks_left_out(config, layer, x_BTD):
+    """`attn_sink` is not handed to `attend`."""
+    with patch.object(layer, "attn_sink", nn.Parameter(torch.zeros_like(layer.attn_sink))):
+        return output(config, layer, x_BTD)
+
+
+@of_layers()
+def other_base(config, layer, x_BTD):
+    """The angles are those of the other kind of layer: base `rope_theta` and no YaRN in WINDOW layers, base
+    `compress_rope_theta` with YaRN in CSA and HCA layers, for everything in them."""
+    other = LayerKind.HCA if layer.kind is LayerKind.WINDOW else LayerKind.WINDOW
+    return output(config, layer, x_BTD, positions_of(config, other, x_BTD.shape[1]))
+
+
+@of_layers(LayerKind.HCA, LayerKind.CSA)
+def entries_left_out(config, layer, x_BTD):
+    """The compressed entries are not read: the output is that of a window alone."""
+    with patch.object(type(layer), "compressed", WindowAttention.compressed):
+        return output(config, layer, x_BTD)
+
+
+@of_layers(LayerKind.HCA, LayerKind.CSA)
+def yarn_left_out(config, layer, x_BTD):
+    """YaRN is missing from the angles: layers that compress have `rope_scaling`."""
+    plain = config.replace(rope_theta=config.compress_rope_theta)
+    return output(config, layer, x_BTD, positions_of(plain, LayerKind.WINDOW, x_BTD.shape[1]))
+
+
+@of_layers(LayerKind.CSA)
+def picks_left_out(config, layer, x_BTD):
+    """Every visible entry is read. In a CSA layer a query reads the `index_topk` entries picked for it."""
+    with patch.object(layer.indexer, "n_picked", 10**6):
+        return output(config, layer, x_BTD)

@@ -1,6 +1,6 @@
 """The track: which step stands in which notebook, in order; importing it fills `STEPS`."""
 
-from minidsv4.course.build import compression, experts, index, layers, pieces, seeing, streams, whole  # noqa: F401
+from minidsv4.course.build import compression, experts, indexer, layers, pieces, seeing, streams, whole  # noqa: F401
 from minidsv4.course.build.steps import STEPS, Step
 
 NOTEBOOKS = {
@@ -12,7 +12,7 @@ NOTEBOOKS = {
     ),
     "3_streams_and_experts": (
         *("sinkhorn", "stream_logits", "mix", "collapse", "write"),
-        *("swiglu", "affinities", "router", "hash_router", "expert", "moe"),
+        *("swiglu", "expert", "affinities", "router", "hash_router", "moe"),
     ),
     "4_the_model": ("block", "model", "write_on"),
 }
