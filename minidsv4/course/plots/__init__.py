@@ -1,9 +1,7 @@
 """Every picture of the course as a function that returns a matplotlib Figure, and the style that all share.
 
 Modules by subject: `style`, `model_map`, `attention` (notebooks 01, 04), `compression` (02, 03, 05), `streams` (06),
-`experts` (07), `speculation` (08), `training` (09, 10), `parallel` (13), `context` (14), `bench`; `shapes` draws
-a mechanism.
-`experts` (07), `speculation` (08), `training` (09, 10), `parallel` (13, 14), `bench`, `build` (the track);
+`experts` (07), `speculation` (08), `training` (09, 10), `parallel` (13), `context` (14), `bench`, `build` (the track);
 `shapes` draws a mechanism.
 """
 
