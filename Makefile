@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# What wrote the notebooks; an environment that holds another one keeps it where it fits.
+TORCH = torch>=2.7,<2.14
 BIN = .venv/bin
 
 # The same notebooks on a CPU without AVX: a digit that depends on the machine shows up here and not at the reader's.
@@ -69,5 +71,7 @@ clean:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 		|| { echo "$(PYTHON) comes without the venv module, which Debian and Ubuntu keep in the package python3-venv."; exit 1; }
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip show --quiet torch 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch .venv/ready

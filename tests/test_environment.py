@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 CONDA_NAMES = {"torch": "pytorch-cpu"}  # conda-forge calls the CPU build so
@@ -45,7 +48,7 @@ def test_environment_yml_and_pyproject_toml_ask_for_the_same():
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("pytorch-cpu>=2.7,<2.14", "pytorch-cpu>=2.7,<2.15"),
+        ("pytorch-cpu>=2.7,<2.15", "pytorch-cpu>=2.7,<2.16"),
         ("python=3.11", "python=3.12"),
         ("-e .[dev]", "-e ."),
         ("  - nodefaults\n", ""),
@@ -56,6 +59,30 @@ def test_a_disagreement_between_the_two_files_is_caught(old, new):
     environment, project = texts()
     assert old in environment
     assert len(conda_faults(environment.replace(old, new), project)) == 1
+
+
+def bounds(line):
+    """The name and, by comparison sign, the versions of a requirement."""
+    requirement = Requirement(line)
+    return requirement.name, {one.operator: Version(one.version) for one in requirement.specifier}
+
+
+def test_the_extra_dev_asks_for_no_less_than_transformers_does():
+    """Kind: a lower bound under which pip finds nothing that fits."""
+    project = tomllib.loads(texts()[1])["project"]
+    ours = dict(map(bounds, project["dependencies"])) | dict(map(bounds, project["optional-dependencies"]["dev"]))
+    needed = dict(bounds(line) for line in requires("transformers") if "extra ==" not in line)
+    for name in ("tokenizers", "safetensors"):
+        assert ours[name][">="] >= needed[name][">="], name
+
+
+def test_make_takes_a_torch_that_the_package_allows_and_only_where_there_is_none():
+    """Kind: `make` that replaces the CPU build somebody put there, or takes another torch than the package wants."""
+    makefile = (ROOT / "Makefile").read_text()
+    _, taken = bounds(re.search(r"^TORCH = (\S+)$", makefile, re.MULTILINE)[1])
+    allowed = dict(map(bounds, tomllib.loads(texts()[1])["project"]["dependencies"]))["torch"]
+    assert taken[">="] == allowed[">="] and taken["<"] <= allowed["<"]
+    assert re.search(r"pip show --quiet torch [^\n]*\\\n\t+\|\| [^\n]*'\$\(TORCH\)'", makefile)
 
 
 EXTRA = {
