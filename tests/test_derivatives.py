@@ -73,6 +73,7 @@ def second_derivatives(table, name):
 
 @differentiable
 def test_second_derivatives_of_fast_are_refused_or_right_and_never_silently_wrong(name):
+    """Kind: hand-written gradients, of which torch takes derivatives that lack terms."""
     if name in BY_HAND:
         with pytest.raises(ValueError, match=r"gives first derivatives only; call model.use\(PLAIN\)"):
             second_derivatives(FAST, name)

@@ -176,6 +176,7 @@ def test_without_any_target_the_loss_is_0_and_so_are_its_gradients(table):
 
 @both_tables
 def test_a_16_bit_head_sums_in_float32_and_gets_gradients_of_its_own_dtype(table):
+    """Kind: a sum of many parts, gradients too, that is kept in 16 bits and rounded at every part."""
     hidden_TD, head_VD = normal(600, 5).bfloat16(), normal(7, 5, seed=1).bfloat16()
     target_T = torch.randint(7, (600,), generator=torch.Generator().manual_seed(0))
     found = []

@@ -59,6 +59,7 @@ LOGITS = [-800.0, -745.2, -300.5, -120.0, -104.5, -37.0, -36.0, -35.0, -1.0, 0.0
 @both_tables
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_affinities_and_their_slopes_are_right_at_every_logit_where_softplus_underflows_too(dtype, table):
+    """Kind: a slope of 0 / 0 where what it is taken of underflows; the forward is finite and hides it."""
     logit, wide = torch.tensor(LOGITS, dtype=dtype), np.array(LOGITS)
     x_BTD, weight_ED = torch.ones(1, 1, 1, dtype=dtype, requires_grad=True), logit[:, None].requires_grad_()
     score_E = table.affinities(x_BTD, weight_ED)[0, 0]

@@ -75,6 +75,7 @@ def test_losses_of_a_packed_row_are_those_of_its_documents():
 
 
 def test_the_indexers_loss_of_a_packed_row_is_that_of_its_documents():
+    """Kind: a mean over queries that cannot learn; it was divided by those that see no entry of their document."""
     model, lengths, ratio = small_model(TINY), (24, 36), 3
     ids_BT, document_BT, places = pack(lengths)
     packed, alone = model.loss(ids_BT, document_BT).indexer, [model.loss(ids_BT[:, place]).indexer for place in places]

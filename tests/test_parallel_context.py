@@ -250,6 +250,7 @@ def test_logits_are_those_of_one_process_for_all_packings_and_cuts(n_ranks):
 
 @N_RANKS
 def test_gradients_summed_over_ranks_are_those_of_one_process_for_every_parameter(n_ranks):
+    """Kind: parameters without a gradient on some ranks, where ranks would wait for each other or disagree."""
     for number, (_, gradients) in enumerate(expected(n_ranks)):
         for found in started(n_ranks):
             assert_same_gradients(found["cases"][number][1], gradients)

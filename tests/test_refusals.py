@@ -79,6 +79,7 @@ def test_a_prompt_without_a_cache_to_take_it_in_is_refused(model):
 
 
 def test_the_logits_of_a_call_with_a_cache_ask_for_no_gradient(model):
+    """Kind: a gradient that is asked for and would reach the last layers only."""
     ids_BT, cache = token_ids(2, 20), model.new_cache(2)
     assert model(ids_BT).requires_grad
     for ids in ids_BT.split(7, dim=1):
@@ -116,6 +117,7 @@ def contents(cache):
 
 
 def test_a_deep_copy_of_a_cache_and_its_snapshot_restores_and_leaves_the_original_alone(model):
+    """Kind: a state known by its owner's address, which a copy does not have."""
     ids_BT, cache = token_ids(2, 38), model.new_cache(2)
     model(ids_BT[:, :20], cache)
     snapshot, before = cache.snapshot(), contents(cache)
@@ -135,6 +137,7 @@ def test_a_deep_copy_of_a_cache_and_its_snapshot_restores_and_leaves_the_origina
 
 
 def test_a_snapshot_of_a_cache_that_is_gone_is_refused_by_every_other_even_at_its_address(model):
+    """Kind: a state known by its owner's address, which another may get."""
     cache = model.new_cache(2)
     snapshot, address = cache.snapshot(), id(cache)
     del cache
@@ -156,6 +159,7 @@ def test_what_is_no_snapshot_is_refused(thing, model):
 
 @both_tables
 def test_nan_weights_end_in_nan_logits_and_losses_and_in_no_exception(table):
+    """Kind: NaN that ended in an error about shapes out of a top-k."""
     sick = small_model().use(table)
     with torch.no_grad():
         sick.layers[0].attn.wkv.weight[0, 0] = torch.nan
@@ -170,6 +174,7 @@ def test_nan_weights_end_in_nan_logits_and_losses_and_in_no_exception(table):
 
 @both_tables
 def test_a_row_of_nan_leaves_the_logits_of_its_neighbour_alone(table):
+    """Kind: NaN in one row that moves what its neighbours pick."""
     model, ids_BT = small_model().use(table), token_ids(2, 60)
     ids_BT[1] = ids_BT[1].clamp(max=TINY.vocab_size - 2)
     ids_BT[0, 5] = TINY.vocab_size - 1  # a token that row 1 does not hold
@@ -186,6 +191,7 @@ def test_a_row_of_nan_leaves_the_logits_of_its_neighbour_alone(table):
 
 @both_tables
 def test_a_batch_without_any_target_has_main_loss_0_and_finite_gradients(table):
+    """Kind: a mean over nothing; all padding has loss 0 by rule, not NaN."""
     model, ids_BT = small_model().use(table), token_ids(2, 20)
     alone_BT = torch.arange(20).expand(2, -1)  # each token a document of its own: nothing follows it
     losses = model.loss(ids_BT, alone_BT)

@@ -105,6 +105,23 @@ def test_padding_is_no_token_of_a_step_and_moves_no_bias(tokenizer):
     assert record["max_violation"] == pytest.approx(worst, abs=1e-12)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_that_diverges_stops_with_a_sentence_before_it_spoils_a_weight(batches, optimizer):
+    """Kind: NaN on its way into the weights; before, a run went on to its end and saved them."""
+    trainer = new_trainer(batches, steps=5, rate=3e-3, optimizer=optimizer, balance_speed=0.01)
+    loss = trainer.model.loss
+
+    def diverging(*arguments, **options):
+        losses = loss(*arguments, **options)
+        return losses._replace(total=losses.total * (torch.nan if trainer.step == 2 else 1))
+
+    trainer.model.loss = diverging
+    with pytest.raises(ValueError, match=r"train: step 3 has loss nan .*; lower rate = 0.003 or raise warm_up"):
+        trainer.train()
+    assert trainer.step == 2 == len(trainer.losses)
+    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+
+
 def test_only_matrices_decay(batches):
     groups = new_trainer(batches, steps=1).optimizer.param_groups
     kinds = {group["weight_decay"]: {parameter.ndim for parameter in group["params"]} for group in groups}

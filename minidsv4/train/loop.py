@@ -116,7 +116,10 @@ class Trainer:
         return STAGES[self.stage_at(step)]
 
     def learn(self, batch: Tensor | Batch) -> dict:
-        """One step; returns what there is to log of it."""
+        """One step; returns what there is to log of it.
+
+        raises  ValueError where loss or gradients are no longer finite; weights and biases are then as they were
+        """
         recipe, progress = self.recipe, self.recipe.progress(self.step, self.seconds)
         rate = recipe.rate_at(self.step, progress)
         for group in self.optimizer.param_groups:
@@ -131,6 +134,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
             norm = clip_apart(self.model, recipe.clip)
+            self.check_finite(losses.total.item(), norm.item())
             self.optimizer.step()
         n = n_targets(batch)
         self.step, self.tokens = self.step + 1, self.tokens + n
@@ -138,6 +142,14 @@ class Trainer:
         parts = {name: value.item() for name, value in losses._asdict().items() if name != "total"}
         worst = max([max_violation(load_E) for load_E in loads(calls, real_BT).values()], default=0.0)
         return {"step": self.step, "n": n, **parts, "rate": rate, "norm": norm.item(), "max_violation": worst}
+
+    def check_finite(self, loss: float, norm: float) -> None:
+        """Raise ValueError where a step would write NaN or infinity into the weights."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise ValueError(
+                f"train: step {self.step + 1} has loss {loss} and a gradient of norm {norm}; lower rate = "
+                f"{self.recipe.rate} or raise warm_up. What the last checkpoint kept is whole"
+            )
 
     def state_dict(self) -> dict:
         """Everything but the model's weights, for `torch.save`."""

@@ -88,6 +88,7 @@ def damaged(file):
 
 @pytest.mark.parametrize("ending", ["nbi", "nbc"])
 def test_damaged_machine_code_is_dropped_and_compiled_anew(tmp_path, ending):
+    """Kind: a cache of numba that cannot be read; it ended in an unpickling traceback."""
     assert run(tmp_path).stdout == "3.5\n"
     files = list(tmp_path.rglob(f"*.{ending}"))
     assert files
