@@ -110,11 +110,11 @@ def skewed_stream(speed, seed=0, n_steps=200):
     return torch.stack(loads), torch.stack(biases)
 
 
-def bias_rule():
+def bias_rule(speed=0.01):
     """Notebook 07: MaxVio of a skewed stream without and with the bias rule, and the biases."""
-    (plain, _), (ruled, bias_TE) = skewed_stream(0.0), skewed_stream(0.01)
+    (plain, _), (ruled, bias_TE) = skewed_stream(0.0), skewed_stream(speed)
     without, with_rule = ([balance.max_violation(load) for load in loads] for loads in (plain, ruled))
-    return plots.bias_rule(without, with_rule, bias_TE.numpy())
+    return plots.bias_rule(without, with_rule, bias_TE.numpy(), speed)
 
 
 def planted_recall():

@@ -19,7 +19,15 @@ from minidsv4.course.plots.compression import (
     wave_and_entries,
 )
 from minidsv4.course.plots.context import cut_row, sent_by_ranks, two_stage_shapes, wrong_from_the_border
-from minidsv4.course.plots.experts import bias_rule
+from minidsv4.course.plots.experts import (
+    bias_rule,
+    clamped_product,
+    expert_layer_shapes,
+    experts_by_kind,
+    score_functions,
+    table_loads,
+    toy_balance,
+)
 from minidsv4.course.plots.model_map import PARTS, map_of_model
 from minidsv4.course.plots.parallel import (
     expert_parallel_shapes,
@@ -49,11 +57,14 @@ __all__ = [
     "bias_rule",
     "cache_against_length",
     "cache_growth",
+    "clamped_product",
     "compressor_shapes",
     "cut_row",
     "drafting",
     "entry_places",
+    "expert_layer_shapes",
     "expert_parallel_shapes",
+    "experts_by_kind",
     "gain_by_batch",
     "gantt",
     "listening",
@@ -73,15 +84,18 @@ __all__ = [
     "recall_in_4_bits",
     "rows_by_ranks",
     "schedule",
+    "score_functions",
     "sent_by_ranks",
     "shapes",
-    "sorted_loads",
     "site_shapes",
+    "sorted_loads",
     "streams_through_depth",
+    "table_loads",
+    "toy_balance",
     "traffic",
     "training_log",
-    "two_stage_shapes",
     "turned_pair",
+    "two_stage_shapes",
     "use_style",
     "wave_and_entries",
     "wrong_from_the_border",
