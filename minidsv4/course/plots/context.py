@@ -43,9 +43,9 @@ def wrong_from_the_border(errors, border, title):
     axes.bar(range(len(errors)), errors, color=colours)
     axes.axvline(border - 0.5, color=INK, linestyle="--", linewidth=1)
     top = errors.max() or 1.0
-    axes.annotate("rank 0", (border - 1, 0.9 * top), ha="right")
-    axes.annotate("rank 1", (border, 0.9 * top), ha="left")
-    axes.set(xlabel="position", ylabel="largest error of a logit", title=title, ylim=(0, 1.05 * top))
+    axes.annotate("rank 0", (border - 1, 1.1 * top), ha="right")
+    axes.annotate("rank 1", (border, 1.1 * top), ha="left")
+    axes.set(xlabel="position", ylabel="largest error of a logit", title=title, ylim=(0, 1.25 * top))
     return figure
 
 
@@ -114,4 +114,5 @@ def _draw_boxes(axes, spans, owners, strip, tall):
     """A box for each stretch of the row, with the rank it belongs to."""
     for (left, right), owner in zip(spans, owners):
         axes.barh(strip, right - left, tall, left=left, color="white", edgecolor=INK, linewidth=0.8)
-        axes.text(right - 0.25, strip, f"rank {owner}", ha="right", va="center", fontsize=8)
+        words = axes.text(right - 0.2, strip, f"rank {owner}", ha="right", va="center", fontsize=7.5, zorder=5)
+        words.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
