@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import tomllib
 from pathlib import Path
 
 import jupyterlab.labapp
@@ -78,6 +79,11 @@ def test_jupyterlab_opens_the_copy_of_the_index_with_the_readers_words(user, fla
     assert opened == [[*flags, "--no-browser", "--port", "9999", "work/index.ipynb"]]
     assert Path.cwd() == ROOT
     assert capsys.readouterr().out == "kept as you changed them in work/ (delete one to get it anew): a.py\n"
+
+
+def test_ruff_and_pytest_leave_the_copy_alone_even_where_git_is_not():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert "work/*" in settings["ruff"]["exclude"] and "work" in settings["pytest"]["ini_options"]["norecursedirs"]
 
 
 def test_make_lab_hands_its_words_on_and_git_ignores_the_copy():

@@ -71,8 +71,8 @@ def _control(name, values, unit, start):
     kind = ipywidgets.SelectionSlider if _is_number(values[0]) else ipywidgets.Dropdown
     options = [(f"{value} {unit}" if unit else str(value), value) for value in values]
     extra = {"continuous_update": False} if kind is ipywidgets.SelectionSlider else {}
-    style = {"description_width": "initial"}
-    return kind(options=options, value=start, description=name.replace("_", " "), style=style, **extra)
+    look = {"style": {"description_width": "initial"}, "layout": {"width": "32em"}}
+    return kind(options=options, value=start, description=name.replace("_", " "), **look, **extra)
 
 
 def _image(picture):
