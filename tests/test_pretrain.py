@@ -1,6 +1,7 @@
 """A run by a recipe: it logs every step, survives a kill, goes on bit for bit, and refuses what it cannot do."""
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -10,13 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from minidsv4 import load
 from minidsv4.__main__ import main
-from minidsv4.train import pretrain
+from minidsv4.train import loop, pretrain
 from minidsv4.train.data import n_targets
 from minidsv4.train.log import Log, read_log
 from minidsv4.train.loop import Trainer
@@ -262,17 +264,26 @@ IN_SECONDS = SMALL | {
 }
 
 
-def test_a_plan_in_seconds_ends_after_them_and_a_resumed_run_may_have_more(tmp_path):
+@pytest.fixture
+def sixteenths(monkeypatch):
+    """A clock on which every step takes 1/16 s, however busy the machine is."""
+    readings = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(readings) / 16)
+    monkeypatch.setattr(loop, "time", clock)
+
+
+def test_a_plan_in_seconds_ends_after_them_and_a_resumed_run_may_have_more(tmp_path, sixteenths):
     run = Run(Plan.from_dict(IN_SECONDS), tmp_path)
-    assert run.plan.recipe.steps is None and run.train() and run.trainer.seconds >= 0.5
-    steps = run.trainer.step
+    assert run.plan.recipe.steps is None and run.train()
+    assert run.trainer.seconds == 0.5 and run.trainer.step == 8
     records = read_log(tmp_path / "log.jsonl")[1:]
-    assert [record["attention"] for record in records] == ["sparse"] * 2 + ["warm-up"] * (steps - 2) and steps > 2
+    assert [record["attention"] for record in records] == ["sparse"] * 2 + ["warm-up"] * 6
     assert not any("held_out" in record for record in records)
-    more = Run(run.plan, tmp_path, resume=True, seconds=run.trainer.seconds + 0.2)
-    assert more.trainer.step == steps and more.before == run.before and more.train() and more.trainer.step > steps
+    more = Run(run.plan, tmp_path, resume=True, seconds=0.75)
+    assert more.trainer.step == 8 and more.before == run.before
+    assert more.train() and more.trainer.step == 12
     same = Run(run.plan, tmp_path, resume=True)
-    assert same.train() and same.trainer.step == more.trainer.step
+    assert same.train() and same.trainer.step == 12
 
 
 def test_stages_keep_their_proportions_when_a_run_is_made_longer_or_shorter():
