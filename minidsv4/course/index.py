@@ -19,7 +19,7 @@ BUILD = "build"  # the folder of the track in which the reader writes a V4
 # Numbers of notebooks. A notebook that no week names stands below the weeks.
 AFTERNOON = ("00", "01", "02", "04", "05", "07")
 WEEKS = {
-    "Week 1, reading little of a long past": ("00", "01", "02", "03", "04", "05"),
+    "Week 1, reading little of a long past": ("lineage", "00", "01", "02", "03", "04", "05"),
     "Week 2, the rest of a layer": ("06", "07", "08"),
     "Week 3, training it": ("09", "10", "11"),
     "Week 4, at full size": ("12", "13", "14", "15"),

@@ -1,11 +1,11 @@
 """Every picture of the course as a function that returns a matplotlib Figure, and the style that all share.
 
-Modules by subject: `style`, `model_map`, `attention` (notebooks 01, 04), `compression` (02, 03, 05), `streams` (06),
-`experts` (07), `speculation` (08), `training` (09, 10), `parallel` (13), `context` (14), `bench`, `build` (the track);
-`shapes` draws a mechanism.
+Modules by subject: `style`, `model_map`, `attention` (notebooks 01, 04, lineage), `compression` (02, 03, 05),
+`streams` (06), `experts` (07), `speculation` (08), `training` (09, 10), `parallel` (13), `context` (14), `bench`,
+`build` (the track); `shapes` draws a mechanism.
 """
 
-from minidsv4.course.plots.attention import masks, moved_text, reach
+from minidsv4.course.plots.attention import lineage, masks, moved_text, reach
 from minidsv4.course.plots.bench import bench_curves
 from minidsv4.course.plots.build import attention_shapes, model_shapes, moe_shapes, site_shapes, turned_pair
 from minidsv4.course.plots.compression import (
@@ -67,6 +67,7 @@ __all__ = [
     "experts_by_kind",
     "gain_by_batch",
     "gantt",
+    "lineage",
     "listening",
     "map_of_model",
     "masks",

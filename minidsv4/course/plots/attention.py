@@ -1,4 +1,4 @@
-"""Pictures of notebooks 01 and 04: what rotation does to an answer, who attends to what, and how far that reaches."""
+"""Pictures of notebooks 01, 04 and lineage: rotated answers, masks, reach, and what forms of attention cost."""
 
 import numpy as np
 from matplotlib.colors import ListedColormap
@@ -100,5 +100,35 @@ def reach(maps, title):
         axes.set(xlabel="token s", aspect="equal")
     row[0].set(ylabel="output t", ylim=(len(size_TS), 0))
     figure.colorbar(image, ax=row, shrink=0.8, ticks=(-2, -1, 0), label="gradient, log10", extend="min")
+    figure.suptitle(title, **HEADING)
+    return figure
+
+
+# Forms of attention by what they changed: name of the change = (forms, colour, marker).
+LINEAGE = {
+    "every token is read": (("MHA", "GQA8", "MQA"), "key", "o"),
+    "one latent, every token is read": (("MLA",), "sink", "s"),
+    "every token is scored, few are read": (("DSA",), "query", "^"),
+    "entries instead of tokens": (("CSA", "HCA"), "compressed", "D"),
+}
+
+
+def lineage(points, title):
+    """Notebook lineage: what forms of attention keep, and how much a query works.
+
+    points   name of a form = (bytes a token and layer, 10^9 FLOPs a query and layer)
+    returns  a matplotlib Figure, both axes logarithmic
+    """
+    figure = Figure(figsize=(6.0, 3.0))
+    axes = figure.subplots()
+    for words, (names, colour, marker) in LINEAGE.items():
+        places = np.array([points[name] for name in names])
+        axes.loglog(*places.T, marker, linestyle="", color=COLOURS[colour], markersize=7, label=words)
+        for name, place in zip(names, places):
+            axes.annotate(name, place, xytext=(0, 7), textcoords="offset points", ha="center")
+    axes.set(xlim=(3, 2e5), ylim=(5e-4, 1500))
+    axes.set(xlabel="bytes kept a token and layer (BF16)", ylabel="billion FLOPs a query and layer")
+    axes.minorticks_off()
+    axes.legend(loc="lower right", fontsize=8, ncols=2)
     figure.suptitle(title, **HEADING)
     return figure
