@@ -3,4 +3,12 @@
 Whoever rewrites a notebook adds its name here and takes it out of `exclude` in notebooks/ruff.toml.
 """
 
-CONVERTED = ["02_compression", "05_cache", "07_experts", "13_expert_parallelism", "14_context_parallelism", "lineage"]
+CONVERTED = [
+    "02_compression",
+    "05_cache",
+    "07_experts",
+    "08_mtp",
+    "13_expert_parallelism",
+    "14_context_parallelism",
+    "lineage",
+]

@@ -9,6 +9,7 @@ from minidsv4.course import plots
 DRAWINGS = {
     "CSA's compressor": plots.compressor_shapes,
     "a layer of experts": plots.expert_layer_shapes,
+    "the MTP block": plots.mtp_shapes,
     "HCA's compressor": lambda: plots.compressor_shapes(overlap=False),
     "dispatch and combine": plots.expert_parallel_shapes,
     "two stages of a sequence cut over ranks": plots.two_stage_shapes,

@@ -51,3 +51,41 @@ def quiet_model(loud=0.2):
     model.mtp[0].e_proj.weight.copy_(torch.eye(24))
     model.mtp[0].hc_head.load_state_dict(model.hc_head.state_dict())
     return model
+
+
+class Drafted(NamedTuple):
+    """The token ids of a pass that checked drafts: drafts kept, the model's own token, drafts rejected."""
+
+    kept: list[int]
+    own: int
+    rejected: list[int]
+
+
+def drafted_text(model, ids, depth, n_rounds):
+    """Notebook 08: the first token that greedy decoding writes after a prompt, and the Drafted of each pass after it.
+
+    ids  token ids of the prompt, a list
+    """
+    writer = Speculator(model, Speculation(depth), 0.0, 1.0, torch.Generator())
+    first, passes, seen = writer.begin(torch.tensor(ids)), [], []
+    draft = writer.draft
+
+    def noted():
+        seen.append(draft())
+        return seen[-1]
+
+    writer.draft = noted
+    for _ in range(n_rounds):
+        *kept, own = writer.round()
+        drafts, _ = seen[-1]
+        passes.append(Drafted(kept, own, drafts[len(kept) :]))
+    return first, passes
+
+
+def chi_square(counts_V, share_V, n_cells):
+    """Chi-square of the counts of the `n_cells` likeliest tokens, and of all others together, against their shares."""
+    top = share_V.topk(n_cells)
+    total = counts_V.sum()
+    counts = torch.cat([counts_V[top.indices], total[None] - counts_V[top.indices].sum()])
+    expected = total * torch.cat([top.values, 1 - top.values.sum()[None]])
+    return ((counts - expected) ** 2 / expected).sum().item()

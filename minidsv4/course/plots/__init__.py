@@ -40,7 +40,7 @@ from minidsv4.course.plots.parallel import (
     traffic,
 )
 from minidsv4.course.plots.shapes import Box, shapes
-from minidsv4.course.plots.speculation import drafting, mtp_shift
+from minidsv4.course.plots.speculation import drafted_text, drafting, losses_by_place, mtp_shapes, mtp_shift
 from minidsv4.course.plots.streams import streams_through_depth
 from minidsv4.course.plots.style import COLOURS, DPI, HEADING, INK, use_style
 from minidsv4.course.plots.training import newton_schulz, planted_recall, race, schedule, training_log
@@ -60,6 +60,7 @@ __all__ = [
     "clamped_product",
     "compressor_shapes",
     "cut_row",
+    "drafted_text",
     "drafting",
     "entry_places",
     "expert_layer_shapes",
@@ -69,11 +70,13 @@ __all__ = [
     "gantt",
     "lineage",
     "listening",
+    "losses_by_place",
     "map_of_model",
     "masks",
     "model_shapes",
     "moe_shapes",
     "moved_text",
+    "mtp_shapes",
     "mtp_shift",
     "newton_schulz",
     "overlap_by_ratio",

@@ -2,8 +2,10 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from minidsv4.course.plots.style import COLOURS, GREY, HEADING, PALE_INK
+from minidsv4.course.plots.shapes import Box, shapes
+from minidsv4.course.plots.style import COLOURS, GREY, HEADING, INK, PALE_INK
 
 
 def mtp_shift(words):
@@ -34,6 +36,87 @@ def mtp_shift(words):
         axes.text(place + reach - 0.5, above, reads, ha="center", va="center", color=COLOURS[colour])
     axes.set_title("At place i the MTP block looks one token further than the model")
     return figure
+
+
+def mtp_shapes():
+    """Notebook 08: the tensors of the MTP block, from the model's streams and the next token to logits."""
+    boxes = {
+        "streams": Box("streams of i", "model's last block", "B T N D", 0, 0, "query"),
+        "next": Box("token i + 1", "embedded", "B T D", 0, 1, "key"),
+        "h": Box("stream part", "h_proj norm", "B T N D", 1, 0, "query"),
+        "e": Box("token part", "e_proj norm", "B T 1 D", 1, 1, "key"),
+        "sum": Box("mixed", "sum, by stream", "B T N D", 2, 0),
+        "block": Box("block", "window, experts", "B T N D", 2, 1, "compressed"),
+        "hidden": Box("hidden", "own collapse", "B T D", 3, 1, "compressed"),
+        "logits": Box("logits i + 2", "the model's head", "B T V", 3, 0),
+    }
+    arrows = [("streams", "h"), ("next", "e"), ("h", "sum"), ("e", "sum"), ("sum", "block"), ("block", "hidden")]
+    arrows += [("hidden", "logits")]
+    title = "It reads streams and the next token, and predicts the one after"
+    return shapes(boxes, arrows, title, size=(6.0, 2.1), box=(1.25, 0.62))
+
+
+def losses_by_place(main, mtp):
+    """Notebook 08: mean loss of the targets at each place of a document, by the model and by its MTP block.
+
+    main  nats at places 1, 2, ...
+    mtp   nats at places 2, 3, ...: the block has no earlier target
+    """
+    figure = Figure(figsize=(6.0, 2.8))
+    axes = figure.subplots()
+    places = np.arange(1, len(main) + 1)
+    axes.plot(places, main, "-o", color=COLOURS["query"], markersize=3, label="model")
+    axes.plot(places[1:], mtp, "--s", color=COLOURS["compressed"], markersize=3, label="MTP block")
+    axes.annotate(
+        "a target of the model alone", (1.2, main[0]), (4, main[0]), va="center", arrowprops={"arrowstyle": "->"}
+    )
+    axes.set(xlabel="place of the target in its document", ylabel="nats a token", ylim=(0, 1.1 * main[0]))
+    axes.set_title("On the same targets both losses are nearly equal")
+    axes.legend()
+    return figure
+
+
+LETTER = 0.067  # inches: the width of a letter of 8 points, DejaVu Sans Mono
+
+
+def drafted_text(passes, depth):
+    """Notebook 08: what each pass wrote, a row a pass: drafts kept, the model's own token, drafts rejected.
+
+    passes  (words kept, own word, words rejected) of each pass
+    """
+    height = 0.75 + 0.25 * len(passes)
+    figure = Figure(figsize=(6.0, height), layout="none")
+    axes = figure.add_axes((0, 0, 1, 1 - 0.3 / height), xlim=(0, 6), ylim=(height - 0.3, 0))
+    axes.set_axis_off()
+    looks = {"kept": ("compressed", "-"), "the model's own": ("query", "-"), "rejected": ("key", "--")}
+    left = 0.62
+    for name in looks:
+        left = _draw_word(axes, left, 0.15, name, *looks[name], name == "rejected") + 0.1
+    for row, (kept, own, rejected) in enumerate(passes):
+        left, top = 0.62, 0.5 + 0.25 * row
+        axes.text(0.1, top, f"pass {row + 1}", va="center", fontsize=8, color=PALE_INK)
+        parts = (
+            [(word, "kept") for word in kept] + [(own, "the model's own")] + [(word, "rejected") for word in rejected]
+        )
+        for word, name in parts:
+            left = _draw_word(axes, left, top, word, *looks[name], name == "rejected")
+    n_tokens = sum(len(kept) + 1 for kept, _, _ in passes)
+    drafts = "1 draft" if depth == 1 else f"{depth} drafts"
+    title = f"{drafts} a pass: {len(passes)} passes wrote {n_tokens} tokens"
+    figure.suptitle(title, y=1 - 0.06 / height, va="top", **HEADING)
+    return figure
+
+
+def _draw_word(axes, left, top, word, colour, line, struck):
+    """A word in a box, crossed out where it is struck; returns where the next may begin."""
+    width = LETTER * len(word) + 0.12
+    look = {"edgecolor": COLOURS[colour], "facecolor": "white", "linestyle": line, "linewidth": 1.3}
+    axes.add_patch(Rectangle((left, top - 0.1), width, 0.2, **look))
+    middle = left + width / 2
+    axes.text(middle, top, word, ha="center", va="center", fontsize=8, family="DejaVu Sans Mono", color=INK)
+    if struck:
+        axes.plot((left, left + width), (top, top), "-", color=COLOURS[colour], linewidth=0.7)
+    return left + width + 0.06
 
 
 def drafting(rounds, gains):
