@@ -206,7 +206,9 @@ def test_a_notebook_of_the_future_is_announced_until_it_exists_and_then_stands_i
     assert "build/" not in text
     (tmp_path / "build").mkdir()
     shutil.copy(tmp_path / "00_tour.ipynb", tmp_path / "build" / "01_norm.ipynb")
-    assert "(build/01_norm.ipynb)" in page(index.index_cells(tmp_path))
+    text = page(index.index_cells(tmp_path))
+    assert text.count("[build 01 norm](build/01_norm.ipynb)") == 2
+    assert re.search(r"- Week 1, .*: \[00 tour\]\(00_tour.ipynb\), \[build 01 norm\]", text)
     assert "| QAT | quantisation-aware training | [11 Why 11_bits?](11_bits.ipynb) |" in page(glossary_cells(tmp_path))
 
 

@@ -83,11 +83,12 @@ def lessons(folder):
 def index_cells(folder):
     """The index: the map, what there is, two paths through it, what is not there yet, and the equations."""
     known = lessons(folder)
+    track = _build_track(folder)
     return [
-        ("md", "# minidsv4: the course\n\n" + WELCOME + _build_track(folder)),
+        ("md", "# minidsv4: the course\n\n" + WELCOME + _build_words(track)),
         ("code", MAP_CELL),
         ("md", "## Notebooks\n\n" + _notebooks(known)),
-        ("md", "## Two paths\n\n" + _paths(known)),
+        ("md", "## Two paths\n\n" + _paths(known, track)),
         ("md", "## Not there yet\n\n" + _planned(known)),
         ("md", "## From an equation of the report to its loop and to its PyTorch form"),
         ("code", "show.equations()"),
@@ -103,12 +104,15 @@ WELCOME = (
 
 
 def _build_track(folder):
+    """Paths of the build track's notebooks, in order, relative to the folder."""
+    return sorted(path.relative_to(folder) for path in (Path(folder) / BUILD).glob("*.ipynb"))
+
+
+def _build_words(track):
     """A sentence about the build track, where there is one."""
-    found = sorted((Path(folder) / BUILD).glob("*.ipynb"))
-    if not found:
+    if not track:
         return ""
-    link = f"[first notebook]({BUILD}/{found[0].name})"
-    return f"\n\n**Build a V4.** In `{BUILD}/` you write the model yourself, step by step: {link}."
+    return f"\n\n**Build a V4.** In `{BUILD}/` you write the model yourself, step by step: {_links(track)}."
 
 
 def _notebooks(known):
@@ -130,28 +134,31 @@ def _without_links(text):
     return re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text)
 
 
-def _paths(known):
-    """The two paths, and what is on neither."""
-    lines = [f"**An afternoon** ({_hours(known, AFTERNOON)}): what is new in V4's attention, cache and experts."]
-    lines += [
-        "",
-        _links(known, AFTERNOON),
-        "",
-        "**A course of four weeks**, a notebook at a sitting, with exercises.",
-        "",
+def _paths(known, track):
+    """The two paths, and what is on neither; a week has its part of the build track as well."""
+    lines = [
+        f"**An afternoon** ({_hours(known, AFTERNOON)}): what is new in V4's attention, cache and experts.\n",
+        f"{_links(_files(known, AFTERNOON))}\n",
+        "**A course of four weeks**, a notebook at a sitting, with exercises; hours without those of building.\n",
     ]
-    for title, numbers in WEEKS.items():
-        lines.append(f"- {title} ({_hours(known, numbers)}): {_links(known, numbers)}")
+    for week, (title, numbers) in enumerate(WEEKS.items()):
+        files = [*_files(known, numbers), *track[week : week + 1]]
+        lines.append(f"- {title} ({_hours(known, numbers)}): {_links(files)}")
     named = {number for numbers in WEEKS.values() for number in numbers}
     if others := [number for number in known if number not in named]:
-        lines.append(f"- Besides ({_hours(known, others)}): {_links(known, others)}")
+        lines.append(f"- Besides ({_hours(known, others)}): {_links(_files(known, others))}")
     return "\n".join(lines)
 
 
-def _links(known, numbers):
-    """Short links to notebooks: 05 cache."""
-    found = [known[number].file for number in numbers if number in known]
-    return ", ".join(f"[{Path(file).stem.replace('_', ' ')}]({file})" for file in found)
+def _files(known, numbers):
+    """Names of those notebooks that exist."""
+    return [Path(known[number].file) for number in numbers if number in known]
+
+
+def _links(files):
+    """Short links to notebooks: 05 cache, build 1 pieces."""
+    words = [" ".join(file.with_suffix("").parts).replace("_", " ") for file in files]
+    return ", ".join(f"[{text}]({file.as_posix()})" for text, file in zip(words, files))
 
 
 def _hours(known, numbers):
