@@ -7,6 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from minidsv4.course import plots
 
 DRAWINGS = {
+    "window attention": plots.window_attention_shapes,
+    "a block": plots.block_shapes,
     "CSA's compressor": plots.compressor_shapes,
     "a layer of experts": plots.expert_layer_shapes,
     "the MTP block": plots.mtp_shapes,

@@ -5,9 +5,27 @@ Modules by subject: `style`, `model_map`, `attention` (notebooks 01, 04, lineage
 `build` (the track); `shapes` draws a mechanism.
 """
 
-from minidsv4.course.plots.attention import lineage, masks, moved_text, reach
-from minidsv4.course.plots.bench import bench_curves
-from minidsv4.course.plots.build import attention_shapes, model_shapes, moe_shapes, site_shapes, turned_pair
+from minidsv4.course.plots.attention import (
+    answers_of_heads,
+    attention_map,
+    lineage,
+    masks,
+    moved_text,
+    reach,
+    score_by_distance,
+    shares_of_attention,
+    window_attention_shapes,
+)
+from minidsv4.course.plots.bench import (
+    bench_curves,
+)
+from minidsv4.course.plots.build import (
+    attention_shapes,
+    model_shapes,
+    moe_shapes,
+    site_shapes,
+    turned_pair,
+)
 from minidsv4.course.plots.compression import (
     cache_against_length,
     cache_growth,
@@ -18,7 +36,12 @@ from minidsv4.course.plots.compression import (
     recall_in_4_bits,
     wave_and_entries,
 )
-from minidsv4.course.plots.context import cut_row, sent_by_ranks, two_stage_shapes, wrong_from_the_border
+from minidsv4.course.plots.context import (
+    cut_row,
+    sent_by_ranks,
+    two_stage_shapes,
+    wrong_from_the_border,
+)
 from minidsv4.course.plots.experts import (
     bias_rule,
     clamped_product,
@@ -28,7 +51,10 @@ from minidsv4.course.plots.experts import (
     table_loads,
     toy_balance,
 )
-from minidsv4.course.plots.model_map import PARTS, map_of_model
+from minidsv4.course.plots.model_map import (
+    PARTS,
+    map_of_model,
+)
 from minidsv4.course.plots.parallel import (
     expert_parallel_shapes,
     gain_by_batch,
@@ -39,11 +65,42 @@ from minidsv4.course.plots.parallel import (
     sorted_loads,
     traffic,
 )
-from minidsv4.course.plots.shapes import Box, shapes
-from minidsv4.course.plots.speculation import drafted_text, drafting, losses_by_place, mtp_shapes, mtp_shift
-from minidsv4.course.plots.streams import streams_through_depth
-from minidsv4.course.plots.style import COLOURS, DPI, HEADING, INK, use_style
-from minidsv4.course.plots.training import newton_schulz, planted_recall, race, schedule, training_log
+from minidsv4.course.plots.shapes import (
+    Box,
+    shapes,
+)
+from minidsv4.course.plots.speculation import (
+    drafted_text,
+    drafting,
+    losses_by_place,
+    mtp_shapes,
+    mtp_shift,
+)
+from minidsv4.course.plots.streams import (
+    streams_through_depth,
+)
+from minidsv4.course.plots.style import (
+    COLOURS,
+    DPI,
+    HEADING,
+    INK,
+    use_style,
+)
+from minidsv4.course.plots.tour import (
+    block_shapes,
+    caches,
+    reads_at_length,
+    streams_apart,
+    visits_of_experts,
+    what_a_query_reads,
+)
+from minidsv4.course.plots.training import (
+    newton_schulz,
+    planted_recall,
+    race,
+    schedule,
+    training_log,
+)
 
 __all__ = [
     "Box",
@@ -52,11 +109,15 @@ __all__ = [
     "HEADING",
     "INK",
     "PARTS",
+    "answers_of_heads",
+    "attention_map",
     "attention_shapes",
     "bench_curves",
     "bias_rule",
+    "block_shapes",
     "cache_against_length",
     "cache_growth",
+    "caches",
     "clamped_product",
     "compressor_shapes",
     "cut_row",
@@ -85,14 +146,18 @@ __all__ = [
     "pooled_tokens",
     "race",
     "reach",
+    "reads_at_length",
     "recall_in_4_bits",
     "rows_by_ranks",
     "schedule",
+    "score_by_distance",
     "score_functions",
     "sent_by_ranks",
     "shapes",
+    "shares_of_attention",
     "site_shapes",
     "sorted_loads",
+    "streams_apart",
     "streams_through_depth",
     "table_loads",
     "toy_balance",
@@ -101,6 +166,9 @@ __all__ = [
     "turned_pair",
     "two_stage_shapes",
     "use_style",
+    "visits_of_experts",
     "wave_and_entries",
+    "what_a_query_reads",
+    "window_attention_shapes",
     "wrong_from_the_border",
 ]

@@ -6,7 +6,113 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from minidsv4.course.plots.shapes import Box, shapes
 from minidsv4.course.plots.style import COLOURS, HEADING, INK, SEQUENTIAL
+
+
+def window_attention_shapes():
+    """Notebook 01: the tensors of window attention, from x to the output.
+
+    returns  a matplotlib Figure
+    """
+    boxes = {
+        "x": Box("x", "one vector a token", "T D", 0, 0.5),
+        "latent": Box("query latent", "wq_a x, normed", "T Q", 1, 0, "query"),
+        "queries": Box("queries", "normed, turned", "T H K", 2, 0, "query"),
+        "weights": Box("weights", "softmax with sink", "T H S", 3, 0, "sink"),
+        "new": Box("new entries", "normed, turned", "T K", 1, 1, "key"),
+        "window": Box("window", "the cache's, and new", "S K", 2, 1, "key"),
+        "answers": Box("answers", "weighted sums", "T H K", 3, 1, "query"),
+        "back": Box("answers", "turned back", "T H K", 3, 2, "query"),
+        "groups": Box("groups", "wo_a, each its own", "T G O", 2, 2),
+        "output": Box("output", "wo_b", "T D", 1, 2),
+    }
+    arrows = [("x", "latent"), ("latent", "queries"), ("queries", "weights"), ("x", "new"), ("new", "window")]
+    arrows += [("window", "weights"), ("window", "answers"), ("weights", "answers"), ("answers", "back")]
+    arrows += [("back", "groups"), ("groups", "output")]
+    title = "One entry a token meets H queries: as their key, and as their value"
+    return shapes(boxes, arrows, title, box=(1.3, 0.62))
+
+
+def answers_of_heads(entry_SK, without_HK, with_HK, title):
+    """Notebook 01: four entries in a plane, the answers of heads without a sink, and with one.
+
+    returns  a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 3.0))
+    axes = figure.subplots()
+    axes.fill(*entry_SK.T, color="#EEEEEA", zorder=0)
+    axes.plot(*entry_SK.T, "o", linestyle="", color=COLOURS["key"], markersize=12, label="entries, for all heads")
+    axes.plot(*without_HK.T, "s", linestyle="", color=COLOURS["query"], markersize=9, label="answers, no sink")
+    axes.plot(*with_HK.T, "D", linestyle="", color=COLOURS["sink"], markersize=6, label="answers with a sink")
+    for h, (start, end) in enumerate(zip(without_HK, with_HK, strict=True)):
+        axes.plot(*np.array([start, end]).T, ":", color=COLOURS["sink"], zorder=1)
+        outwards = 17 * start / np.linalg.norm(start)
+        where = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 8}
+        axes.annotate(f"{h + 1}", start, outwards, **where)
+    axes.set(aspect="equal", xlim=(-1.3, 3.6), ylim=(-1.25, 1.25), xlabel="channel 1", ylabel="channel 2", title=title)
+    axes.legend(loc="center right")
+    return figure
+
+
+def attention_map(weight_TS, texts, title):
+    """Notebook 01: what each token of a text takes from the tokens up to it, in one head.
+
+    weight_TS  numpy; texts: those of the tokens
+    returns    a matplotlib Figure
+    """
+    words = [text.replace("\n", "↵").replace(" ", "·") for text in texts]
+    figure = Figure(figsize=(6.0, 4.6))
+    axes = figure.subplots()
+    drawn = axes.pcolormesh(np.ma.masked_equal(weight_TS, 0), vmin=0)
+    look = {"fontsize": 8, "family": "DejaVu Sans Mono"}
+    axes.set_xticks(np.arange(len(words)) + 0.5, words, rotation=90, **look)
+    axes.set_yticks(np.arange(len(words)) + 0.5, words, **look)
+    axes.set(xlabel="token looked at", ylabel="token that looks", ylim=(len(words), 0), facecolor="#DDDDDD")
+    axes.set_title(title)
+    figure.colorbar(drawn, ax=axes, label="weight")
+    return figure
+
+
+def shares_of_attention(layers, shares, title):
+    """Notebook 01: what window, entries and sink take in each layer, in parts of all attention.
+
+    layers   a name for each layer
+    shares   "window", "entries" and "sink" = numpy [L]
+    returns  a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 2.6))
+    axes = figure.subplots()
+    left = np.zeros(len(layers))
+    looks = {"window": ("key", ""), "entries": ("compressed", ".."), "sink": ("sink", "//")}
+    for part, (colour, hatch) in looks.items():
+        look = {"color": COLOURS[colour], "hatch": hatch, "edgecolor": "white", "label": part}
+        axes.barh(layers, shares[part], left=left, **look)
+        left = left + shares[part]
+    axes.set(xlabel="share of attention, mean of heads and tokens", xlim=(0, 1), title=title)
+    axes.invert_yaxis()
+    figure.legend(loc="outside right center")
+    return figure
+
+
+def score_by_distance(curves, place, title):
+    """Notebook 01: parts of a score against the distance of key and query.
+
+    curves   name = scores [places, places], numpy: of a query at each place with a key at each place
+    place    that of the query whose scores are drawn as dots; the lines are of the last place
+    returns  a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 2.8))
+    axes = figure.subplots()
+    looks = (("masked", "-", "o"), ("query", "-", "o"), ("key", ":", "s"))
+    for (name, score_TS), (colour, style, marker) in zip(curves.items(), looks, strict=True):
+        axes.plot(score_TS[-1, ::-1], color=COLOURS[colour], linestyle=style, label=name)
+        dots = {"linestyle": "", "markersize": 4, "color": COLOURS[colour]}
+        axes.plot(score_TS[place, place::-1], marker, **dots)
+    axes.set(ylim=(-1.1, 2.1), yticks=(-1, 0, 1), title=title)
+    axes.set(xlabel="distance between query and key, tokens", ylabel="part of the score")
+    axes.legend(loc="upper left", ncols=2)
+    return figure
 
 
 def moved_text(raw, back):

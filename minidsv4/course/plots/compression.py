@@ -6,6 +6,10 @@ from matplotlib.figure import Figure
 from minidsv4.course.plots.shapes import Box, shapes
 from minidsv4.course.plots.style import COLOURS, HEADING, INK
 
+# Colours of what a cache keeps: the three kinds of compressed entries in three greens.
+KINDS = {"window": COLOURS["key"], "CSA entries": COLOURS["compressed"], "indexer keys": "#7FCEB5"}
+KINDS |= {"HCA entries": "#005C43", "tail state": COLOURS["masked"]}
+
 
 def compressor_shapes(overlap=True):
     """Notebook 02: the tensors of a compressor, CSA's with overlap or HCA's without.
@@ -142,13 +146,11 @@ def cache_growth(reports):
     reports  what Cache.report() said after 1, 2, ... tokens
     returns  a matplotlib Figure of stacked steps
     """
-    colours = {"window": COLOURS["key"], "CSA entries": COLOURS["compressed"], "indexer keys": "#7FCEB5"}
-    colours |= {"HCA entries": "#005C43", "tail state": COLOURS["masked"]}  # a lighter and a darker green
     figure = Figure(figsize=(6.0, 3.0))
     axes = figure.subplots()
     below = np.zeros(len(reports))
     edges = np.arange(len(reports) + 1) + 0.5
-    for kind, colour in colours.items():
+    for kind, colour in KINDS.items():
         above = below + [report[kind] / 1000 for report in reports]
         axes.stairs(above, edges, baseline=below, fill=True, color=colour, label=kind)
         below = above
