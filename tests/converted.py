@@ -4,6 +4,7 @@ Whoever rewrites a notebook adds its name here and takes it out of `exclude` in 
 """
 
 CONVERTED = [
+    "00_tour",
     "01_attention",
     "02_compression",
     "05_cache",
