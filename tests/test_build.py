@@ -20,8 +20,9 @@ from test_house import ROOT, code_lines, glossary_faults
 import minidsv4 as v4
 from minidsv4.course import build, notebooks
 from minidsv4.course.build import __main__ as command
+from minidsv4.course.build.compare import parts
 from minidsv4.course.build.hints import HINTS
-from minidsv4.course.build.judge import Judge, all_close, float64, parts
+from minidsv4.course.build.judge import Judge, all_close, float64
 from minidsv4.course.build.parts import filled, random_config, random_weights
 from minidsv4.course.build.steps import STEPS, Draw
 from minidsv4.course.build.stubs import stubs
@@ -255,7 +256,7 @@ WRONG = {
         "pick",
         ("order = score_BTC.sort(dim=-1, descending=True, stable=True).indices", "order[..., :n_picked]"),
         ("order = score_BTC.topk(min(n_picked, score_BTC.shape[-1]), dim=-1).indices", "order"),
-        "Equal scores",
+        "qual scores",
     ),
     "picks: ties by the higher index": (
         "pick",
@@ -383,6 +384,57 @@ def test_a_wrong_answer_is_told_what_is_wrong_with_it(mistake, seed, write):
     assert said.startswith(f"{name}: not right yet. ") and words in said, said
 
 
+UNNAMED = {
+    "an input is left out": (
+        "pool",
+        "gates_BCSK + bias_SK",
+        "gates_BCSK.abs() + 0 * bias_SK",
+        "makes no use of `bias_SK`",
+    ),
+    "a weight is left out": (
+        "overlap_compressor",
+        "bias_SK = rearrange(self.ape,",
+        "bias_SK = rearrange(torch.ones_like(self.ape).cumsum(0),",
+        "makes no use of `ape`",
+    ),
+    "a number": ("swiglu", "F.silu(gate", "F.gelu(gate", "At [0, 0, 0] it is "),
+    "a factor": (
+        "collapse",
+        "return einsum(pre_BTN,",
+        "return 3 * einsum(pre_BTN,",
+        "Everything is 3 times what is due.",
+    ),
+    "a sign": ("collapse", "return einsum(pre_BTN,", "return -einsum(pre_BTN,", "Everything has the wrong sign."),
+    "an axis backwards": ("pool", '"b c s k -> b c k", "sum")', '"b c s k -> b c k", "sum").flip(1)', "runs backwards"),
+    "a place": (
+        "rms_norm",
+        "normed * weight",
+        "torch.cat([normed[:, :1], (normed * weight)[:, 1:]], 1)",
+        "but only at t = 0",
+    ),
+    "digits": ("collapse", "return einsum(pre_BTN,", "return einsum(pre_BTN.float().double(),", "four digits"),
+    "the name of a part": (
+        "mix",
+        "return pre_BTN, post_BTN, carry_BTij",
+        "return pre_BTN, post_BTN, carry_BTij**2",
+        "In `carry`: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", UNNAMED)
+def test_a_mistake_that_nobody_named_is_told_by_what_is_plain_to_see(mistake, write):
+    name, old, new, words = UNNAMED[mistake]
+    said = told(write(solution_with((old, new))), name, seed=3)
+    assert words in said and "build.check(" in said, said
+
+
+def test_an_answer_that_looks_ahead_is_told_so(write):
+    line = "        query_BTHK = rotate(rms_norm(query, None, config.rms_norm_eps), angle_THR)\n"
+    path = write(solution_with((line, f"{line}        x_BTD = x_BTD + 0.1 * x_BTD.mean(1, keepdim=True)\n")))
+    assert "It looks ahead" in told(path, "window_attention", seed=3)
+
+
 @every_step
 def test_every_known_mistake_differs_from_the_right_answer_and_from_every_other(name):
     step = TRACK[name]
@@ -447,20 +499,20 @@ def test_a_half_done_function_is_told_in_a_line_or_two_and_never_stops(line, wan
     path = write(solution_with((TARGET, line)))
     build.check("write", path)
     said = capsys.readouterr().out
-    assert wanted in said and said.count("\n") <= 2 and "Traceback" not in said, said
+    assert wanted in said and said.count("\n") <= 3 and "Traceback" not in said, said
     if "Error" in wanted:
         number = path.read_text().splitlines().index(line.rstrip()) + 1
         assert f"my_v4.py, line {number}, in write:" in said
-        assert line in said
+        assert f"{line}    with streams_BTND [" in said
 
 
 def test_a_step_that_calls_one_that_is_not_right_waits_and_says_which(write):
     stub = "    raise NotImplementedError\n"
     assert told(write(solution_with((TARGET, stub))), "block") == (
-        "block: waits. It calls `write`, which is not written yet: see build.check('write')."
+        "block: waits. It needs `write`, which is not written yet: see build.check('write')."
     )
     wrong = TARGET.replace("b t j d", "b t i d").replace("b t i j, b t i d", "b t i j, b t j d")
-    assert "It calls `write`, which is not right yet" in told(write(solution_with((TARGET, wrong))), "block")
+    assert "It needs `write`, which is not right yet" in told(write(solution_with((TARGET, wrong))), "block")
 
 
 @pytest.mark.parametrize(
@@ -493,7 +545,7 @@ def test_an_edit_shows_at_the_next_check_even_within_a_second(write, capsys):
 
 def test_constructors_that_were_changed_are_told_by_the_names_of_tensors(write):
     said = told(write(solution_with(("self.attn_sink = nn", "self.sinks = nn"))), "window_attention")
-    assert "attn_sink" in said and "sinks" in said and said.count("\n") <= 1, said
+    assert "attn_sink" in said and "sinks" in said and said.count("\n") <= 2, said
 
 
 def test_checking_leaves_torch_as_it_was():

@@ -24,6 +24,11 @@ def close(given: object, due: Tensor, within: float = WITHIN) -> bool:
     return bool(torch.isclose(given, due, rtol=0, atol=within * max(scale, 1e-30), equal_nan=True).all())
 
 
+def parts(answer: object) -> tuple:
+    """The tensors of an answer."""
+    return answer if isinstance(answer, tuple) else (answer,)
+
+
 def finite(x: Tensor) -> Tensor:
     """The finite numbers of a tensor."""
     return x[x.isfinite()]
@@ -92,7 +97,16 @@ def value_fault(given: Tensor, due: Tensor, axes: str) -> str:
     for reason in (factor(given, due), exchanged(given, due, axes)):
         if reason:
             return reason
-    return f"The numbers are wrong{places(~same(given, due), axes)}."
+    wrong = ~same(given, due)
+    return f"The numbers are wrong{places(wrong, axes)}. {first_wrong(given, due, wrong)}"
+
+
+def first_wrong(given: Tensor, due: Tensor, wrong: Tensor) -> str:
+    """The first wrong number and what it should be."""
+    place = tuple(wrong.nonzero()[0].tolist())
+    one, other = (x[place].item() for x in (given, due))
+    words = [f"{x:.4g}" if isinstance(x, float) else str(x) for x in (one, other)]
+    return f"At {list(place)} it is {words[0]}, due is {words[1]}."
 
 
 def same(given: Tensor, due: Tensor) -> Tensor:

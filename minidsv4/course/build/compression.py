@@ -128,6 +128,12 @@ def halves_swapped(series, nothing):
 
 
 @slots.mistake
+def halves_interleaved(series, nothing):
+    """Even and odd channels are taken for the halves. Each half is a block of neighbours: "b c m (two k)"."""
+    return slots_of(rearrange(series, "b c m (k two) -> b c m (two k)", two=2), nothing)
+
+
+@slots.mistake
 def own_window_first(series, nothing):
     """The own window's slots come first. The window before comes first, as the position bias has it."""
     previous, current = slots_of(series, nothing).chunk(2, dim=2)

@@ -115,7 +115,7 @@ def root_inside(x, weight):
 
 def router_step(name: str, part: type, layer: int) -> Step:
     """The router of one kind, both of which the reader writes in one class."""
-    made = step(name, "BTA", "BTA", target="Router.forward", needs="affinities")
+    made = step(name, "BTA", "BTA", target="Router.forward", needs="affinities", parts="picked_BTA weight_BTA")
 
     @made.cases
     def router_cases(draw):
@@ -123,6 +123,12 @@ def router_step(name: str, part: type, layer: int) -> Step:
         router = random_weights(part(config), draw)
         n_batch, n_tokens = draw.sizes(2, 5, 9)
         yield config, router, draw.normal(n_batch, n_tokens, config.hidden_size), draw.ids(n_batch, n_tokens, 30)
+        if part is LearnedRouter:
+            many = config.replace(n_routed_experts=40)
+            alike = random_weights(part(many), draw)
+            alike.weight.data[:] = alike.weight[:5].repeat(8, 1)  # eight experts each score alike
+            alike.bias.zero_()
+            yield many, alike, draw.normal(n_batch, n_tokens, many.hidden_size), draw.ids(n_batch, n_tokens, 30)
 
     @made.answer
     def routed(config, router, x_BTD, ids_BT):
@@ -169,7 +175,7 @@ def by_expert(picked_BTA, weight_BTA):
 
 
 learned = router_step("router", LearnedRouter, LEARNED)
-learned.museum("biased_scores_as_weights")
+learned.museum("biased_scores_as_weights", "ties_broken_anyhow")
 
 
 @learned.mistake

@@ -122,6 +122,19 @@ def lowest_picked(score, sees, n_picked):
 
 
 @picks.mistake
+def hidden_the_wrong_way_round(score, sees, n_picked):
+    """What the query sees is hidden from the choice. What it does not see is."""
+    return picked(score, ~sees, n_picked) & sees
+
+
+@picks.mistake
+def unsorted_hidden_first(score, sees, n_picked):
+    """The sort is ascending, so that hidden entries and low scores come first. The best come first."""
+    best_BTP = score.masked_fill(~sees, -torch.inf).sort(dim=-1, stable=True).indices[..., :n_picked]
+    return torch.zeros_like(score, dtype=torch.bool).scatter(-1, best_BTP, True) & sees
+
+
+@picks.mistake
 def higher_index_wins(score, sees, n_picked):
     """Of equal scores the higher index wins. The lower one must: sort by falling score, stably."""
     return picked(score.flip(-1), sees.flip(-1), n_picked).flip(-1)
@@ -202,3 +215,11 @@ def queries_not_turned(config, module, x_BTD, latent_BTQ):
     keys_BCZ = module.compressor(x_BTD, positions, memory_of(config, LayerKind.CSA, len(x_BTD)).index)
     unturned = SimpleNamespace(turns=lambda: standing)
     return ops.index_scores(*module.queries(x_BTD, latent_BTQ, unturned), keys_BCZ)
+
+
+@index.mistake
+def heads_cut_channel_by_channel(config, module, x_BTD, latent_BTQ):
+    """Heads are cut channel by channel. Each head's channels are neighbours: "b t (u z) -> b t u z"."""
+    weight = rearrange(module.wq_b.weight, "(z u) q -> (u z) q", u=module.heads)
+    with patch.object(module.wq_b, "weight", torch.nn.Parameter(weight)):
+        return index_of(config, module, x_BTD, latent_BTQ)

@@ -1,6 +1,7 @@
 """How a step of the reader's file stands: not written yet, wrong and in which way, or right."""
 
 import copy
+import inspect
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,8 @@ from types import ModuleType
 import torch
 
 from minidsv4.course.build import reader
-from minidsv4.course.build.compare import close, form_fault, value_fault
+from minidsv4.course.build.compare import close, form_fault, parts, value_fault
+from minidsv4.course.build.probe import leaves_unused, looks_ahead
 from minidsv4.course.build.steps import Draw, Step
 from minidsv4.course.build.track import TARGETS, TRACK
 
@@ -51,9 +53,12 @@ class Judge:
         if isinstance(own, Verdict) and own.state == OPEN:
             return own
         for needed in step.needs:
-            if self.verdict(needed).state != RIGHT:
-                first = f"It calls `{TRACK[needed].target}`, which is {self.verdict(needed).state}"
-                return Verdict(step, WAITS, f"{first}: see build.check({needed!r}).")
+            first = self.verdict(needed)
+            if first.state == WAITS:
+                return Verdict(step, WAITS, first.told)
+            if first.state != RIGHT:
+                needs = f"It needs `{TRACK[needed].target}`, which is {first.state}"
+                return Verdict(step, WAITS, f"{needs}: see build.check({needed!r}).")
         return own if isinstance(own, Verdict) else self._compare(step, own)
 
     def _answer(self, step: Step) -> Verdict | list[tuple]:
@@ -64,23 +69,23 @@ class Judge:
             try:
                 given = step.call(self.module, *arguments)
             except (Exception, SystemExit) as error:  # a reader's code raises what it likes
-                return self._raised(step, error)
+                return self._raised(step, error, before)
             if changed(before, arguments):
                 return Verdict(step, WRONG, "It changes one of its arguments in place. The caller still needs it.")
             answers.append((before, given))
         return answers
 
-    def _raised(self, step: Step, error: BaseException) -> Verdict:
-        """The verdict on an exception."""
+    def _raised(self, step: Step, error: BaseException, arguments: tuple) -> Verdict:
+        """The verdict on an exception that these arguments brought about."""
         path = self.module.__file__
         place = reader.place_of(error, path)
         if isinstance(error, NotImplementedError) and place is not None:
             if place == step.target or place not in TARGETS:
                 return Verdict(step, OPEN)
-            return Verdict(step, WAITS, f"It calls `{place}`, which is {OPEN}.")
+            return Verdict(step, WAITS, f"It needs `{place}`, which is {OPEN}.")
         if place is None and not hasattr(self.module, step.target.split(".")[0]):
             return Verdict(step, WRONG, f"The file has no `{step.target.split('.')[0]}`.")
-        return Verdict(step, WRONG, reader.told(error, path))
+        return Verdict(step, WRONG, reader.told(error, path) + shapes(step, arguments))
 
     def _compare(self, step: Step, answers: list[tuple]) -> Verdict:
         """The verdict on answers: right, or the mistake that fits them all, or what is plain to see."""
@@ -99,9 +104,22 @@ class Judge:
                 return said
             for number, (part, wanted_part) in enumerate(zip(parts(given), wanted)):
                 if not close(part, wanted_part):
-                    which = f"Of what it gives back, number {number + 1}: " if len(wanted) > 1 else ""
-                    return f"{which}{value_fault(part, wanted_part, step.axes[number])} {self._again(step)}"
+                    which = f"In `{step.parts[number]}`: " if step.parts else ""
+                    said = f"{which}{value_fault(part, wanted_part, step.axes[number])} {self._probed(step, arguments)}"
+                    return f"{said}{self._again(step)}"
         raise AssertionError("something was wrong")
+
+    def _probed(self, step: Step, arguments: tuple) -> str:
+        """What changes of the inputs bring to light, with a space behind it."""
+
+        def answer(*some):
+            return step.call(self.module, *some)
+
+        try:
+            found = [leaves_unused(step, answer, arguments), looks_ahead(step, answer, arguments)]
+        except Exception:  # the reader's code may fail on other inputs
+            return ""
+        return "".join(f"{said} " for said in found if said)
 
     def _again(self, step: Step) -> str:
         return f"build.check({step.name!r}, seed={self.seed}) draws these inputs again."
@@ -119,9 +137,11 @@ def float64() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def parts(answer: object) -> tuple:
-    """The tensors of an answer."""
-    return answer if isinstance(answer, tuple) else (answer,)
+def shapes(step: Step, arguments: tuple) -> str:
+    """A line with the shapes of the tensors among the arguments, by their names in the package's answer."""
+    names = inspect.signature(step.right).parameters
+    tensors = [f"{name} {list(one.shape)}" for name, one in zip(names, arguments) if torch.is_tensor(one)]
+    return f"\n    with {', '.join(tensors)}" if tensors else ""
 
 
 def count_of(given: object) -> str:

@@ -188,3 +188,11 @@ def picks_left_out(config, layer, x_BTD):
     """Every visible entry is read. In a CSA layer a query reads the `index_topk` entries picked for it."""
     with patch.object(layer.indexer, "n_picked", 10**6):
         return output(config, layer, x_BTD)
+
+
+@of_layers()
+def heads_cut_channel_by_channel(config, layer, x_BTD):
+    """Heads are cut channel by channel. Each head's channels are neighbours: "b t (h k) -> b t h k"."""
+    weight = rearrange(layer.wq_b.weight, "(k h) q -> (h k) q", h=layer.heads)
+    with patch.object(layer.wq_b, "weight", nn.Parameter(weight)):
+        return output(config, layer, x_BTD)

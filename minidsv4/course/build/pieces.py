@@ -15,6 +15,7 @@ from minidsv4.config import YaRN
 from minidsv4.course.build.steps import random_angles, step
 from minidsv4.model import rope
 
+PAIRS = "pair ... r -> ... (r pair)"  # even and odd channels back to their places
 EPS = 0.01  # so large that its place shows
 
 norm = step("rms_norm", "BTD")
@@ -98,7 +99,10 @@ speed = step("frequencies", "R")
 def speed_cases(draw):
     n_rotary = 2 * draw.whole(5, 12)
     yield n_rotary, float(draw.whole(50, 20000)), None
-    yield n_rotary, float(draw.whole(50, 500)), YaRN(draw.whole(2, 16), draw.whole(60, 300), draw.whole(8, 32))
+    yield n_rotary, float(draw.whole(300, 500)), YaRN(draw.whole(2, 16), draw.whole(60, 300), draw.whole(8, 32))
+    many = 2 * draw.whole(9, 12)
+    yield many, float(draw.whole(300, 500)), YaRN(draw.whole(2, 16), draw.whole(4000, 6000), draw.whole(24, 32), 3)
+    yield many, 50.0, YaRN(draw.whole(2, 16), 20000, draw.whole(400, 600))  # the ramp would end beyond the last pair
 
 
 @speed.answer
@@ -187,6 +191,26 @@ turned.museum("half_split_pairs", "first_channels_rotated")
 def turned_the_other_way(x, angle):
     """Pairs are turned the other way. (even, odd) becomes (even cos - odd sin, even sin + odd cos)."""
     return rotated(x, -angle)
+
+
+@turned.mistake
+def one_sign_wrong(x, angle):
+    """The even channel has a wrong sign. It becomes even cos - odd sin."""
+    right = rotated(x, angle)
+    first = x.shape[-1] - 2 * angle.shape[-1]
+    mirrored = torch.cat([x[..., :first], rearrange([x[..., first::2], -x[..., first + 1 :: 2]], PAIRS)], dim=-1)
+    right[..., first::2] = rotated(mirrored, angle)[..., first::2]
+    return right
+
+
+@turned.mistake
+def other_sign_wrong(x, angle):
+    """The odd channel has a wrong sign. It becomes even sin + odd cos."""
+    right = rotated(x, angle)
+    first = x.shape[-1] - 2 * angle.shape[-1]
+    mirrored = torch.cat([x[..., :first], rearrange([x[..., first::2], -x[..., first + 1 :: 2]], PAIRS)], dim=-1)
+    right[..., first + 1 :: 2] = rotated(mirrored, angle)[..., first + 1 :: 2]
+    return right
 
 
 @turned.mistake

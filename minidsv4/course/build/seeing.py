@@ -165,6 +165,12 @@ def scores_not_scaled_and_no_sink(query, entries, sees, sinks):
 
 
 @core.mistake
+def scores_multiplied(query, entries, sees, sinks):
+    """The scores are multiplied by the root of K. They are divided by it."""
+    return attended(query * query.shape[-1], entries, sees, sinks)
+
+
+@core.mistake
 def scores_divided_by_k(query, entries, sees, sinks):
     """The scores are divided by K. They are divided by its root."""
     return attended(query * query.shape[-1] ** -0.5, entries, sees, sinks)

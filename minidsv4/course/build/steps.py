@@ -57,12 +57,14 @@ class Step:
     target  the function or method in the reader's file
     axes    letters of each tensor that it returns, such as "BTHK"
     needs   names of steps that a right answer calls
+    parts   names of the tensors, where there are several
     """
 
     name: str
     target: str
     axes: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     draw: Callable | None = None
     right: Callable | None = None
     run: Callable | None = None
@@ -116,9 +118,9 @@ class Step:
 STEPS: dict[str, Step] = {}
 
 
-def step(name: str, *axes: str, target: str | None = None, needs: str = "") -> Step:
+def step(name: str, *axes: str, target: str | None = None, needs: str = "", parts: str = "") -> Step:
     """A new step, entered into `STEPS`."""
-    made = Step(name, target or name, axes, tuple(needs.split()))
+    made = Step(name, target or name, axes, tuple(needs.split()), tuple(parts.split()))
     STEPS[name] = made
     return made
 

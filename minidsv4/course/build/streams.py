@@ -121,7 +121,7 @@ def normed_after(streams, fn, eps):
     return ops.rms_norm(norm_left_out(streams, fn, eps), None, eps)
 
 
-site = step("mix", "BTN", "BTN", "BTij", needs="rms_norm stream_logits sinkhorn")
+site = step("mix", "BTN", "BTN", "BTij", needs="rms_norm stream_logits sinkhorn", parts="pre post carry")
 
 
 @site.cases
