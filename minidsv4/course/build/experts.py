@@ -120,48 +120,50 @@ def router_step(name: str, part: type, layer: int) -> Step:
     @made.cases
     def router_cases(draw):
         config = random_config(draw)
-        router = random_weights(part(config), draw)
-        n_batch, n_tokens = draw.sizes(2, 5, 9)
-        yield config, router, draw.normal(n_batch, n_tokens, config.hidden_size), draw.ids(n_batch, n_tokens, 30)
-        if part is LearnedRouter:
-            many = config.replace(n_routed_experts=40)
-            alike = random_weights(part(many), draw)
-            alike.weight.data[:] = alike.weight[:5].repeat(8, 1)  # eight experts each score alike
-            alike.bias.zero_()
-            yield many, alike, draw.normal(n_batch, n_tokens, many.hidden_size), draw.ids(n_batch, n_tokens, 30)
-
-    @made.answer
-    def routed(config, router, x_BTD, ids_BT):
-        found = router(x_BTD, ids_BT)
-        return by_expert(found.picked_BTA, found.weight_BTA)
+        for one in [config, config.replace(n_routed_experts=40)]:
+            router = random_weights(part(one), draw)
+            if one is not config:  # eight experts each score alike, so many scores tie
+                router.weight.data[:] = router.weight[:5].repeat(8, 1)
+                if part is LearnedRouter:
+                    router.bias.zero_()
+            n_batch, n_tokens = draw.sizes(2, 5, 9)
+            yield one, router, draw.normal(n_batch, n_tokens, one.hidden_size), draw.ids(n_batch, n_tokens, 30)
 
     @made.by
     def run(reader, config, router, x_BTD, ids_BT):
         return by_expert(*filled(reader.Router(config, layer), router)(x_BTD, ids_BT))
 
+    made.answer(routed)
     made.museum("routing_weights_not_normalised", "route_scale_forgotten")
-
-    @made.mistake
-    def neither_normed_nor_scaled(config, router, x_BTD, ids_BT):
-        """The weights are the scores as they stand. They are divided by their sum and multiplied by the route scale."""
-        found = router(x_BTD, ids_BT)
-        return by_expert(found.picked_BTA, found.score_BTE.gather(-1, found.picked_BTA))
-
-    @made.mistake
-    def divided_by_all_scores(config, router, x_BTD, ids_BT):
-        """The weights are divided by the sum over all experts. They are divided by the sum over the picked ones."""
-        found = router(x_BTD, ids_BT)
-        chosen = found.score_BTE.gather(-1, found.picked_BTA)
-        return by_expert(found.picked_BTA, router.route_scale * chosen / found.score_BTE.sum(-1, keepdim=True))
-
-    @made.mistake
-    def softmax_weights(config, router, x_BTD, ids_BT):
-        """The weights are a softmax over the picked scores. They are the scores divided by their sum."""
-        found = router(x_BTD, ids_BT)
-        chosen = found.score_BTE.gather(-1, found.picked_BTA).softmax(-1)
-        return by_expert(found.picked_BTA, router.route_scale * chosen)
-
+    for mistake in (neither_normed_nor_scaled, divided_by_all_scores, softmax_weights):
+        made.mistake(mistake)
     return made
+
+
+def routed(config, router, x_BTD, ids_BT):
+    """What the package's router gives."""
+    found = router(x_BTD, ids_BT)
+    return by_expert(found.picked_BTA, found.weight_BTA)
+
+
+def neither_normed_nor_scaled(config, router, x_BTD, ids_BT):
+    """The weights are the scores as they stand. They are divided by their sum and multiplied by the route scale."""
+    found = router(x_BTD, ids_BT)
+    return by_expert(found.picked_BTA, found.score_BTE.gather(-1, found.picked_BTA))
+
+
+def divided_by_all_scores(config, router, x_BTD, ids_BT):
+    """The weights are divided by the sum over all experts. They are divided by the sum over the picked ones."""
+    found = router(x_BTD, ids_BT)
+    chosen = found.score_BTE.gather(-1, found.picked_BTA)
+    return by_expert(found.picked_BTA, router.route_scale * chosen / found.score_BTE.sum(-1, keepdim=True))
+
+
+def softmax_weights(config, router, x_BTD, ids_BT):
+    """The weights are a softmax over the picked scores. They are the scores divided by their sum."""
+    found = router(x_BTD, ids_BT)
+    chosen = found.score_BTE.gather(-1, found.picked_BTA).softmax(-1)
+    return by_expert(found.picked_BTA, router.route_scale * chosen)
 
 
 def by_expert(picked_BTA, weight_BTA):
@@ -182,7 +184,7 @@ learned.museum("biased_scores_as_weights", "ties_broken_anyhow")
 def bias_left_out(config, router, x_BTD, ids_BT):
     """The bias is not used. Experts are chosen by score + bias, and weighed by the score alone."""
     with patch.object(router, "bias", torch.zeros_like(router.bias)):
-        return learned.right(config, router, x_BTD, ids_BT)
+        return routed(config, router, x_BTD, ids_BT)
 
 
 @learned.mistake
