@@ -10,6 +10,7 @@ CONVERTED = [
     "05_cache",
     "07_experts",
     "08_mtp",
+    "12_the_bill",
     "13_expert_parallelism",
     "14_context_parallelism",
     "lineage",

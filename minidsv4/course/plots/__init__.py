@@ -16,16 +16,8 @@ from minidsv4.course.plots.attention import (
     shares_of_attention,
     window_attention_shapes,
 )
-from minidsv4.course.plots.bench import (
-    bench_curves,
-)
-from minidsv4.course.plots.build import (
-    attention_shapes,
-    model_shapes,
-    moe_shapes,
-    site_shapes,
-    turned_pair,
-)
+from minidsv4.course.plots.bench import bench_curves
+from minidsv4.course.plots.build import attention_shapes, model_shapes, moe_shapes, site_shapes, turned_pair
 from minidsv4.course.plots.compression import (
     cache_against_length,
     cache_growth,
@@ -36,12 +28,8 @@ from minidsv4.course.plots.compression import (
     recall_in_4_bits,
     wave_and_entries,
 )
-from minidsv4.course.plots.context import (
-    cut_row,
-    sent_by_ranks,
-    two_stage_shapes,
-    wrong_from_the_border,
-)
+from minidsv4.course.plots.context import cut_row, sent_by_ranks, two_stage_shapes, wrong_from_the_border
+from minidsv4.course.plots.cost import device_time, dots, grouped_bars, ratios_by_assumption
 from minidsv4.course.plots.experts import (
     bias_rule,
     clamped_product,
@@ -51,10 +39,7 @@ from minidsv4.course.plots.experts import (
     table_loads,
     toy_balance,
 )
-from minidsv4.course.plots.model_map import (
-    PARTS,
-    map_of_model,
-)
+from minidsv4.course.plots.model_map import PARTS, map_of_model
 from minidsv4.course.plots.parallel import (
     expert_parallel_shapes,
     gain_by_batch,
@@ -65,27 +50,10 @@ from minidsv4.course.plots.parallel import (
     sorted_loads,
     traffic,
 )
-from minidsv4.course.plots.shapes import (
-    Box,
-    shapes,
-)
-from minidsv4.course.plots.speculation import (
-    drafted_text,
-    drafting,
-    losses_by_place,
-    mtp_shapes,
-    mtp_shift,
-)
-from minidsv4.course.plots.streams import (
-    streams_through_depth,
-)
-from minidsv4.course.plots.style import (
-    COLOURS,
-    DPI,
-    HEADING,
-    INK,
-    use_style,
-)
+from minidsv4.course.plots.shapes import Box, shapes
+from minidsv4.course.plots.speculation import drafted_text, drafting, losses_by_place, mtp_shapes, mtp_shift
+from minidsv4.course.plots.streams import streams_through_depth
+from minidsv4.course.plots.style import COLOURS, DPI, HEADING, INK, use_style
 from minidsv4.course.plots.tour import (
     block_shapes,
     caches,
@@ -94,13 +62,7 @@ from minidsv4.course.plots.tour import (
     visits_of_experts,
     what_a_query_reads,
 )
-from minidsv4.course.plots.training import (
-    newton_schulz,
-    planted_recall,
-    race,
-    schedule,
-    training_log,
-)
+from minidsv4.course.plots.training import newton_schulz, planted_recall, race, schedule, training_log
 
 __all__ = [
     "Box",
@@ -121,6 +83,8 @@ __all__ = [
     "clamped_product",
     "compressor_shapes",
     "cut_row",
+    "device_time",
+    "dots",
     "drafted_text",
     "drafting",
     "entry_places",
@@ -129,6 +93,7 @@ __all__ = [
     "experts_by_kind",
     "gain_by_batch",
     "gantt",
+    "grouped_bars",
     "lineage",
     "listening",
     "losses_by_place",
@@ -145,6 +110,7 @@ __all__ = [
     "planted_recall",
     "pooled_tokens",
     "race",
+    "ratios_by_assumption",
     "reach",
     "reads_at_length",
     "recall_in_4_bits",

@@ -1,0 +1,17 @@
+"""Solutions of the exercises in 12_the_bill.ipynb."""
+
+import minidsv4 as v4
+from minidsv4.cost import memory, parameters
+
+
+def growth(n_csa, n_hca):
+    """Bytes that a token leaves behind on average, once the window is full."""
+    return n_csa * (584 + 68) / 4 + n_hca * 584 / 128
+
+
+def widest(device_bytes, n_tokens):
+    """Bits a weight of Flash may have, so that it fills the device with its cache."""
+    flash = v4.Config.flash()
+    cache_bytes = sum(memory.cache(flash, n_tokens).values()) + memory.tail_room(flash)
+    table = parameters.parameters(parameters.weights(flash))
+    return 8 * (device_bytes - cache_bytes) / parameters.total(table).total
