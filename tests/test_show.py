@@ -57,6 +57,19 @@ def test_a_picture_without_a_sentence_for_those_who_cannot_see_it_is_refused(alt
         show.Picture(Figure(), alt=alt)
 
 
+@pytest.mark.parametrize(("kind", "scale"), [("bar", "yscale"), ("barh", "xscale")])
+def test_bars_on_a_log_axis_are_refused_and_on_the_other_axis_are_not(kind, scale):
+    figure = Figure()
+    axes = figure.subplots()
+    getattr(axes, kind)([1, 2], [10, 100])
+    show.Picture(figure, alt="Two bars from zero.")
+    axes.set(**{scale: "log"})
+    with pytest.raises(ValueError, match="bars on a log axis"):
+        show.Picture(figure, alt="Two bars from nowhere.")
+    axes.set(xscale="log" if scale == "yscale" else "linear", yscale="log" if scale == "xscale" else "linear")
+    show.Picture(figure, alt="Two bars whose places are on a log axis.")
+
+
 def test_a_listing_is_the_source_headed_by_its_file():
     listing = show.source(show.Listing.__repr__)
     assert repr(listing) == "# minidsv4/course/show.py\ndef __repr__(self):\n    return self.text"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import BarContainer
 
 from minidsv4 import paper
 from minidsv4.course import plots
@@ -44,12 +45,14 @@ class Picture:
 
     figure  matplotlib Figure; pyplot's window is closed, so that Jupyter does not draw it a second time
     alt     what a reader who cannot see it should know, in a sentence
-    raises  ValueError for an empty alt
+    raises  ValueError for an empty alt, and for bars whose lengths run along a log axis
     """
 
     def __init__(self, figure, alt):
         if not isinstance(alt, str) or len(alt.split()) < 3:
             raise ValueError(f"alt={alt!r} should say in a sentence what the picture shows")
+        if any(_has_bars_on_log(axes) for axes in figure.axes):
+            raise ValueError("figure has bars on a log axis, where lengths mean nothing; draw dots")
         self.alt, self.figure = alt, figure
         pyplot.close(figure)
 
@@ -67,6 +70,12 @@ class Picture:
     def __repr__(self):
         facts = [fact for axes in self.figure.axes if axes.axison for fact in _facts(axes)]
         return "\n".join([self.alt, *facts])
+
+
+def _has_bars_on_log(axes):
+    """True where the length of a bar is measured on a log scale."""
+    scales = {"horizontal": axes.get_xscale(), "vertical": axes.get_yscale()}
+    return any(scales[bars.orientation] == "log" for bars in axes.containers if isinstance(bars, BarContainer))
 
 
 def _facts(axes):

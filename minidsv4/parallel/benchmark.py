@@ -2,8 +2,8 @@
 
 T tokens a rank, D width, E experts of all ranks, A active experts. Times are those of an emulated chip and link
 (`PacedTransport`): real ranks, rows and products, each of which takes as long as it would there. What counts is rho,
-the time of both exchanges over that of the products: C / (2 d B) for C FLOP/s, B bytes per second and experts of width
-d, with FP8 on the way there and BF16 on the way back (report, section 3.1).
+the time of both exchanges over that of the products: C / (2 F B) for C FLOP/s, B bytes per second and experts of width
+F, with FP8 on the way there and BF16 on the way back (report, section 3.1).
 """
 
 import math

@@ -1,8 +1,8 @@
 """Every picture of the course as a function that returns a matplotlib Figure, and the style that all share.
 
 Modules by subject: `style`, `model_map`, `tour` (00), `attention` (01, 04, lineage), `compression` (02, 03, 05),
-`streams` (06), `experts` (07), `speculation` (08), `training` (09, 10), `parallel` (13), `context` (14), `bench`,
-`build` (the track); `shapes` draws a mechanism.
+`streams` (06), `experts` (07), `speculation` (08), `training` (09, 10), `cost` (12), `parallel` (13), `context` (14),
+`bench`, `build` (the track); `shapes` draws a mechanism.
 """
 
 from minidsv4.course.plots.attention import (
