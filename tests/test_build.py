@@ -282,6 +282,12 @@ WRONG = {
         "if True:\n            base",
         "the other kind of layer",
     ),
+    "hca: not begun": (
+        "hca",
+        ('if self.kind == "WINDOW":\n            base', 'if self.kind != "WINDOW":\n            entries_BCK'),
+        ("if True:\n            base", "if False:\n            entries_BCK"),
+        "a layer with a window only",
+    ),
     "hca: no YaRN": ("hca", "yarn = config.rope_scaling", "yarn = None", "YaRN is missing"),
     "csa: all read": (
         "csa",

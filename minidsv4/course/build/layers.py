@@ -196,3 +196,10 @@ def heads_cut_channel_by_channel(config, layer, x_BTD):
     weight = rearrange(layer.wq_b.weight, "(k h) q -> (h k) q", h=layer.heads)
     with patch.object(layer.wq_b, "weight", nn.Parameter(weight)):
         return output(config, layer, x_BTD)
+
+
+@of_layers(LayerKind.HCA, LayerKind.CSA)
+def only_a_window(config, layer, x_BTD):
+    """This is a layer with a window only: it does not read compressed entries, and has the angles of a window layer."""
+    with patch.object(type(layer), "compressed", WindowAttention.compressed):
+        return output(config, layer, x_BTD, positions_of(config, LayerKind.WINDOW, x_BTD.shape[1]))
