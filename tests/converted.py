@@ -8,6 +8,7 @@ CONVERTED = [
     "01_attention",
     "02_compression",
     "05_cache",
+    "06_streams",
     "07_experts",
     "08_mtp",
     "12_the_bill",

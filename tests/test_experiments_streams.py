@@ -8,8 +8,19 @@ import torch
 from torch.nn import functional as F
 
 from minidsv4 import paper
-from minidsv4.experiments.streams import PlainHyperConnection, Residual, Stack, composite_gains, flow
+from minidsv4.config import Config
+from minidsv4.course.record import record
+from minidsv4.experiments.streams import (
+    PlainHyperConnection,
+    Residual,
+    Stack,
+    alike,
+    changed_carries,
+    composite_gains,
+    flow,
+)
 from minidsv4.model.hyper_connection import HyperConnection
+from minidsv4.model.model import Model
 from minidsv4.ops import collapse, write
 
 N, D = 4, 6
@@ -135,3 +146,31 @@ def test_over_64_layers_the_gain_of_moved_hc_grows_by_orders_of_magnitude_and_th
 def test_before_anything_has_moved_all_three_are_equally_tame():
     gains = [flow(stack(kind, n_layers=64), draw(1, 2, D)) for kind in ("residual", "HC", "mHC")]
     assert all(abs(part[-1] - 1) < 1e-3 for gain in gains for part in (gain.forward, gain.backward))
+
+
+def test_the_likeness_of_streams_and_what_sites_keep_are_those_of_a_loop_over_tokens():
+    torch.manual_seed(0)
+    model = Model(Config.tiny()).double()
+    ids_BT = torch.randint(60, (1, 9))
+    found = alike(model, ids_BT)
+    with record(model) as rec:
+        model(ids_BT)
+    for layer in range(len(model.layers)):
+        streams_TND = rec[layer].streams_BTND[0]
+        pairs = [(t, i, j) for t in range(9) for i in range(4) for j in range(4) if i != j]
+        cosines = [F.cosine_similarity(streams_TND[t, i], streams_TND[t, j], dim=0) for t, i, j in pairs]
+        assert abs(found.cosine_L[layer] - sum(cosines) / len(cosines)) < 1e-12
+        for site, mix in enumerate(rec[layer].mixes):
+            kept = [mix.carry_BTij[0, t, i, i] for t in range(9) for i in range(4)]
+            assert abs(found.kept[2 * layer + site] - sum(kept) / len(kept)) < 1e-12
+
+
+def test_changed_carries_reach_every_site_and_are_gone_afterwards():
+    torch.manual_seed(0)
+    model = Model(Config.tiny()).double()
+    ids_BT = torch.randint(60, (1, 9))
+    before = model(ids_BT)
+    with changed_carries(model, lambda carry_BTij: torch.eye(4).double().expand_as(carry_BTij)):
+        assert torch.equal(alike(model, ids_BT).kept, torch.ones(2 * len(model.layers)).double())
+        assert not torch.allclose(model(ids_BT), before)
+    assert torch.equal(model(ids_BT), before)

@@ -1,4 +1,4 @@
-"""An experiment: what 64 layers do to signal and gradient through one residual, plain HC, and mHC as released.
+"""What 64 layers do to signal and gradient through one residual, plain HC, and mHC; how alike trained streams are.
 
 B batch, T tokens, N streams, D width; i old stream, j new stream. Report section 2.2; plain HC is that of
 hyper-connections (Zhu et al. 2025). The model has mHC only; the other two sites live here, for comparison, and are
@@ -6,17 +6,21 @@ read from and written to by the model's own `collapse` and `write`.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
-from einops import rearrange, repeat
+from einops import einsum, rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidsv4.config import Config
 from minidsv4.fast import FAST
+from minidsv4.model.block import Block
 from minidsv4.model.hyper_connection import GATE_AT_START, HyperConnection, Mix
+from minidsv4.model.layer import watch
+from minidsv4.model.model import Model
 
 SITES_PER_LAYER = 2  # one around attention, one around the experts
 EPS = 1e-6
@@ -162,3 +166,49 @@ def depth_flows(moved=0.2, n_layers=64):
         kind: [flow(Stack(kind, n_layers, 16, moved=moved, seed=seed), x_BTD) for seed in range(5)]
         for kind in ("residual", "HC", "mHC")
     }
+
+
+# --- streams and carries of a trained model ---
+
+
+class Alike(NamedTuple):
+    """How alike the streams of a model are, and how much its sites carry straight on; means over tokens.
+
+    cosine_L  mean cosine between two different streams of a token, after each layer
+    kept      mean share of a stream that comes from the same stream before, at each site
+    """
+
+    cosine_L: Tensor
+    kept: Tensor
+
+
+@torch.no_grad()
+def alike(model: Model, ids_BT: Tensor) -> Alike:
+    """Notebook 06: the Alike of a text."""
+    with watch(model, Block, HyperConnection) as calls:
+        model(ids_BT)
+    cosine, kept = [], []
+    for module, _, output in calls:
+        if isinstance(module, HyperConnection):
+            diagonal_BTN = output.carry_BTij.diagonal(dim1=-2, dim2=-1)
+            kept.append(diagonal_BTN.mean())
+        else:
+            unit_BTND = F.normalize(output, dim=-1)
+            cosines_BTij = einsum(unit_BTND, unit_BTND, "b t i d, b t j d -> b t i j")
+            n = output.shape[2]
+            cosine.append((cosines_BTij.sum((-2, -1)) - n).mean() / (n * (n - 1)))
+    return Alike(torch.stack(cosine), torch.stack(kept))
+
+
+@contextmanager
+def changed_carries(model: Model, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, each site's carry [B, T, old, new] is what `change` makes of it."""
+
+    def changed(_site: nn.Module, _inputs: tuple, mix: Mix) -> Mix:
+        return mix._replace(carry_BTij=change(mix.carry_BTij))
+
+    sites = [module for module in model.modules() if isinstance(module, HyperConnection)]
+    with ExitStack() as stack:
+        for site in sites:
+            stack.callback(site.register_forward_hook(changed).remove)
+        yield

@@ -52,7 +52,7 @@ from minidsv4.course.plots.parallel import (
 )
 from minidsv4.course.plots.shapes import Box, shapes
 from minidsv4.course.plots.speculation import drafted_text, drafting, losses_by_place, mtp_shapes, mtp_shift
-from minidsv4.course.plots.streams import streams_through_depth
+from minidsv4.course.plots.streams import alike_by_depth, carry_of_a_site, pulse, sinkhorn_paths, streams_through_depth
 from minidsv4.course.plots.style import COLOURS, DPI, HEADING, INK, use_style
 from minidsv4.course.plots.tour import (
     block_shapes,
@@ -71,6 +71,7 @@ __all__ = [
     "HEADING",
     "INK",
     "PARTS",
+    "alike_by_depth",
     "answers_of_heads",
     "attention_map",
     "attention_shapes",
@@ -80,6 +81,7 @@ __all__ = [
     "cache_against_length",
     "cache_growth",
     "caches",
+    "carry_of_a_site",
     "clamped_product",
     "compressor_shapes",
     "cut_row",
@@ -109,6 +111,7 @@ __all__ = [
     "paced_waves",
     "planted_recall",
     "pooled_tokens",
+    "pulse",
     "race",
     "ratios_by_assumption",
     "reach",
@@ -121,6 +124,7 @@ __all__ = [
     "sent_by_ranks",
     "shapes",
     "shares_of_attention",
+    "sinkhorn_paths",
     "site_shapes",
     "sorted_loads",
     "streams_apart",
