@@ -49,6 +49,7 @@ def list_of(fits: Callable[[Any], bool], entries: str) -> Rule:
 
 LARGEST = 2**20  # of a size: products of three sizes stay within 64 bits
 TOKENS = 2**31  # of a length
+FROM_0 = Rule(lambda value: type(value) in (int, float) and 0 <= value < 1e30, "it is a number from 0")
 LAYERS = 2**12
 KINDS = list_of(lambda entry: isinstance(getattr(entry, "value", entry), str), "names, one a layer")
 TABLE = Rule(lambda value: isinstance(value, dict), "it is a table of names and values, in braces")

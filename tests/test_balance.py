@@ -180,6 +180,18 @@ def test_clamped_numbers_are_those_that_get_no_gradient():
     assert 0 < total[0] < total[1]  # a gate has no bound below
 
 
+def test_numbers_of_padding_are_not_counted_as_clamped():
+    """Kind: counts equal those without padding; before, each token of padding counted 4 F numbers."""
+    moe, x, real_BT = small_model(swiglu_limit=0.1).layers[3].ffn, 40 * some_vectors(), torch.ones(2, 15).bool()
+    real_BT[:, 11:] = False
+    real_BT[1] = False
+    counted = count_clamped(moe, x, some_ids(), real_BT)
+    assert counted == count_clamped(moe, x[:1, :11], some_ids()[:1, :11])
+    assert counted["routed"].total == 11 * 2 * 18 < count_clamped(moe, x, some_ids())["routed"].total
+    with pytest.raises(ValueError, match="real_BT of shape .* does not fit a call of 2 rows of 15 tokens"):
+        count_clamped(moe, x, some_ids(), real_BT[:, :14])
+
+
 def test_a_number_on_the_bound_is_not_counted_and_gets_its_gradient():
     moe = MoE(CONFIG, v4.Routing.LEARNED)
     with torch.no_grad():

@@ -5,11 +5,13 @@ import itertools
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -182,6 +184,32 @@ def test_a_full_disk_on_the_way_costs_nothing_and_at_the_end_gives_a_sentence(tm
         run.keep()
     assert (tmp_path / "training.pt").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"training.pt"}
+
+
+@contextmanager
+def files_of_at_most(n_bytes):
+    """Inside, no file grows beyond so many bytes: a write ends in the middle, and the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_line_of_the_log_that_finds_no_room_is_not_begun_and_ends_the_run_with_a_sentence(tmp_path):
+    """Kind: a file without room; before, half a line stayed, the error had no sentence, and closing failed again."""
+    path = tmp_path / "log.jsonl"
+    log = Log(path, after=0)
+    log.write({"step": 0})
+    with files_of_at_most(20):
+        with pytest.raises(OSError, match="log: .*log.jsonl cannot be written to .*; free some space, then --resume"):
+            log.write({"step": 1, "main": 2.5})
+        assert path.read_text() == '{"step": 0}\n'
+        with pytest.raises(OSError, match="log: .* cannot be written to"):
+            Log(path, after=1).write({"step": 1, "main": 2.5})
+        log.file.close()
+    assert path.read_text() == '{"step": 0}\n' and [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 def test_a_log_taken_up_again_has_no_line_of_what_is_done_again(tmp_path):

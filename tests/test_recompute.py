@@ -7,7 +7,10 @@ import torch
 from small import TINY, small_model, token_ids
 
 from minidsv4.model.block import Block
+from minidsv4.train.loop import Trainer
+from minidsv4.train.recipe import Recipe
 from minidsv4.train.recompute import recomputing
+from minidsv4.train.routing import Anticipation, fixed_routing, picked_experts
 
 
 def gradients(model, ids_BT):
@@ -24,6 +27,36 @@ def test_losses_and_gradients_are_the_same_bit_for_bit():
         again = gradients(model, ids_BT)
     assert len(plain) == len(again) > 50
     assert all(torch.equal(one, other) for one, other in zip(plain, again))
+
+
+def test_a_routing_that_is_fixed_stays_so_in_the_second_run_also_where_it_ended_before():
+    """Kind: the same gradients, bit for bit; before, the second run took picks of its own, or found none left."""
+    model, ids_BT = small_model(), token_ids(2, 40)
+    picks = picked_experts(small_model(seed=1), ids_BT)
+    assert not all(map(torch.equal, picks, picked_experts(model, ids_BT)))
+    results = []
+    for context in (nullcontext(), recomputing(model)):
+        model.zero_grad()
+        with context:
+            with fixed_routing(model, picks):
+                total = model.loss(ids_BT).total
+            total.backward()
+        results.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    assert all(map(torch.equal, *results)) and len(results[0]) > 50
+
+
+def test_anticipation_learns_the_same_with_recomputation():
+    """Kind: a run that equals the plain one bit for bit; before, its second step ran out of picks."""
+    trained = []
+    for change in (nullcontext, recomputing):
+        model = small_model()
+        trainer = Trainer(model, lambda step: token_ids(2, 9, seed=step), Recipe(steps=3, rate=3e-2, warm_up=1))
+        trainer.anticipation = Anticipation(1)
+        with change(model):
+            records = [trainer.learn(trainer.batch_at(step)) for step in range(3)]
+        assert all("pick" not in vars(module) for module in model.modules())
+        trained.append([*model.state_dict().values(), torch.tensor([record["max_violation"] for record in records])])
+    assert all(map(torch.equal, *trained))
 
 
 def kept_bytes(model, ids_BT):

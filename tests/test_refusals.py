@@ -61,21 +61,53 @@ def test_a_batch_size_that_counts_no_sequences_is_refused(batch_size, model):
 
 @pytest.mark.parametrize("cache", [{}, 3, "cache", [None], object()], ids=lambda cache: type(cache).__name__)
 def test_what_is_no_cache_is_refused(cache, model):
-    for call in (model, model.prefill):
+    for call in (model, model.prefill, model.streams):
         with pytest.raises(ValueError, match=rf"cache: {type(cache).__name__} is no cache; .*new_cache\(\)"):
             call(token_ids(2, 5), cache)
 
 
 def test_a_cache_for_drafts_or_of_other_layers_is_refused_by_the_model(model):
     for cache in (model.new_draft_cache(2), model.new_cache(2, kinds=[v4.LayerKind.HCA] * len(model.layers))):
-        for call in (model, model.prefill):
+        for call in (model, model.prefill, model.streams):
             with pytest.raises(ValueError, match="layers are of other kinds, as those for drafts"):
                 call(token_ids(2, 5), cache)
 
 
 def test_a_prompt_without_a_cache_to_take_it_in_is_refused(model):
-    with pytest.raises(ValueError, match="NoneType is no cache"):
-        model.prefill(token_ids(2, 5), None)
+    for call in (model.prefill, model.streams):
+        with pytest.raises(ValueError, match="NoneType is no cache"):
+            call(token_ids(2, 5), None)
+
+
+WRONG_IDS = {
+    "text": "ids: str cannot name tokens",
+    0.5: "ids: torch.float32 cannot name tokens",
+    TINY.vocab_size: rf"ids: {TINY.vocab_size} is no token id; vocab_size allows 0 ..",
+    -1: "ids: -1 is no token id",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_IDS)
+def test_token_ids_that_cannot_be_are_refused_wherever_a_model_takes_them(wrong, model):
+    """Kind: an argument that only some calls check; `streams` ended in the embedding's own words."""
+    cache = model.new_cache(2)
+    ids_BT = wrong if isinstance(wrong, str) else torch.full((2, 5), wrong)
+    for call in (
+        lambda: model(ids_BT, cache),
+        lambda: model.prefill(ids_BT, cache),
+        lambda: model.streams(ids_BT, cache),
+        lambda: model.loss(ids_BT),
+    ):
+        with pytest.raises(ValueError, match=WRONG_IDS[wrong]):
+            call()
+    assert cache.n_tokens == 0
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), "1", None, True, [0.3]])
+def test_a_weight_of_the_mtp_loss_that_cannot_be_is_refused(weight, model):
+    """Kind: a number that makes the total NaN, or reward what it should teach against."""
+    with pytest.raises(ValueError, match=r"loss: mtp_weight = .* weighs no loss; it is a number from 0"):
+        model.loss(token_ids(2, 5), mtp_weight=weight)
 
 
 def test_the_logits_of_a_call_with_a_cache_ask_for_no_gradient(model):

@@ -31,18 +31,20 @@ def check_table(ops: Ops) -> None:
             raise ValueError(f"ops: {kind} has no operation {name}; give PLAIN, FAST or a _replace of one")
 
 
-def check_ids(config: Config, ids_BT: Tensor) -> None:
-    """Raise ValueError unless `ids_BT` is a batch of token ids of this config's vocabulary."""
+def check_ids(model: "Model", ids_BT: Tensor) -> None:
+    """Raise ValueError unless `ids_BT` is a batch of token ids of this model's vocabulary, on its
+    device.
+    """
     check_integers("ids", ids_BT, "cannot name tokens")
     shape = tuple(ids_BT.shape)
     if len(shape) != 2 or 0 in shape:
         raise ValueError(f"ids: shape {shape} is no batch of prompts; give [batch, tokens], at least one token")
-    if not has_numbers(ids_BT):
-        return
-    low, high = (int(end) for end in ids_BT.aminmax())
-    if low < 0 or high >= config.vocab_size:
-        wrong = low if low < 0 else high
-        raise ValueError(f"ids: {wrong} is no token id; vocab_size allows 0 .. {config.vocab_size - 1}")
+    check_device("ids", ids_BT, model.embed.weight.device)
+    if has_numbers(ids_BT):
+        last = model.config.vocab_size - 1
+        wrong = ids_BT[(ids_BT < 0) | (ids_BT > last)].tolist()
+        if wrong:
+            raise ValueError(f"ids: {wrong[0]} is no token id; vocab_size allows 0 .. {last}")
 
 
 def check_documents(config: Config, ids_BT: Tensor, document_BT: Tensor | None, start: int) -> None:
@@ -111,7 +113,10 @@ def has_numbers(x_BT: Tensor) -> bool:
 
 
 def check_cache(model: "Model", ids_BT: Tensor, cache: Cache) -> None:
-    """Raise ValueError unless `cache` is one that this model made for as many sequences."""
+    """Raise ValueError unless `ids_BT` are token ids and `cache` is one that this model made for as
+    many sequences.
+    """
+    check_ids(model, ids_BT)
     if not isinstance(cache, Cache):
         raise ValueError(f"cache: {type(cache).__name__} is no cache; give what this model's new_cache() makes")
     if cache.batch_size != len(ids_BT):

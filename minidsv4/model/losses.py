@@ -12,6 +12,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional as F
 
+from minidsv4.config_check import FROM_0
 from minidsv4.model.attention import CSAttention
 from minidsv4.model.cache import CompressorMemory, Series
 from minidsv4.model.indexer import Indexer
@@ -46,8 +47,10 @@ def model_losses(model: "Model", ids_BT: Tensor, document_BT: Tensor | None, mtp
     ids_BT       at least 3 tokens: position i predicts i + 1, the MTP block i + 2
     document_BT  position of the first token of each token's document, or None
     mtp_weight   of the MTP block's loss in the total
-    raises       ValueError for shorter rows
+    raises       ValueError for shorter rows, or a weight below 0
     """
+    if not FROM_0.fits(mtp_weight):
+        raise ValueError(f"loss: mtp_weight = {mtp_weight!r} weighs no loss; {FROM_0.right}")
     if ids_BT.shape[1] < 3:
         raise ValueError(
             f"loss: {ids_BT.shape[1]} tokens cannot be trained on; give at least 3 (token, next, the one after)"

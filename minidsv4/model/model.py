@@ -19,7 +19,6 @@ from minidsv4.model.check import (
     check_cache,
     check_config,
     check_count,
-    check_device,
     check_documents,
     check_ids,
     check_table,
@@ -87,7 +86,6 @@ class Model(Layer):
     @torch.no_grad()
     def prefill(self, ids_BT: Tensor, cache: Cache, chunk: int = PREFILL_CHUNK) -> Tensor:
         """Logits [B, V] at a prompt's end; taken in by chunks, so that memory does not grow."""
-        self.check(ids_BT)
         check_cache(self, ids_BT, cache)
         check_count("prefill: chunk", chunk, "takes in nothing")
         with cache.all_or_nothing():
@@ -100,8 +98,10 @@ class Model(Layer):
 
         document_BT  position of the first token of each token's document, for rows of several
                      documents
-        raises       ValueError for documents that begin after their tokens or off the grid
+        raises       ValueError as `forward`, and for documents that begin after their tokens or off
+                     the grid
         """
+        check_cache(self, ids_BT, cache)
         check_documents(self.config, ids_BT, document_BT, cache.n_tokens)
         n_tokens = ids_BT.shape[1]
         positions = self.positions(cache.n_tokens, n_tokens, document_BT)
@@ -159,14 +159,14 @@ class Model(Layer):
 
     def loss(self, ids_BT: Tensor, document_BT: Tensor | None = None, mtp_weight: float = MTP_WEIGHT) -> Losses:
         """Training losses of rows of at least 3 tokens; see `losses.py`."""
-        self.check(ids_BT)
+        check_ids(self, ids_BT)
         return model_losses(self, ids_BT, document_BT, mtp_weight)
 
     def check(self, ids_BT: Tensor, cache: Cache | None = None) -> None:
         """Raise ValueError, before anything is touched, for ids or a cache that cannot be run."""
-        check_ids(self.config, ids_BT)
-        check_device("ids", ids_BT, self.embed.weight.device)
-        if cache is not None:
+        if cache is None:
+            check_ids(self, ids_BT)
+        else:
             check_cache(self, ids_BT, cache)
 
     def new_cache(self, batch_size: int = 1, kinds: Sequence[LayerKind] | None = None) -> Cache:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from minidsv4.model.layer import watch
@@ -59,20 +58,22 @@ def loads(calls: Iterable[tuple[nn.Module, tuple, Routed]], real_BT: Tensor | No
     """
     found: dict[Router, Tensor] = {}
     for router, _, routed in calls:
-        picked = routed.picked_BTA if real_BT is None else _picked_by_real(routed.picked_BTA, real_BT)
+        picked = _of_real(routed.picked_BTA, real_BT)
         load_E = picked.flatten().bincount(minlength=routed.score_BTE.shape[-1])
         found[router] = found.get(router, 0) + load_E
     return found
 
 
-def _picked_by_real(picked_BTA: Tensor, real_BT: Tensor) -> Tensor:
-    """The experts of the real tokens alone, integers [how many, A]."""
-    n_batch, n_tokens = picked_BTA.shape[:2]
+def _of_real(x_BT: Tensor, real_BT: Tensor | None) -> Tensor:
+    """What belongs to real tokens alone: [B, T, ...] without padding, as [how many, ...]."""
+    n_batch, n_tokens = x_BT.shape[:2]
+    if real_BT is None:
+        return x_BT.flatten(0, 1)
     if len(real_BT) != n_batch or real_BT.shape[1] < n_tokens:
         raise ValueError(
-            f"loads: real_BT of shape {tuple(real_BT.shape)} does not fit a call of {n_batch} rows of {n_tokens} tokens"
+            f"real_BT of shape {tuple(real_BT.shape)} does not fit a call of {n_batch} rows of {n_tokens} tokens"
         )
-    return picked_BTA[real_BT[:, :n_tokens].to(picked_BTA.device)]
+    return x_BT[real_BT[:, :n_tokens].to(x_BT.device)]
 
 
 def max_violation(load: Tensor) -> float:
@@ -100,16 +101,17 @@ class Clamped(NamedTuple):
 
 
 @torch.no_grad()
-def count_clamped(moe: MoE, x_BTD: Tensor, ids_BT: Tensor) -> dict[str, Clamped]:
+def count_clamped(moe: MoE, x_BTD: Tensor, ids_BT: Tensor, real_BT: Tensor | None = None) -> dict[str, Clamped]:
     """How many numbers the clamp of one expert layer cuts off in a call; these get no gradient.
 
     The call is computed once more for this.
 
     moe, x_BTD, ids_BT  a layer and its inputs, such as `watch(model, MoE)` collects
+    real_BT             as for `loads`: numbers of padding do not count
     returns             {"routed": Clamped, "shared": Clamped}
     """
-    x_TD = rearrange(x_BTD, "b t d -> (b t) d")
-    picked_TA = rearrange(moe.gate(x_BTD, ids_BT).picked_BTA, "b t a -> (b t) a")
+    x_TD = _of_real(x_BTD, real_BT)
+    picked_TA = _of_real(moe.gate(x_BTD, ids_BT).picked_BTA, real_BT)
     counts = []
     for e, weight in enumerate(moe.experts.w13):
         gate, up = (x_TD[(picked_TA == e).any(dim=1)] @ weight.T).chunk(2, dim=-1)

@@ -6,7 +6,7 @@ Report section 4.2.2 for its shape; the numbers are for a model of a few million
 import math
 from dataclasses import dataclass
 
-from minidsv4.config_check import Rule, counts, list_of, number, shown
+from minidsv4.config_check import FROM_0, Rule, counts, list_of, number, shown
 from minidsv4.model.losses import MTP_WEIGHT
 
 LOWEST_RATE = 0.1  # of the peak, at the end of the cosine
@@ -17,7 +17,6 @@ def or_none(rule: Rule) -> Rule:
     return Rule(lambda value: value is None or rule.fits(value), rule.right)
 
 
-FROM_0 = Rule(lambda value: type(value) in (int, float) and 0 <= value < 1e30, "it is a number from 0")
 PAIR = Rule(lambda value: list_of(FROM_0.fits, "").fits(value) and len(value) == 2, "it is two numbers from 0")
 RULES = {  # of each field of a recipe
     "steps": or_none(counts(1, 2**40)),

@@ -14,8 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 from minidsv4.model.block import Block
 from minidsv4.model.cache import LayerMemory
+from minidsv4.model.layer import watch
 from minidsv4.model.model import Model
+from minidsv4.model.moe import LearnedRouter
 from minidsv4.model.rope import Positions
+from minidsv4.train.routing import fixed_routing
 
 
 @contextmanager
@@ -49,7 +52,25 @@ class Recomputed:
                 f"recomputing: the cache holds {positions.start} tokens; training starts from an empty one"
             )
 
+        picks: list[Tensor] = []
+
         def forward(streams_BTND: Tensor) -> Tensor:
-            return Block.forward(self.block, streams_BTND, ids_BT, positions, copy.deepcopy(memory))
+            with same_picks(self.block, picks):
+                return Block.forward(self.block, streams_BTND, ids_BT, positions, copy.deepcopy(memory))
 
         return checkpoint(forward, streams_BTND, use_reentrant=False)
+
+
+@contextmanager
+def same_picks(block: Block, picks: list[Tensor]) -> Iterator[None]:
+    """Inside, the block's learned router picks as in its first run, whose picks [B, T, A] are put into `picks`.
+
+    A routing that is fixed around the first run is then fixed for the second one too.
+    """
+    if picks:
+        with fixed_routing(block, picks):
+            yield
+    else:
+        with watch(block, LearnedRouter) as calls:
+            yield
+        picks.extend(routed.picked_BTA for _, _, routed in calls)

@@ -44,13 +44,16 @@ def fixed_routing(model: nn.Module, picks: Iterable[Tensor]) -> Iterator[None]:
             raise ValueError(f"fixed_routing: picks for {given} tokens do not fit {tuple(score_BTE.shape[:2])}")
         return remaining.pop(0)
 
+    before = [vars(router).get("pick") for router in routers]  # of a routing that is fixed around this one
     for router in routers:
         router.pick = pick
     try:
         yield
     finally:
-        for router in routers:
+        for router, fixed in zip(routers, before):
             del router.pick
+            if fixed is not None:
+                router.pick = fixed
     if remaining:
         raise ValueError(f"fixed_routing: {len(remaining)} picks are left over; the routers were called less often")
 
