@@ -2,18 +2,23 @@
 
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from small import small_model
 
-from minidsv4 import __version__, save
+import minidsv4
+from minidsv4 import __version__, options, save
 from minidsv4.__main__ import COMMANDS, main
 from minidsv4.train import pretrain
+
+PACKAGE = Path(minidsv4.__file__).parent
 
 
 def run(capsys, *words):
@@ -73,6 +78,7 @@ NUMBERS = [
 def test_a_number_that_cannot_be_is_named_with_its_option_and_nothing_is_made(
     command, option, values, tmp_path, monkeypatch, capsys
 ):
+    """Kind: a number of steps, minutes, threads, ranks or tokens that trained, hung or overflowed; before any work."""
     monkeypatch.chdir(tmp_path)
     for value in values:
         said = refusal(capsys, *command.split(), option, value)
@@ -82,6 +88,7 @@ def test_a_number_that_cannot_be_is_named_with_its_option_and_nothing_is_made(
 
 
 def test_an_empty_name_of_a_folder_is_not_the_folder_one_stands_in(tmp_path, monkeypatch, capsys):
+    """Kind: a name that Python takes for another folder."""
     monkeypatch.chdir(tmp_path)
     for words in (["tour", "--out"], ["train", "--out"], ["generate", "x", "--model"], ["ship", "run", "--out"]):
         assert "names no folder" in refusal(capsys, *words, "")
@@ -102,6 +109,7 @@ def holding(folder, *names):
 @pytest.mark.parametrize("name", ["training.pt", "log.jsonl", "model.safetensors", "config.json", "tokenizer.json"])
 @pytest.mark.parametrize("command", ["tour", "train"])
 def test_a_run_is_replaced_only_where_that_is_asked_for(command, name, tmp_path, monkeypatch, capsys):
+    """Kind: work that is lost in silence; before, the log was emptied at once, and state and model followed."""
     monkeypatch.setattr(pretrain, "Run", None)
     out = tmp_path / "my run"
     before = holding(out, name, "notes.txt")
@@ -126,6 +134,19 @@ def test_resume_and_overwrite_exclude_each_other_and_resume_makes_no_folder(tmp_
         assert not out.exists()
 
 
+UNQUOTED = re.compile(r"python -m minidsv4 [^\"`]*--(?:out|model) \{(?!options\.pasted\()")
+
+
+def test_every_folder_that_is_to_be_pasted_is_quoted():
+    """Kind: a name with a space or a quote, which a shell takes for several words."""
+    found = [line for path in PACKAGE.rglob("*.py") for line in path.read_text(encoding="utf-8").splitlines()]
+    assert sum("options.pasted(" in line for line in found) >= 5
+    assert not [line for line in found if UNQUOTED.search(line)]
+    assert UNQUOTED.search("again = f'python -m minidsv4 train --resume --out {folder}'")
+    for name in ("my run", "t'our", "ru\nns", "$HOME"):
+        assert shlex.split(f"--out {options.pasted(name)}") == ["--out", name]
+
+
 # --- terminals and pipes ---
 
 
@@ -143,6 +164,7 @@ def shell(line, *words, **variables):
 
 
 def test_a_reader_that_goes_and_output_that_is_closed_end_without_a_word():
+    """Kind: an output that is gone; before, each of these ended in a traceback."""
     code, said, errors = shell('"$@" | true', "bill")
     assert (code, said, errors) == (141, b"", b"")
     assert shell('"$@" >&-', "bill") == (0, b"", b"")
@@ -159,18 +181,21 @@ def test_errors_that_nobody_can_read_change_no_exit_code(errors):
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_what_a_terminal_cannot_show_is_replaced(encoding):
+    """Kind: a terminal of fewer letters; before, a codec's error cut the text."""
     words = ("generate", "x = '\u2211'", "--tokens", "0")
     code, said, errors = shell('"$@"', *words, PYTHONIOENCODING=encoding)
     assert (code, said, errors) == (0, b"x = '?'\n", b"")
 
 
 def test_a_prompt_that_is_no_utf_8_is_a_sentence():
+    """Kind: words of the shell that are no text; before, a TypeError of the tokenizer."""
     code, said, errors = shell('"$@"', "generate", os.fsdecode(b"x\xff"))
     assert (code, said) == (2, b"") and errors.count(b"\n") == 1 and b"a byte that is no UTF-8" in errors
 
 
 @pytest.mark.parametrize("module", ["torch", "tokenizers"])
 def test_ctrl_c_while_a_command_is_loaded_is_a_sentence(module, tmp_path):
+    """Kind: a stop at any moment; before, one within the imports was a traceback."""
     killed = f"    os.kill(os.getpid(), {signal.SIGINT:d})"
     lines = ["import os", "try:", killed, "except KeyboardInterrupt:", "    raise ImportError"]  # as NumPy does
     (tmp_path / f"{module}.py").write_text("\n".join(lines))
@@ -182,6 +207,7 @@ def test_ctrl_c_while_a_command_is_loaded_is_a_sentence(module, tmp_path):
 
 
 def test_help_shows_defaults_and_the_version_needs_no_torch(capsys):
+    """Kind: what a reader asks first; before, there was no version, and help showed no default."""
     for name in COMMANDS:
         code, said, errors = run(capsys, name, "--help")
         assert (code, errors) == (0, "") and "Ops(" not in said and "None" not in said and "False" not in said
@@ -191,6 +217,13 @@ def test_help_shows_defaults_and_the_version_needs_no_torch(capsys):
     assert run(capsys, "--version") == (0, f"minidsv4 {__version__}\n", "")
     script = "import sys, minidsv4.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_make_alone_lists_its_targets_and_starts_none():
+    """Kind: a first try that costs minutes; before, it trained the tour's model."""
+    listed = subprocess.run(["make"], cwd=PACKAGE.parent, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[:2] for line in listed.splitlines()][0] == ["make", "tour"]
+    assert all(line.startswith("make ") for line in listed.splitlines()) and listed.count("\n") >= 5
 
 
 # --- any words ---

@@ -85,12 +85,14 @@ def test_a_character_of_several_tokens_comes_as_one_piece(monkeypatch, character
 
 @pytest.mark.parametrize("character", HALVES)
 def test_a_text_that_is_cut_within_a_character_ends_before_it(monkeypatch, character):
+    """Kind: half a character at the end; before, it came as a mark or cut the text."""
     ids = bytes_only().encode(f"a{character}")
     for n_tokens in range(1, len(ids)):
         assert write(monkeypatch, ids, n_tokens=n_tokens) == ("a", ["a"])
 
 
 def test_half_a_character_in_the_middle_becomes_one_mark_and_cuts_nothing(monkeypatch):
+    """Kind: half a character elsewhere; before, the text ended there."""
     half = bytes_only().encode("中")[:2]
     text, pieces = write(monkeypatch, [*half, *bytes_only().encode("bc")])
     assert text == "\ufffdbc" == "".join(pieces)
@@ -119,6 +121,7 @@ def test_added_tokens_are_text_unless_they_are_special():
 
 
 def test_no_token_is_decoded_twice(monkeypatch):
+    """Kind: a cost that grows with the square of the text; counted, not timed."""
     looked_up = []
 
     class Counted:

@@ -70,6 +70,7 @@ def test_without_its_record_a_file_that_differs_counts_as_the_readers(course, tm
 
 @pytest.mark.parametrize(("user", "flags"), [(0, ["--allow-root"]), (1000, [])])
 def test_jupyterlab_opens_the_copy_of_the_index_with_the_readers_words(user, flags, monkeypatch, tmp_path, capsys):
+    """Kind: a target of make that refuses root, or takes no words."""
     opened = []
     monkeypatch.setattr(jupyterlab.labapp, "main", opened.append)
     monkeypatch.setattr(lab, "lay", lambda: ["a.py"])

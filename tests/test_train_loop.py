@@ -153,7 +153,7 @@ def clock(monkeypatch, readings):
 
 @pytest.mark.parametrize(("one", "two", "fastest"), [(2.0, 1.0, 2), (1.0, 2.0, 1)])
 def test_the_faster_number_of_threads_is_taken_for_packed_rows_too(tokenizer, monkeypatch, one, two, fastest):
-    """A batch of packed rows was taken for its token ids; and where there is one thread there is no choice to test."""
+    """Kind: a batch of two parts taken for its token ids; and where there is one thread there is no choice to test."""
     packed = Packed(tokenizer.encode_all(SOURCES), length=48, seed=0, align=12)
     mixture = Mixture([packed], [1], batch_size=4, seed=0)
     clock(monkeypatch, [0.0, 9.0, 10.0, 10.0 + one, 20.0, 29.0, 30.0, 30.0 + two])  # the first of each warms up

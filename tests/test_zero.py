@@ -74,6 +74,7 @@ def alone(n_ranks, rounded):
     ("n_ranks", "rounded", "cap"), [(1, True, None), (2, False, None), (4, True, None), (4, True, 2)]
 )
 def test_ranks_that_share_the_matrices_end_where_one_process_ends(n_ranks, rounded, cap):
+    """Kind: equal to one process, also for parameters that got no gradient on some ranks, or on none."""
     results = run_ranks(sharded, n_ranks, rounded, cap)
     expected = alone(n_ranks, rounded)
     assert all(torch.equal(ours, expected) for ours, _ in results)
