@@ -19,6 +19,9 @@ DRAWINGS = {
     "an mHC site": plots.site_shapes,
     "a mixture of experts": plots.moe_shapes,
     "a model": plots.model_shapes,
+    "an indexer": plots.indexer_shapes,
+    "who sees what": plots.visibility_shapes,
+    "what a CSA layer keeps": plots.cache_shapes,
 }
 ROUNDING = 1.0  # pixels: the ends of arrows touch their boxes
 

@@ -71,6 +71,16 @@ def small_hybrid(ratios=(0, 4, 8), window=8):
     return model, torch.randint(model.config.vocab_size, (1, 32))
 
 
+def loud_csa_layer():
+    """Notebook 03: a random model in float64, one CSA layer whose entries are three times as loud as usual."""
+    sizes = dict(num_hidden_layers=1, num_hash_layers=1, compress_ratios=(4, 0), vocab_size=40, sliding_window=4)
+    heads = dict(num_attention_heads=2, o_groups=2, index_n_heads=8, index_head_dim=32, index_topk=4)
+    torch.manual_seed(0)
+    model = Model(Config.tiny().replace(**sizes, **heads)).double()
+    model.layers[0].attn.compressor.norm.weight.data *= 3
+    return model
+
+
 def masks():
     """Notebook 04: the masks of a window, a CSA and an HCA layer."""
     model, ids = small_hybrid()
@@ -136,7 +146,7 @@ def recipe_over_steps():
 def picks_in_4_bits():
     """Notebook 03: how many of the right picks an indexer with MXFP4 keys finds, by loudness of 4 of 128 channels."""
     loud = (1, 2, 4, 8, 16, 32)
-    found = [[[*_found_in_4_bits(factor, seed)] for seed in range(3)] for factor in loud]
+    found = [[found_in_4_bits(factor, seed) for seed in range(3)] for factor in loud]
     return plots.recall_in_4_bits(loud, np.array(found))
 
 
@@ -149,21 +159,30 @@ def drafting():
     return plots.drafting(rounds[:14], gains)
 
 
-def _found_in_4_bits(loud, seed):
+def found_in_4_bits(loud, seed):
     """Shares of the exact best 32 of 256: FP4 keys with both sides turned, as they are, and one side turned unrounded.
 
     loud  how many times louder every 32nd channel of the keys is; in the queries it is as many times quieter
     """
     torch.manual_seed(seed)
-    sizes, turn = ((1, 64, 8, 128), (1, 64, 8), (1, 256, 128)), Hadamard(128).double()
-    query_BTUZ, weight_BTU, key_BSZ = (torch.randn(size, dtype=torch.float64) for size in sizes)
+    query_BTUZ = torch.randn(1, 64, 8, 128, dtype=torch.float64)
+    weight_BTU = torch.randn(1, 64, 8, dtype=torch.float64).abs()
+    key_BCZ = torch.randn(1, 256, 128, dtype=torch.float64)
     query_BTUZ[..., ::32] /= loud
-    key_BSZ[..., ::32] *= loud
+    key_BCZ[..., ::32] *= loud
+    turn = Hadamard(128).double()
     in_4_bits = rounding.Mxfp4().round
-    pairs = ((query_BTUZ, key_BSZ), (turn(query_BTUZ), in_4_bits(turn(key_BSZ))), (query_BTUZ, in_4_bits(key_BSZ)))
-    pairs = (*pairs, (turn(query_BTUZ), key_BSZ))
-    exact, *others = (stable_topk(index_scores(query, weight_BTU.abs(), key), 32) for query, key in pairs)
-    return ((picks[..., None] == exact[..., None, :]).any(-1).double().mean().item() for picks in others)
+    exact_BTP = stable_topk(index_scores(query_BTUZ, weight_BTU, key_BCZ), 32)
+    found = []
+    for query, key in (
+        (turn(query_BTUZ), in_4_bits(turn(key_BCZ))),
+        (query_BTUZ, in_4_bits(key_BCZ)),
+        (turn(query_BTUZ), key_BCZ),
+    ):
+        picks_BTP = stable_topk(index_scores(query, weight_BTU, key), 32)
+        same = picks_BTP[..., None] == exact_BTP[..., None, :]
+        found.append(same.any(-1).double().mean().item())
+    return found
 
 
 def muon():

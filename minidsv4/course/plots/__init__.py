@@ -1,8 +1,8 @@
 """Every picture of the course as a function that returns a matplotlib Figure, and the style that all share.
 
 Modules by subject: `style`, `model_map`, `tour` (00), `attention` (01, 04, lineage), `compression` (02, 03, 05),
-`streams` (06), `experts` (07), `speculation` (08), `training` (09, 10), `cost` (12), `parallel` (13), `context` (14),
-`bench`, `build` (the track); `shapes` draws a mechanism.
+`selection` (03), `streams` (06), `experts` (07), `speculation` (08), `training` (09, 10), `cost` (12), `parallel`
+(13), `context` (14), `bench`, `build` (the track); `shapes` draws a mechanism.
 """
 
 from minidsv4.course.plots.attention import (
@@ -14,6 +14,7 @@ from minidsv4.course.plots.attention import (
     reach,
     score_by_distance,
     shares_of_attention,
+    visibility_shapes,
     window_attention_shapes,
 )
 from minidsv4.course.plots.bench import bench_curves
@@ -21,6 +22,7 @@ from minidsv4.course.plots.build import attention_shapes, model_shapes, moe_shap
 from minidsv4.course.plots.compression import (
     cache_against_length,
     cache_growth,
+    cache_shapes,
     compressor_shapes,
     entry_places,
     listening,
@@ -50,6 +52,7 @@ from minidsv4.course.plots.parallel import (
     sorted_loads,
     traffic,
 )
+from minidsv4.course.plots.selection import caught, indexer_shapes, picked_text, ties
 from minidsv4.course.plots.shapes import Box, shapes
 from minidsv4.course.plots.speculation import drafted_text, drafting, losses_by_place, mtp_shapes, mtp_shift
 from minidsv4.course.plots.streams import alike_by_depth, carry_of_a_site, pulse, sinkhorn_paths, streams_through_depth
@@ -80,8 +83,10 @@ __all__ = [
     "block_shapes",
     "cache_against_length",
     "cache_growth",
+    "cache_shapes",
     "caches",
     "carry_of_a_site",
+    "caught",
     "clamped_product",
     "compressor_shapes",
     "cut_row",
@@ -96,6 +101,7 @@ __all__ = [
     "gain_by_batch",
     "gantt",
     "grouped_bars",
+    "indexer_shapes",
     "lineage",
     "listening",
     "losses_by_place",
@@ -109,6 +115,7 @@ __all__ = [
     "newton_schulz",
     "overlap_by_ratio",
     "paced_waves",
+    "picked_text",
     "planted_recall",
     "pooled_tokens",
     "pulse",
@@ -130,12 +137,14 @@ __all__ = [
     "streams_apart",
     "streams_through_depth",
     "table_loads",
+    "ties",
     "toy_balance",
     "traffic",
     "training_log",
     "turned_pair",
     "two_stage_shapes",
     "use_style",
+    "visibility_shapes",
     "visits_of_experts",
     "wave_and_entries",
     "what_a_query_reads",

@@ -139,6 +139,25 @@ def moved_text(raw, back):
     return figure
 
 
+def visibility_shapes():
+    """Notebook 04: how positions and picks become the mask of the attention's scores.
+
+    returns  a matplotlib Figure
+    """
+    boxes = {
+        "positions": Box("positions", "of the queries", "T", 0, 0.5),
+        "picks": Box("picks", "CSA only", "T P", 0, 2, "compressed"),
+        "tokens": Box("token map", "the last W", "T S", 1, 0, "key"),
+        "finished": Box("finished", "below (t+1) / M", "T C", 1, 1, "compressed"),
+        "entries": Box("entry map", "finished, picked", "T C", 2, 1.5, "compressed"),
+        "map": Box("map", "side by side", "T S+C", 3, 0.75, "query"),
+    }
+    arrows = [("positions", "tokens"), ("positions", "finished"), ("finished", "entries"), ("picks", "entries")]
+    arrows += [("tokens", "map"), ("entries", "map")]
+    title = "Positions and picks say which of the S + C scores of a query count"
+    return shapes(boxes, arrows, title, size=(6.0, 2.6), box=(1.28, 0.62))
+
+
 # Cells of a mask. The dark red beside the green is told apart by its lightness too.
 MASK = {"masked: not there yet": "#D9D9D9", "past, but not read": "#A6192E", "attended": COLOURS["compressed"]}
 

@@ -140,6 +140,26 @@ def recall_in_4_bits(loud, found):
     return figure
 
 
+def cache_shapes():
+    """Notebook 05: what one CSA layer keeps of its tokens, and what becomes what.
+
+    returns  a matplotlib Figure
+    """
+    boxes = {
+        "x": Box("x", "a new token", "1 D", 0, 1),
+        "window": Box("window", "the newest W", "W K", 1, 0, "key"),
+        "open": Box("open", "values, gates", "<M 4K", 1, 1, "masked"),
+        "raw keys": Box("open", "values, gates", "<M 4Z", 1, 2, "masked"),
+        "previous": Box("previous", "of the last M", "M 2K", 2, 0, "masked"),
+        "entries": Box("entries", "one for M tokens", "C K", 3, 1, "compressed"),
+        "keys": Box("keys", "of the indexer", "C Z", 3, 2, "compressed"),
+    }
+    arrows = [("x", "window"), ("x", "open"), ("x", "raw keys"), ("open", "previous"), ("previous", "entries")]
+    arrows += [("open", "entries"), ("raw keys", "keys")]
+    title = "A CSA layer: entries and keys grow, all the rest stays short"
+    return shapes(boxes, arrows, title, size=(6.0, 2.8), box=(1.28, 0.62))
+
+
 def cache_growth(reports):
     """Notebook 05: the bytes of a cache, kind by kind, after each token.
 
