@@ -133,6 +133,7 @@ def export_hf(model: Model, folder: str | Path) -> Path:
 
 def _write(folder: str | Path, config: dict, tensors: dict[str, Tensor]) -> Path:
     folder = Path(folder)
+    tensors = {name: tensor.cpu() for name, tensor in tensors.items()}  # once, and not for the checksum and the file
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shards = _shards(folder)  # of an older checkpoint in pieces: they would be read instead
