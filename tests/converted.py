@@ -7,6 +7,7 @@ CONVERTED = [
     "00_tour",
     "01_attention",
     "02_compression",
+    "03_indexer",
     "04_who_sees_what",
     "05_cache",
     "06_streams",

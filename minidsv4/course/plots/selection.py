@@ -103,8 +103,9 @@ def caught(shares, title):
         values = [of_choice[name] for of_choice in shares.values()]
         axes.plot(np.arange(len(values)) + shift, values, marker, color=COLOURS[colour], label=name, linestyle="")
     axes.set_xticks(range(len(shares)), shares)
-    axes.set(xlim=(-0.6, len(shares) - 0.4), ylim=(0, 1), ylabel="part of the attention\non entries", title=title)
+    axes.set(xlim=(-0.6, len(shares) - 0.4), ylim=(0, 1), ylabel="part of the attention\non entries")
     axes.legend(loc="upper center", ncols=4)
+    figure.suptitle(title, **HEADING)
     return figure
 
 
