@@ -250,7 +250,8 @@ def lineage(points, title):
         places = np.array([points[name] for name in names])
         axes.loglog(*places.T, marker, linestyle="", color=COLOURS[colour], markersize=7, label=words)
         for name, place in zip(names, places):
-            axes.annotate(name, place, xytext=(0, 7), textcoords="offset points", ha="center")
+            above = -17 if name in ("CSA", "DSA") else 7  # so that no name covers another
+            axes.annotate(name, place, xytext=(0, above), textcoords="offset points", ha="center")
     axes.set(xlim=(3, 2e5), ylim=(5e-4, 1500))
     axes.set(xlabel="bytes kept a token and layer (BF16)", ylabel="billion FLOPs a query and layer")
     axes.minorticks_off()
