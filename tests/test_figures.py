@@ -72,3 +72,32 @@ def test_the_words_of_a_box_stay_inside_it_and_all_words_inside_the_picture(lit)
         for box in (patch.get_window_extent(renderer) for patch in axes.patches if isinstance(patch, FancyBboxPatch)):
             if box.contains(x, y):
                 assert box.x0 < extent.x0 and extent.x1 < box.x1, text.get_text()
+
+
+def records(mains):
+    """A run's log with these losses, half of it dense; everything else is a multiple of them."""
+    kinds = ["dense"] * (len(mains) // 2) + ["sparse"] * (len(mains) - len(mains) // 2)
+    parts = {"main": 1, "mtp": 2, "indexer": 3, "max_violation": 4, "rate": 5}
+    return [
+        {"step": step, "attention": kind} | {name: factor * main for name, factor in parts.items()}
+        for step, (kind, main) in enumerate(zip(kinds, mains), start=1)
+    ]
+
+
+def drawn(figure):
+    """What the curves of each panel show, in the order of drawing."""
+    return [[line.get_ydata().tolist() for line in axes.get_lines()] for axes in figure.axes]
+
+
+def test_a_log_is_drawn_as_measured_and_a_mean_runs_on_across_the_stages():
+    mains = [4.0, 2.0, 0.0, 6.0]
+    losses, indexer, max_violation, rate = drawn(plots.training_log(records(mains), "as measured"))
+    assert losses == [mains, [8.0, 4.0, 0.0, 12.0]]
+    assert (indexer, max_violation, rate) == (
+        [[12.0, 6.0, 0.0, 18.0]],
+        [[16.0, 8.0, 0.0, 24.0]],
+        [[20.0, 10.0, 0.0, 30.0]],
+    )
+    losses, indexer, max_violation, rate = drawn(plots.training_log(records(mains), "mean of 2 steps", mean_over=2))
+    assert losses[:2] == [mains, [4.0, 3.0, 1.0, 3.0]] and max_violation[1] == [16.0, 12.0, 4.0, 12.0]
+    assert (indexer, rate) == ([[12.0, 6.0, 0.0, 18.0]], [[20.0, 10.0, 0.0, 30.0]])

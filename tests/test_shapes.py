@@ -22,6 +22,8 @@ DRAWINGS = {
     "an indexer": plots.indexer_shapes,
     "who sees what": plots.visibility_shapes,
     "what a CSA layer keeps": plots.cache_shapes,
+    "the losses of a step": plots.loss_shapes,
+    "a step of Muon": plots.muon_shapes,
 }
 ROUNDING = 1.0  # pixels: the ends of arrows touch their boxes
 

@@ -65,7 +65,18 @@ from minidsv4.course.plots.tour import (
     visits_of_experts,
     what_a_query_reads,
 )
-from minidsv4.course.plots.training import newton_schulz, planted_recall, race, schedule, training_log
+from minidsv4.course.plots.training import (
+    loss_shapes,
+    muon_shapes,
+    newton_schulz,
+    packed_rows,
+    planted_recall,
+    race,
+    schedule,
+    spectra,
+    spike_seeds,
+    training_log,
+)
 
 __all__ = [
     "Box",
@@ -104,6 +115,7 @@ __all__ = [
     "indexer_shapes",
     "lineage",
     "listening",
+    "loss_shapes",
     "losses_by_place",
     "map_of_model",
     "masks",
@@ -112,9 +124,11 @@ __all__ = [
     "moved_text",
     "mtp_shapes",
     "mtp_shift",
+    "muon_shapes",
     "newton_schulz",
     "overlap_by_ratio",
     "paced_waves",
+    "packed_rows",
     "picked_text",
     "planted_recall",
     "pooled_tokens",
@@ -134,6 +148,8 @@ __all__ = [
     "sinkhorn_paths",
     "site_shapes",
     "sorted_loads",
+    "spectra",
+    "spike_seeds",
     "streams_apart",
     "streams_through_depth",
     "table_loads",

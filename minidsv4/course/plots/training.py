@@ -3,8 +3,11 @@
 import itertools
 
 import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
+from minidsv4.course.plots.shapes import Box, shapes
 from minidsv4.course.plots.style import COLOURS, GREY, HEADING, INK, PALE_INK, PAPER
 
 
@@ -22,6 +25,46 @@ def newton_schulz(axes, values):
     axes.annotate("exact", (last - 2, 1.2e-3), (4, 0), textcoords="offset points")
     axes.set(yscale="log", xlabel="step", ylabel="singular value", xticks=steps[::2], ylim=(8e-4, 2))
     axes.set_title("Eight fast steps, two exact ones", fontweight="normal")
+
+
+def muon_shapes():
+    """One step of Muon for one matrix of n rows and m columns, n at most m.
+
+    returns  a matplotlib Figure
+    """
+    boxes = {
+        "gradient": Box("gradient G", "backward", "n m", 0, 0, "key"),
+        "momentum": Box("momentum", "0.95 old + G", "n m", 1, 0, "key"),
+        "ahead": Box("look ahead", "0.95 new + G", "n m", 2, 0, "key"),
+        "x": Box("X", "norm made 1", "n m", 3, 0, "query"),
+        "gram": Box("Gram matrix", "X times X^T", "n n", 3, 1, "query"),
+        "turned": Box("U V^T", "after 10 steps", "n m", 2, 1, "compressed"),
+        "step": Box("step", "0.18 root of m", "n m", 1, 1, "compressed"),
+        "weight": Box("weight", "decay, then step", "n m", 0, 1, "masked"),
+    }
+    names = list(boxes)
+    title = "Muon: momentum, ten steps of products, one scale, one step"
+    return shapes(boxes, list(zip(names, names[1:])), title, size=(6.0, 2.3), box=(1.24, 0.62))
+
+
+def spectra(before, after, title):
+    """Singular values of some matrices, the largest first, log scale, beside the 1 that all of them should become.
+
+    before, after  {name of a matrix: numpy array}, up to three; before is drawn pale
+    returns        a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 3.0))
+    axes = figure.subplots()
+    looks = (("query", "o-"), ("key", "s--"), ("compressed", "^-."))
+    for (name, value), (colour, look) in zip(after.items(), looks):
+        places = np.arange(1, len(value) + 1)
+        axes.plot(places, before[name], look[1:], linewidth=1, alpha=0.5, color=COLOURS[colour])
+        axes.plot(places, value, look, markersize=3, linewidth=1.2, color=COLOURS[colour], label=name)
+    axes.axhline(1, color=COLOURS["sink"], linestyle=":", linewidth=1)
+    axes.set(yscale="log", xlabel="direction, the loudest first", ylabel="singular value", ylim=(3e-4, 3))
+    axes.set_title(title)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
 
 
 def race(axes, curves, every):
@@ -83,10 +126,17 @@ def _changes(kinds):
     return [step for step in range(1, len(kinds)) if kinds[step] != kinds[step - 1]]
 
 
-def training_log(steps, title):
-    """A run's log: losses, the indexers' loss, MaxVio and learning rate over all its steps, stages shaded.
+SCATTERED = ("main", "mtp", "max_violation")  # what differs from batch to batch
 
-    steps  records as `train.log.read_log` gives them, the header left out
+
+def training_log(steps, title, mean_over=1):
+    """A run's log over all its steps, stages shaded: losses, the indexers' loss, MaxVio and learning rate.
+
+    steps      records as `train.log.read_log` gives them, the header left out
+    title      what one sees, and how many steps a line is the mean of
+    mean_over  steps: losses of text and MaxVio are means of the last ones up to each, across the borders of stages, and
+               single steps stand behind in a pale colour; 1 smooths nothing
+    returns    a matplotlib Figure
     """
     figure = Figure(figsize=(6.0, 4.2))
     kinds = [record["attention"] for record in steps]
@@ -100,8 +150,11 @@ def training_log(steps, title):
     for axes, (label, parts) in zip(figure.subplots(2, 2, sharex=True).flat, curves.items()):
         for (name, part), colour, line in zip(parts.items(), ("query", "key"), ("-", "--")):
             values = [record[part] for record in steps]
-            values = values if part == "rate" else _smooth(values, _changes(kinds))
-            axes.plot(number, values, color=COLOURS[colour], linestyle=line, label=name, linewidth=1.2)
+            look = {"color": COLOURS[colour], "linestyle": line}
+            if mean_over > 1 and part in SCATTERED:
+                axes.plot(number, values, **look, linewidth=0.4, alpha=0.35)
+                values = last_means(values, mean_over)
+            axes.plot(number, values, **look, label=name, linewidth=1.2)
         axes.set(ylabel=label, xlim=(0, len(steps)))
         _draw_stages(axes, kinds)
         if len(parts) > 1:
@@ -112,14 +165,80 @@ def training_log(steps, title):
     return figure
 
 
-def _smooth(values, restarts, share=0.9):
-    """A running mean that forgets a tenth a step, and begins anew at the restarts."""
-    pieces = [values[start:stop] for start, stop in itertools.pairwise([0, *restarts, len(values)])]
-    return [
-        mean
-        for piece in pieces
-        for mean in itertools.accumulate(piece, lambda mean, value: share * mean + (1 - share) * value)
-    ]
+def last_means(values, span):
+    """For each value the mean of the last `span` up to it, fewer at the start; a NumPy array."""
+    total = np.cumsum([0.0, *values])
+    stop = np.arange(1, len(total))
+    start = np.maximum(0, stop - span)
+    return (total[stop] - total[start]) / (stop - start)
+
+
+def packed_rows(rows, title):
+    """Rows of packed documents, token by token: documents in two colours by turns, padding grey.
+
+    rows     NumPy integers [rows, tokens]: the number of a token's document in its row, -1 for padding
+    returns  a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 1.9))
+    axes = figure.subplots()
+    colours = ListedColormap([COLOURS["masked"], COLOURS["query"], COLOURS["key"]])
+    axes.pcolormesh(np.where(rows < 0, 0, 1 + rows % 2), cmap=colours, vmin=0, vmax=2)
+    axes.hlines(np.arange(1, len(rows)), 0, rows.shape[1], color="white", linewidth=3)
+    axes.set(xlabel="token of the row", ylabel="row", yticks=np.arange(len(rows)) + 0.5)
+    axes.set_yticklabels(range(len(rows)))
+    axes.invert_yaxis()
+    axes.set_title(title)
+    names = {"masked": "padding", "query": "a document", "key": "the next one"}
+    handles = [Patch(color=COLOURS[colour], label=name) for colour, name in names.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def loss_shapes():
+    """From token ids to the four losses of a training step.
+
+    returns  a matplotlib Figure
+    """
+    boxes = {
+        "ids": Box("ids", "tokens", "B T", 0, 0),
+        "streams": Box("streams", "L blocks", "B T N D", 1, 0, "query"),
+        "hidden": Box("hidden", "collapse, norm", "B T D", 2, 0, "query"),
+        "main": Box("main", "token i + 1", "number", 3, 0, "query"),
+        "next": Box("ids, shifted", "token i + 1", "B T-1", 0, 1, "key"),
+        "draft": Box("draft", "MTP block", "B T-1 N D", 1, 1, "key"),
+        "drafted": Box("hidden", "own collapse", "B T-1 D", 2, 1, "key"),
+        "mtp": Box("mtp", "token i + 2", "number", 3, 1, "key"),
+        "scores": Box("scores", "each router", "B T E", 2, 2, "compressed"),
+        "balance": Box("balance", "even loads", "number", 3, 2, "compressed"),
+        "weights": Box("weights", "CSA attention", "B T C", 2, 3, "sink"),
+        "indexer": Box("indexer", "scores like them", "number", 3, 3, "sink"),
+    }
+    lines = [("ids", "streams", "hidden", "main"), ("next", "draft", "drafted", "mtp")]
+    lines += [("scores", "balance"), ("weights", "indexer"), ("ids", "next"), ("streams", "draft")]
+    arrows = [pair for line in lines for pair in itertools.pairwise(line)]
+    title = "One forward pass gives four losses; the total is their weighted sum"
+    return shapes(boxes, arrows, title, size=(6.0, 3.4), box=(1.24, 0.6))
+
+
+def spike_seeds(peaks, ends):
+    """Loss after a provoked spike with anticipatory routing off and on, a pair of marks a seed.
+
+    peaks, ends  pairs (off, on), one a seed: the highest loss, and that of the last step
+    returns      a matplotlib Figure
+    """
+    figure = Figure(figsize=(6.0, 2.8))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, pairs, name in zip(panels, (peaks, ends), ("highest loss", "12 steps after the fault")):
+        seeds = np.arange(len(pairs))
+        off, on = np.array(pairs).T
+        axes.plot(seeds - 0.1, off, "o", linestyle="", color=COLOURS["masked"], label="anticipatory routing off")
+        axes.plot(seeds + 0.1, on, "s", linestyle="", color=COLOURS["key"], label="anticipatory routing on")
+        axes.set(xlabel="seed", xticks=seeds, ylim=(3, None))
+        axes.set_title(name, fontweight="normal")
+    panels[0].set_ylabel("loss, nats per token")
+    panels[1].legend()
+    figure.suptitle("Old routing does not tame a rate that is too high (5 seeds)", **HEADING)
+    return figure
 
 
 def planted_recall(runs, edges, length):
