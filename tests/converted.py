@@ -13,6 +13,8 @@ CONVERTED = [
     "06_streams",
     "07_experts",
     "08_mtp",
+    "09_muon",
+    "10_training",
     "12_the_bill",
     "13_expert_parallelism",
     "14_context_parallelism",
