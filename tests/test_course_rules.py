@@ -1,16 +1,14 @@
 """The course's rules on names, prose and code, and its two pages that the builder writes.
 
-A table over all notebooks is printed (`pytest -s`); it must hold zeros for those that are CONVERTED.
+A table over all notebooks is printed (`pytest -s`); it must hold zeros.
 """
 
 import ast
 import re
 import shutil
-import tomllib
 
 import nbformat
 import pytest
-from converted import CONVERTED
 from nbformat import v4
 
 from minidsv4.course import index, notebooks
@@ -92,13 +90,12 @@ def counts(notebook):
     return dict(zip(RULES, found))
 
 
-def test_converted_notebooks_keep_the_rules_and_a_table_shows_how_far_the_others_are():
+def test_notebooks_keep_the_rules():
     faults = {path.stem: counts(read(path)) for path in PATHS}
     for stem, found in faults.items():
         row = ", ".join(f"{len(cases)} {rule}" for rule, cases in found.items())
-        names = " ".join(found[RULES[-1]])
-        print(f"{stem:24s} {'    ' if stem in CONVERTED else 'old '} {row}{': ' if names else ''}{names}")
-    assert {stem: found for stem, found in faults.items() if stem in CONVERTED and any(found.values())} == {}
+        print(f"{stem:24s} {row}")
+    assert {stem: found for stem, found in faults.items() if any(found.values())} == {}
 
 
 def sound():
@@ -150,22 +147,15 @@ def test_an_abbreviation_is_spelled_out_beside_its_first_use_or_missed(text, fou
     assert list(unspelled(v4.new_notebook(cells=[v4.new_markdown_cell(text)]))) == found
 
 
-def test_notebooks_that_are_not_converted_are_those_that_the_formatter_leaves_alone():
-    settings = tomllib.loads((notebooks.FOLDER / "ruff.toml").read_text(encoding="utf-8"))
-    left_alone = {name.removesuffix(".ipynb") for name in settings["format"]["exclude"]}
-    assert left_alone == {path.stem for path in PATHS} - set(CONVERTED)
-    assert set(settings["lint"]["per-file-ignores"]) - {"*.ipynb"} <= {f"{name}.ipynb" for name in left_alone}
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_notebook_links_to_the_glossary_in_its_first_cell(path):
+    assert "(glossary.ipynb)" in read(path).cells[0].source
 
 
-@pytest.mark.parametrize("stem", CONVERTED)
-def test_a_converted_notebook_links_to_the_glossary_in_its_first_cell(stem):
-    assert "(glossary.ipynb)" in read(notebooks.FOLDER / f"{stem}.ipynb").cells[0].source
-
-
-@pytest.mark.parametrize("stem", CONVERTED)
-def test_a_converted_notebook_explains_the_abbreviations_for_which_the_glossary_sends_readers_there(stem):
-    sent = [short for short, meant in ABBREVIATIONS.items() if meant.notebook == stem.split("_")[0]]
-    text = prose(read(notebooks.FOLDER / f"{stem}.ipynb"))
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_notebook_explains_the_abbreviations_for_which_the_glossary_sends_readers_there(path):
+    sent = [short for short, meant in ABBREVIATIONS.items() if meant.notebook == path.stem.split("_")[0]]
+    text = prose(read(path))
     assert [short for short in sent if not re.search(rf"(?<![\w-]){short}", text)] == []
 
 

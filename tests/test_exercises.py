@@ -1,7 +1,6 @@
 """Every exercise of the course can be solved, and only by an answer that holds for inputs that its cell does not show.
 
-The convention stands in minidsv4/course/checks.py. Notebooks that are not CONVERTED may still have their solutions in
-`<details>`.
+The convention stands in minidsv4/course/checks.py.
 """
 
 import ast
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from converted import CONVERTED
 from nbformat import v4
 
 from minidsv4.course import notebooks
@@ -21,7 +19,6 @@ from minidsv4.course.index import course
 ROOT = Path(__file__).resolve().parents[1]
 SOLUTIONS = notebooks.FOLDER / "solutions"
 STUB = re.compile(r"# exercise: (\w+)( \(repair\))?\n")
-IN_DETAILS = r"<details><summary>Solution: {name}</summary>\s*```python\n(.*?)```\s*</details>"
 
 # Answers with what the check cell shows, and with the first of it for anything else.
 PARROT = """
@@ -59,7 +56,7 @@ def functions(path):
 def verdicts(notebook, solutions):
     """(source, wanted start of a verdict) of all that should be tried, in order.
 
-    solutions  path of the file with the solutions; where there is none, they stand in the notebook
+    solutions  path of the file with the solutions
     raises     LookupError naming an exercise without its check cell or its solution
     """
     for stub in code_cells(notebook):
@@ -69,21 +66,12 @@ def verdicts(notebook, solutions):
         checks = [
             cell.source for cell in code_cells(notebook) if re.search(rf"show\.exercise\(\s*{name},", cell.source)
         ]
-        solution = solution_of(name, notebook, solutions)
-        if not checks or not solution:
+        if not checks or not solutions.exists() or name not in functions(solutions):
             raise LookupError(f"{name} needs a check cell and a solution")
+        solution = f"import runpy\n{name} = runpy.run_path({str(solutions)!r})[{name!r}]"
         yield f"{stub.source}\n{checks[0]}", f"exercise {name}: {'.* is not right yet' if repair else 'not done yet'}"
         yield f"{solution}\n{checks[0]}", f"exercise {name}: correct in"
-        if solutions.exists():
-            yield PARROT.format(check=checks[0]), rf"exercise {name}: correct in .*, but for a fresh input"
-
-
-def solution_of(name, notebook, solutions):
-    """Source that defines the exercise's solution; None where there is none."""
-    if not solutions.exists():
-        listed = re.search(IN_DETAILS.format(name=name), prose(notebook), re.DOTALL)
-        return listed and listed.group(1)
-    return name in functions(solutions) and f"import runpy\n{name} = runpy.run_path({str(solutions)!r})[{name!r}]"
+        yield PARROT.format(check=checks[0]), rf"exercise {name}: correct in .*, but for a fresh input"
 
 
 def exercise_faults(notebook, solutions):
@@ -117,14 +105,12 @@ def test_stubs_are_not_done_yet_solutions_are_correct_and_answers_made_for_the_s
 
 
 @pytest.mark.parametrize("path", course(notebooks.FOLDER), ids=lambda path: path.stem)
-def test_a_converted_notebook_keeps_its_solutions_apart_and_links_to_them(path):
+def test_a_notebook_keeps_its_solutions_apart_and_links_to_them(path):
     notebook = nbformat.read(path, as_version=4)
     named = [found.group(1) for cell in code_cells(notebook) if (found := STUB.match(cell.source))]
-    solutions = SOLUTIONS / f"{path.stem}.py"
-    if path.stem in CONVERTED or solutions.exists():
-        assert functions(solutions) == named
-        assert f"(solutions/{path.stem}.py)" in prose(notebook)
-        assert "Solution:" not in prose(notebook)
+    assert functions(SOLUTIONS / f"{path.stem}.py") == named
+    assert f"(solutions/{path.stem}.py)" in prose(notebook)
+    assert "Solution:" not in prose(notebook)
 
 
 def test_every_file_of_solutions_belongs_to_a_notebook():
@@ -138,21 +124,14 @@ CHECK = "show.exercise(half, ((4,), 2), ((0.5,), half_of(0.5)){fresh})"
 FRESH = ", fresh=lambda generator: ((x := generator.uniform(),), half_of(x))"
 
 
-def exercise_on_halving(stub="...", mark="", fresh=FRESH, prose=""):
+def exercise_on_halving(stub="...", mark="", fresh=FRESH):
     """A notebook with one exercise, in the form of the convention."""
     cells = [
         v4.new_code_cell(SETUP),
         v4.new_code_cell(f"# exercise: half{mark}\ndef half(x):\n    return {stub}  # half of x"),
         v4.new_code_cell(CHECK.format(fresh=fresh)),
-        v4.new_markdown_cell(prose),
     ]
     return v4.new_notebook(cells=cells)
-
-
-def in_details(answer):
-    """A solution as it stands in a notebook that is not converted."""
-    listing = f"```python\ndef half(x):\n    return {answer}\n```"
-    return f"<details><summary>Solution: half</summary>\n\n{listing}\n\n</details>"
 
 
 @pytest.mark.slow
@@ -167,8 +146,6 @@ def in_details(answer):
         (exercise_on_halving(stub="x / 2", mark=" (repair)"), "x / 2", "should say 'exercise half: .* is not right"),
         (exercise_on_halving(fresh=""), "x / 2", "correct in 2 of 2 cases', it should say"),
         (exercise_on_halving(), None, "half needs a check cell and a solution"),
-        (exercise_on_halving(prose=in_details("x / 2")), None, None),
-        (exercise_on_halving(prose=in_details("x / 3")), None, "half(4) is not right yet"),
     ],
 )
 def test_only_an_exercise_whose_stub_fails_and_whose_solution_passes_is_sound(notebook, answer, fault, tmp_path):
@@ -180,6 +157,8 @@ def test_only_an_exercise_whose_stub_fails_and_whose_solution_passes_is_sound(no
 
 
 def test_an_exercise_without_its_check_is_missed(tmp_path):
-    notebook = exercise_on_halving(prose=in_details("x / 2"))
+    notebook = exercise_on_halving()
     del notebook.cells[2]
-    assert exercise_faults(notebook, tmp_path / "half.py") == ["half needs a check cell and a solution"]
+    solutions = tmp_path / "half.py"
+    solutions.write_text("def half(x):\n    return x / 2\n")
+    assert exercise_faults(notebook, solutions) == ["half needs a check cell and a solution"]

@@ -2,7 +2,6 @@
 
 import nbformat
 import pytest
-from converted import CONVERTED
 
 from minidsv4.course import notebooks, show
 from minidsv4.model.attention import WindowAttention
@@ -22,7 +21,6 @@ FORWARDS = {
     "07_experts": MoE.forward,
     "10_training": Model.streams,
 }
-SHOWN = [stem for stem in FORWARDS if stem in CONVERTED]
 
 
 def lists(notebook, function):
@@ -33,12 +31,12 @@ def lists(notebook, function):
     return any(source in output.get("data", {}).get("text/plain", "") for output in outputs)
 
 
-@pytest.mark.parametrize("stem", SHOWN)
-def test_a_converted_notebook_lists_the_forward_of_its_part_whole(stem):
+@pytest.mark.parametrize("stem", FORWARDS)
+def test_a_notebook_lists_the_forward_of_its_part_whole(stem):
     assert lists(nbformat.read(notebooks.FOLDER / f"{stem}.ipynb", as_version=4), FORWARDS[stem])
 
 
-@pytest.mark.parametrize("stem", SHOWN)
+@pytest.mark.parametrize("stem", FORWARDS)
 def test_a_forward_that_is_listed_in_part_is_missed(stem):
     notebook = nbformat.read(notebooks.FOLDER / f"{stem}.ipynb", as_version=4)
     _, source = show.source(FORWARDS[stem]).text.split("\n", 1)
