@@ -435,6 +435,70 @@ def test_a_mistake_that_nobody_named_is_told_by_what_is_plain_to_see(mistake, wr
     assert words in said and "build.check(" in said, said
 
 
+OF_ANOTHER_TYPE = {
+    "window map of floats": (
+        "window_map",
+        "return (age >= 0) & (age < window)",
+        "return ((age >= 0) & (age < window)).float()",
+        "The dtype is float32, due is bool.",
+    ),
+    "entry map of ints": (
+        "entry_map",
+        'return torch.arange(n_entries) < rearrange(n_finished, "t -> t 1")',
+        'return (torch.arange(n_entries) < rearrange(n_finished, "t -> t 1")).long()',
+        "The dtype is int64, due is bool.",
+    ),
+    "picks of floats": (
+        "pick",
+        "torch.zeros_like(score_BTC, dtype=torch.bool)\n    return nothing.scatter(-1, order[..., :n_picked], True) &",
+        "torch.zeros_like(score_BTC)\n    return nothing.scatter(-1, order[..., :n_picked], 1.0) *",
+        "The dtype is float64, due is bool.",
+    ),
+    "experts as floats": (
+        "router",
+        "return picked_BTA, self.route_scale",
+        "return picked_BTA.double(), self.route_scale",
+        "The dtype is float64, due is int64.",
+    ),
+    "half the bits": (
+        "frequencies",
+        "        return radians\n",
+        "        return radians.float()\n",
+        "The dtype is float32, due is float64.",
+    ),
+    "a list of tensors": (
+        "write_on",
+        "logits_BTV[0, -1].argmax().item()",
+        "logits_BTV[0, -1].argmax()",
+        "The list holds a Tensor. A list of ints is due.",
+    ),
+    "a list of floats": ("write_on", "return new", "return [float(one) for one in new]", "The list holds a float."),
+    "a tensor for a list": ("write_on", "return new", "return torch.tensor(new)", "It gives back a Tensor. A list of"),
+    "a shorter list": ("write_on", "return new", "return new[1:]", "The shape is wrong"),
+    "a list of other ids": ("write_on", "return new", "return [7, *new[1:]]", "The numbers are wrong, but only at t ="),
+}
+
+
+@pytest.mark.parametrize("mistake", OF_ANOTHER_TYPE)
+def test_an_answer_of_another_type_is_not_right_though_its_numbers_are(mistake, write):
+    name, old, new, words = OF_ANOTHER_TYPE[mistake]
+    assert f"{name}: not right yet. {words}" in told(write(solution_with((old, new))), name, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "argument"),
+    [
+        ("write_on", "new.append(logits_BTV[0, -1]", "ids.append(logits_BTV[0, -1]", "ids"),
+        ("write_on", "    return new", "    ids.clear()\n    return new", "ids"),
+        ("swiglu", "gate.clamp(max", "gate.clamp_(max", "gate"),
+        ("pick", "score_BTC.masked_fill(", "score_BTC.masked_fill_(", "score_BTC"),
+    ],
+)
+def test_an_answer_that_changes_what_it_was_given_is_told_so(name, old, new, argument, write):
+    said = told(write(solution_with((old, new))), name, seed=3)
+    assert said == f"{name}: not right yet. It changes `{argument}` in place. The caller still needs it as it was."
+
+
 def test_an_answer_that_looks_ahead_is_told_so(write):
     line = "        query_BTHK = rotate(rms_norm(query, None, config.rms_norm_eps), angle_THR)\n"
     path = write(solution_with((line, f"{line}        x_BTD = x_BTD + 0.1 * x_BTD.mean(1, keepdim=True)\n")))
@@ -493,9 +557,9 @@ TARGET = '    carried_BTND = einsum(carry_BTij, streams_BTND, "b t i j, b t i d 
         ("    return\n", "It gives back None: is the `return` missing?"),
         ("    return ...\n", "It gives back `...`."),
         ("    return 3.0\n", "It gives back a float. A tensor is due."),
-        ("    return streams_BTND > 0\n", "It gives back a map of True and False. Due is float64."),
+        ("    return streams_BTND > 0\n", "The dtype is bool, due is float64."),
         ("    return streams_BTND.sum(2)\n", "It lacks the axis N (residual streams)."),
-        ("    streams_BTND *= 2\n    return streams_BTND\n", "It changes one of its arguments in place."),
+        ("    streams_BTND *= 2\n    return streams_BTND\n", "It changes `streams_BTND` in place."),
         ("    return streams_BTND * torch.nan\n", "It holds NaN everywhere."),
         ("    raise NotImplementedError\n", "write: not written yet"),
         ("    collapse(0, 0)\n", "Tensor type unknown to einops"),

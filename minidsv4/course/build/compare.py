@@ -10,22 +10,22 @@ from minidsv4.dims import GLOSSARY, STREAM_PAIR
 
 WITHIN = 1e-9  # of the largest number: rounding in float64 makes 1e-13 of it, the smallest mistake above 1e-6
 ROUGH = 1e-4  # what float32 may be off by
-NUMBERS = {"bool": "a map of True and False", "int64": "whole numbers", "float64": "float64", "float32": "float32"}
 
 
-def close(given: object, due: Tensor, within: float = WITHIN) -> bool:
-    """Whether these are the same numbers up to rounding."""
-    if not torch.is_tensor(given) or given.shape != due.shape:
+def close(given: object, due: Tensor | list, within: float = WITHIN) -> bool:
+    """Whether these are of one type and hold the same numbers, up to rounding."""
+    if isinstance(due, list):
+        return list_fault(given) is None and given == due
+    if not torch.is_tensor(given) or given.shape != due.shape or given.dtype != due.dtype:
         return False
     if not due.is_floating_point():
-        return torch.equal(given.to(due.dtype), due)
-    given = given.to(due.dtype)
+        return torch.equal(given, due)
     scale = finite(due).abs().max().item() if finite(due).numel() else 1.0
     return bool(torch.isclose(given, due, rtol=0, atol=within * max(scale, 1e-30), equal_nan=True).all())
 
 
 def parts(answer: object) -> tuple:
-    """The tensors of an answer."""
+    """The tensors of an answer, or its one list."""
     return answer if isinstance(answer, tuple) else (answer,)
 
 
@@ -34,23 +34,29 @@ def finite(x: Tensor) -> Tensor:
     return x[x.isfinite()]
 
 
-def kind_of(dtype: torch.dtype) -> str:
-    name = str(dtype).removeprefix("torch.")
-    return NUMBERS.get(name, name)
+def list_fault(given: object) -> str | None:
+    """What keeps this from being a list of ints, in a sentence; None if nothing does."""
+    if not isinstance(given, list):
+        return f"It gives back a {type(given).__name__}. A list of ints is due."
+    wrong = next((one for one in given if type(one) is not int), None)
+    return None if wrong is None else f"The list holds a {type(wrong).__name__}. A list of ints is due."
 
 
-def form_fault(given: object, due: Tensor, axes: str) -> str | None:
+def form_fault(given: object, due: Tensor | list, axes: str) -> str | None:
     """What is wrong with type or shape, in a sentence; None if nothing is."""
     if given is None:
         return "It gives back None: is the `return` missing?"
     if given is ...:
         return "It gives back `...`."
+    if isinstance(due, list):
+        return list_fault(given) or form_fault(torch.tensor(given), torch.tensor(due), axes)
     if not torch.is_tensor(given):
         return f"It gives back a {type(given).__name__}. A tensor is due."
     if given.shape != due.shape:
         return shape_fault(list(given.shape), list(due.shape), axes)
-    if given.dtype == torch.bool and due.dtype != torch.bool or given.dtype != torch.bool and due.dtype == torch.bool:
-        return f"It gives back {kind_of(given.dtype)}. Due is {kind_of(due.dtype)}."
+    if given.dtype != due.dtype:
+        given_name, due_name = (str(one.dtype).removeprefix("torch.") for one in (given, due))
+        return f"The dtype is {given_name}, due is {due_name}."
     return None
 
 

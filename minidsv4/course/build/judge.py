@@ -70,8 +70,8 @@ class Judge:
                 given = step.call(self.module, *arguments)
             except (Exception, SystemExit) as error:  # a reader's code raises what it likes
                 return self._raised(step, error, before)
-            if changed(before, arguments):
-                return Verdict(step, WRONG, "It changes one of its arguments in place. The caller still needs it.")
+            if name := changed(step, before, arguments):
+                return Verdict(step, WRONG, f"It changes `{name}` in place. The caller still needs it as it was.")
             answers.append((before, given))
         return answers
 
@@ -105,7 +105,8 @@ class Judge:
             for number, (part, wanted_part) in enumerate(zip(parts(given), wanted)):
                 if not close(part, wanted_part):
                     which = f"In `{step.parts[number]}`: " if step.parts else ""
-                    said = f"{which}{value_fault(part, wanted_part, step.axes[number])} {self._probed(step, arguments)}"
+                    tensors = torch.as_tensor(part), torch.as_tensor(wanted_part)
+                    said = f"{which}{value_fault(*tensors, step.axes[number])} {self._probed(step, arguments)}"
                     return f"{said}{self._again(step)}"
         raise AssertionError("something was wrong")
 
@@ -137,10 +138,14 @@ def float64() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def names_of(step: Step) -> list[str]:
+    """The names of a step's arguments in the package's answer."""
+    return list(inspect.signature(step.right).parameters)
+
+
 def shapes(step: Step, arguments: tuple) -> str:
     """A line with the shapes of the tensors among the arguments, by their names in the package's answer."""
-    names = inspect.signature(step.right).parameters
-    tensors = [f"{name} {list(one.shape)}" for name, one in zip(names, arguments) if torch.is_tensor(one)]
+    tensors = [f"{name} {list(one.shape)}" for name, one in zip(names_of(step), arguments) if torch.is_tensor(one)]
     return f"\n    with {', '.join(tensors)}" if tensors else ""
 
 
@@ -155,12 +160,14 @@ def all_close(given: object, wanted: tuple) -> bool:
     return len(given) == len(wanted) and all(close(one, other) for one, other in zip(given, wanted))
 
 
-def changed(before: tuple, after: tuple) -> bool:
-    """Whether a tensor among the arguments has other numbers than before."""
-    return any(
-        torch.is_tensor(one) and not torch.equal(one.nan_to_num(), other.nan_to_num())
-        for one, other in zip(before, after)
-    )
+def changed(step: Step, before: tuple, after: tuple) -> str | None:
+    """The name of the first tensor or list among the arguments that is not as it was; None if all are."""
+    for name, one, other in zip(names_of(step), before, after):
+        if isinstance(one, list) and one != other:
+            return name
+        if torch.is_tensor(one) and not torch.equal(one.nan_to_num(), other.nan_to_num()):
+            return name
+    return None
 
 
 def form(step: Step, answers: list[tuple], due: list[tuple]) -> str | None:

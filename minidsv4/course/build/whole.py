@@ -214,25 +214,19 @@ def writing_cases(draw):
 
 @writing.answer
 def written(model, ids, n_tokens):
-    return torch.tensor(generate(model, ids, n_tokens, temperature=0))
-
-
-@writing.by
-def run_writing(reader, model, ids, n_tokens):
-    given = reader.write_on(model, ids, n_tokens)
-    return torch.tensor(given) if isinstance(given, list) else given
+    return generate(model, ids, n_tokens, temperature=0)
 
 
 @writing.mistake
 def prompt_given_back(model, ids, n_tokens):
     """The prompt is part of what you give back. Only the new tokens are."""
-    return torch.tensor([*ids, *written(model, ids, n_tokens).tolist()])
+    return [*ids, *written(model, ids, n_tokens)]
 
 
 @writing.mistake
 def same_token_again(model, ids, n_tokens):
     """Each token is written after the prompt alone. What was written is part of the next pass."""
-    return written(model, ids, 1).expand(n_tokens)
+    return written(model, ids, 1) * n_tokens
 
 
 @writing.mistake
@@ -241,4 +235,4 @@ def only_last_token_read(model, ids, n_tokens):
     new = list(ids[-1:])
     for _ in range(n_tokens):
         new.append(int(model(torch.tensor([new[-1:]]))[0, -1].argmax()))
-    return torch.tensor(new[1:])
+    return new[1:]
