@@ -13,11 +13,11 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TextIO
 
 import minidsv4
+from minidsv4.options import READER_GONE, close
 
-REFUSED, STOPPED, READER_GONE = 2, 130, 141  # exit codes; the last two as a shell has them for SIGINT and SIGPIPE
+REFUSED, STOPPED = 2, 130  # exit codes; the last as a shell has it for SIGINT
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -121,14 +121,6 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # open until the end
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
-
-
-def close(stream: TextIO) -> None:
-    """What is still to be written goes nowhere: its reader has gone, and Python would complain at its end."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    except (OSError, ValueError):  # no file, as under pytest
-        return
 
 
 def tell(message: object) -> None:

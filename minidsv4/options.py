@@ -1,4 +1,4 @@
-"""Types of the commands' options for argparse, whose refusals name the value and what would be right."""
+"""Types of the commands' options for argparse, whose refusals name the value and what would be right; how they end."""
 
 import argparse
 import math
@@ -7,10 +7,11 @@ import reprlib
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 T = TypeVar("T")
 
+READER_GONE = 141  # the exit code that a shell has for SIGPIPE
 MOST = 999_999_999  # whatever is counted
 MOST_THREADS = 1024
 MOST_MINUTES = 1e6  # nearly two years
@@ -76,3 +77,11 @@ def pasted(path: str | Path) -> str:
     """A path as it is to be typed into a shell: quoted where need be, and never like an option."""
     text = str(path)
     return shlex.quote(os.path.join(".", text) if text.startswith("-") else text)
+
+
+def close(stream: TextIO) -> None:
+    """What is still to be written goes nowhere: its reader has gone, and Python would complain at its end."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):  # no file, as under pytest
+        return

@@ -4,6 +4,7 @@ A reader's file is made here by changing a line of the solution, the way a reade
 """
 
 import copy
+import os
 import re
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ from minidsv4.course.build.parts import filled, random_config, random_weights
 from minidsv4.course.build.steps import STEPS, Draw
 from minidsv4.course.build.stubs import stubs
 from minidsv4.course.build.track import NOTEBOOKS, TRACK
+from minidsv4.options import READER_GONE
 
 STUBS = ROOT / "notebooks" / "build" / "my_v4.py"
 SOLUTION = ROOT / "notebooks" / "solutions" / "build" / "my_v4.py"
@@ -130,6 +132,18 @@ WRONG = {
         "slowed * radians + (1 - slowed) *",
         "wrong way",
     ),
+    "speed: betas swapped": (
+        "frequencies",
+        ("floor(pair_that_turns(yarn.beta_fast))", "ceil(pair_that_turns(yarn.beta_slow))"),
+        ("floor(pair_that_turns(yarn.beta_slow))", "ceil(pair_that_turns(yarn.beta_fast))"),
+        "`low` and `high` are swapped",
+    ),
+    "speed: betas swapped, guard at 0 only": (
+        "frequencies",
+        ("floor(pair_that_turns(yarn.beta_fast))", "ceil(pair_that_turns(yarn.beta_slow))", "max(high - low, 0.001)"),
+        ("floor(pair_that_turns(yarn.beta_slow))", "ceil(pair_that_turns(yarn.beta_fast))", "(high - low or 0.001)"),
+        "`low` and `high` are swapped",
+    ),
     "speed: ramp not on whole pairs": (
         "frequencies",
         ("math.floor(pair_that_turns(yarn.beta_fast))", "math.ceil(pair_that_turns(yarn.beta_slow))"),
@@ -158,6 +172,7 @@ WRONG = {
     "rope: rest dropped": ("rotate", "torch.cat([still, turned], dim=-1)", "turned", "are lost"),
     "window: one too many": ("window_map", "(age < window)", "(age <= window)", "one token too many"),
     "window: future": ("window_map", "(age >= 0) & (age < window)", "age < window", "later tokens"),
+    "window: both sides": ("window_map", "(age >= 0) & (age < window)", "age.abs() < window", "as many later tokens"),
     "window: transposed": (
         "window_map",
         'rearrange(position, "t -> t 1") - position',
@@ -192,6 +207,18 @@ WRONG = {
         'einsum(weight_BTHS, entries_BSK, "b t h s, b s k -> b h t k")',
         "Its axes are in the order [B, H, T, K]",
     ),
+    "attend: softmax over queries": (
+        "attend",
+        "dim=-1).softmax(dim=-1)[",
+        "dim=-1).softmax(dim=1)[",
+        "runs over queries",
+    ),
+    "attend: softmax over queries, no sink": (
+        "attend",
+        "torch.cat([score_BTHS, sink], dim=-1).softmax(dim=-1)[..., :-1]",
+        "score_BTHS.softmax(dim=1)",
+        "runs over queries",
+    ),
     "attend: softmax over heads": ("attend", "dim=-1).softmax(dim=-1)[", "dim=-1).softmax(dim=2)[", "over heads"),
     "output: groups dealt": (
         "grouped_output",
@@ -212,13 +239,27 @@ WRONG = {
         "rotate(query, angle_THR)",
         "normed over its K channels",
     ),
+    "layer: heads normed together": (
+        "window_attention",
+        'query = rearrange(self.wq_b(latent_BTQ), "b t (h k) -> b t h k", h=heads)\n        '
+        "query_BTHK = rotate(rms_norm(query, None, config.rms_norm_eps), angle_THR)",
+        "query = rms_norm(self.wq_b(latent_BTQ), None, config.rms_norm_eps)\n        "
+        'query_BTHK = rotate(rearrange(query, "b t (h k) -> b t h k", h=heads), angle_THR)',
+        "normed together",
+    ),
+    "layer: YaRN": (
+        "window_attention",
+        "            yarn = None\n",
+        "",
+        "has the base `rope_theta` alone",
+    ),
     "pool: softmax over channels": ("pool", ".softmax(dim=2)", ".softmax(dim=3)", "over channels"),
     "pool: over entries": ("pool", ".softmax(dim=2)", ".softmax(dim=1)", "over entries"),
     "overlap: halves swapped": (
         "overlapped",
         "as_previous, as_current = halves",
         "as_current, as_previous = halves",
-        "halves are swapped",
+        "Slots 0 to M - 1 hold the tokens of the window before, with their first half",
     ),
     "overlap: own first": (
         "overlapped",
@@ -266,6 +307,23 @@ WRONG = {
     ),
     "picks: hidden fill up": ("pick", "n_picked], True) & sees_TC", "n_picked], True)", "fill up"),
     "picks: hidden late": ("pick", "score_BTC = score_BTC.masked_fill(~sees_TC, -math.inf)", "pass", "take places"),
+    "picks: hidden late, by topk": (
+        "pick",
+        (
+            "score_BTC = score_BTC.masked_fill(~sees_TC, -math.inf)",
+            "order = score_BTC.sort(dim=-1, descending=True, stable=True).indices",
+            "order[..., :n_picked]",
+        ),
+        ("pass", "order = score_BTC.topk(min(n_picked, score_BTC.shape[-1]), dim=-1).indices", "order"),
+        "take places",
+    ),
+    "picks: hidden by 0": ("pick", "masked_fill(~sees_TC, -math.inf)", "masked_fill(~sees_TC, 0.0)", "a score of 0"),
+    "picks: hidden by a product": (
+        "pick",
+        ("score_BTC = score_BTC.masked_fill(~sees_TC, -math.inf)", "n_picked], True) & sees_TC"),
+        ("score_BTC = score_BTC * sees_TC", "n_picked], True)"),
+        "a score of 0",
+    ),
     "indexer: scale": ("indexer", "self.weights_proj(x_BTD) * self.scale", "self.weights_proj(x_BTD)", "(U Z)^-0.5"),
     "hca: no window": (
         "hca",
@@ -289,6 +347,42 @@ WRONG = {
         "a layer with a window only",
     ),
     "hca: no YaRN": ("hca", "yarn = config.rope_scaling", "yarn = None", "YaRN is missing"),
+    "hca: entries first": (
+        "hca",
+        "torch.cat([entries, entries_BCK], dim=1)",
+        "torch.cat([entries_BCK, entries], dim=1)",
+        "the compressed entries stand first, their map last",
+    ),
+    "hca: maps first": (
+        "hca",
+        "torch.cat([sees.expand(len(reads_BTC), -1, -1), reads_BTC], dim=-1)",
+        "torch.cat([reads_BTC, sees.expand(len(reads_BTC), -1, -1)], dim=-1)",
+        "map of the compressed entries stands first, the entries last",
+    ),
+    "hca: every entry visible": (
+        "hca",
+        'return entries_BCK, rearrange(sees_TC, "t c -> 1 t c")',
+        'return entries_BCK, torch.ones_like(rearrange(sees_TC, "t c -> 1 t c"))',
+        "Queries see every compressed entry",
+    ),
+    "csa: every entry visible": (
+        "csa",
+        "return entries_BCK, pick(score_BTC, sees_TC,",
+        "return entries_BCK, pick(score_BTC, torch.ones_like(sees_TC),",
+        "Queries see every compressed entry",
+    ),
+    "csa: entries first": (
+        "csa",
+        "torch.cat([entries, entries_BCK], dim=1)",
+        "torch.cat([entries_BCK, entries], dim=1)",
+        "the compressed entries stand first, their map last",
+    ),
+    "hca: YaRN with the other base": (
+        "hca",
+        "base = config.compress_rope_theta",
+        "base = config.rope_theta",
+        "YaRN with the base `rope_theta`",
+    ),
     "csa: all read": (
         "csa",
         "pick(score_BTC, sees_TC, self.config.index_topk)",
@@ -297,6 +391,44 @@ WRONG = {
     ),
     "sinkhorn: one round less": ("sinkhorn", "range(iterations - 1)", "range(iterations - 2)", "round"),
     "sinkhorn: one round more": ("sinkhorn", "range(iterations - 1)", "range(iterations)", "one round too many"),
+    "sinkhorn: rows last": (
+        "sinkhorn",
+        (
+            '    mixed = mixed / (reduce(mixed, "b t i j -> b t 1 j", "sum") + eps)\n    for',
+            '        mixed = mixed / (reduce(mixed, "b t i j -> b t i 1", "sum") + eps)\n'
+            '        mixed = mixed / (reduce(mixed, "b t i j -> b t 1 j", "sum") + eps)\n',
+            "range(iterations - 1)",
+        ),
+        (
+            "    for",
+            '        mixed = mixed / (reduce(mixed, "b t i j -> b t 1 j", "sum") + eps)\n'
+            '        mixed = mixed / (reduce(mixed, "b t i j -> b t i 1", "sum") + eps)\n',
+            "range(iterations)",
+        ),
+        "Rows are divided last",
+    ),
+    "sinkhorn: rows last, a round less": (
+        "sinkhorn",
+        (
+            '    mixed = mixed / (reduce(mixed, "b t i j -> b t 1 j", "sum") + eps)\n    for',
+            '        mixed = mixed / (reduce(mixed, "b t i j -> b t i 1", "sum") + eps)\n'
+            '        mixed = mixed / (reduce(mixed, "b t i j -> b t 1 j", "sum") + eps)\n',
+        ),
+        (
+            "    for",
+            '        mixed = mixed / (reduce(mixed, "b t i j -> b t 1 j", "sum") + eps)\n'
+            '        mixed = mixed / (reduce(mixed, "b t i j -> b t i 1", "sum") + eps)\n',
+        ),
+        "Rows are divided last",
+    ),
+    "sinkhorn: rows last after the columns": (
+        "sinkhorn",
+        '        mixed = mixed / (reduce(mixed, "b t i j -> b t i 1", "sum") + eps)\n'
+        '        mixed = mixed / (reduce(mixed, "b t i j -> b t 1 j", "sum") + eps)\n',
+        '        mixed = mixed / (reduce(mixed, "b t i j -> b t 1 j", "sum") + eps)\n'
+        '        mixed = mixed / (reduce(mixed, "b t i j -> b t i 1", "sum") + eps)\n',
+        "Rows are divided last",
+    ),
     "sinkhorn: old streams": (
         "sinkhorn",
         "logits_BTij.softmax(dim=-1)",
@@ -337,6 +469,13 @@ WRONG = {
         "product is clamped",
     ),
     "swiglu: gate from below": ("swiglu", "gate.clamp(max=limit)", "gate.clamp(-limit, limit)", "bound above only"),
+    "swiglu: gelu": ("swiglu", "F.silu(gate.clamp(max=limit))", "F.gelu(gate.clamp(max=limit))", "GELU"),
+    "swiglu: gelu by tanh": (
+        "swiglu",
+        "F.silu(gate.clamp(max=limit))",
+        'F.gelu(gate.clamp(max=limit), approximate="tanh")',
+        "GELU",
+    ),
     "scores: no root": ("affinities", "weight_ED)).sqrt()", "weight_ED))", "root is missing"),
     "router: bias in the weights": (
         "router",
@@ -363,6 +502,18 @@ WRONG = {
         "y_BTD = self.shared_experts(x_BTD)",
         "y_BTD = torch.zeros_like(x_BTD)",
         "shared expert is missing",
+    ),
+    "moe: weight inside": (
+        "moe",
+        "y_BTD + weight * expert(x_BTD)",
+        "y_BTD + expert(weight * x_BTD)",
+        "multiplies what an expert reads",
+    ),
+    "block: norm before the collapse": (
+        "block",
+        ("self.attn_norm(collapse(streams_BTND, pre))", "self.ffn_norm(collapse(streams_BTND, pre))"),
+        ("collapse(self.attn_norm(streams_BTND), pre)", "collapse(self.ffn_norm(streams_BTND), pre)"),
+        "normed one by one",
     ),
     "block: stale streams": (
         "block",
@@ -403,7 +554,7 @@ UNNAMED = {
         "bias_SK = rearrange(torch.ones_like(self.ape).cumsum(0),",
         "makes no use of `ape`",
     ),
-    "a number": ("swiglu", "F.silu(gate", "F.gelu(gate", "At [0, 0, 0] it is "),
+    "a number": ("swiglu", "F.silu(gate", "F.mish(gate", "At [0, 0, 0] it is "),
     "a factor": (
         "collapse",
         "return einsum(pre_BTN,",
@@ -432,7 +583,7 @@ UNNAMED = {
 def test_a_mistake_that_nobody_named_is_told_by_what_is_plain_to_see(mistake, write):
     name, old, new, words = UNNAMED[mistake]
     said = told(write(solution_with((old, new))), name, seed=3)
-    assert words in said and "build.check(" in said, said
+    assert words in said and f"x, due = build.inputs({name!r}, seed=3" in said, said
 
 
 OF_ANOTHER_TYPE = {
@@ -542,6 +693,32 @@ def test_two_checks_draw_different_inputs_and_a_seed_the_same():
         seeds = {Judge(build.load(STUBS)).seed for _ in range(8)}
         one, other = (next(TRACK["attend"].draw(Draw(7)))[0] for _ in range(2))
     assert len(seeds) == 8 and torch.equal(one, other)
+
+
+@every_step
+def test_inputs_gives_what_the_check_of_that_seed_drew_and_answer_the_reader_s_answer_to_it(name):
+    with float64():
+        n_cases = len(list(TRACK[name].draw(Draw(7))))
+    for case in range(n_cases):
+        x, due = build.inputs(name, seed=7, case=case)
+        assert all_close(build.answer(name, x, SOLUTION), parts(due))
+    with pytest.raises(ValueError, match=f"case: {n_cases} is not drawn for {name}; give 0 to {n_cases - 1}"):
+        build.inputs(name, seed=7, case=n_cases)
+
+
+def test_the_inputs_that_a_message_offers_are_those_of_the_case_that_is_wrong(write):
+    path = write(solution_with(("F.silu(gate", "F.mish(gate")))
+    said = told(path, "swiglu", seed=3)
+    assert "x, due = build.inputs('swiglu', seed=3); mine = build.answer('swiglu', x)." in said
+    x, due = build.inputs("swiglu", seed=3)
+    first = build.answer("swiglu", x, path)[0, 0, 0].item()
+    assert f"At [0, 0, 0] it is {first:.4g}, due is {due[0, 0, 0].item():.4g}." in said
+
+
+def test_the_inputs_that_a_message_offers_say_which_case_it_was(write):
+    later = "even * angle.cos() - odd * angle.sin() + 0.1 * (still.shape[-1] == 0) * odd.abs()"
+    said = told(write(solution_with(("even * angle.cos() - odd * angle.sin()", later))), "rotate", seed=3)
+    assert "build.inputs('rotate', seed=3, case=1)" in said, said
 
 
 # --- a file half done ---
@@ -661,6 +838,16 @@ def test_the_command_runs_from_a_shell():
     words = [sys.executable, "-m", "minidsv4.course.build", "rotate", "--file", str(STUBS)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (1, "rotate: not written yet\n", "")
+
+
+def test_a_reader_of_the_table_who_has_gone_hears_no_complaint():
+    """As behind `| head`: stdout is a pipe whose other end is closed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", "minidsv4.course.build", "--file", str(STUBS)]
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (READER_GONE, "")
 
 
 # --- the notebooks ---

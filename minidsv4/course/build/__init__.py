@@ -4,17 +4,21 @@ from minidsv4.course import build
 build.check("rotate")      # loads my_v4.py anew, tries it on fresh inputs, says what is wrong
 build.hint("rotate", 2)    # 1 points to the idea, 2 says how, 3 nearly gives it away
 build.table()              # every step, and how it stands
+x, due = build.inputs("rotate", seed=7)  # inputs of a check, and what is due for them
+mine = build.answer("rotate", x)         # what my_v4.py gives for them
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from minidsv4.course.build import reader
 from minidsv4.course.build.hints import HINTS
-from minidsv4.course.build.judge import RIGHT, Judge, Verdict
+from minidsv4.course.build.judge import RIGHT, Judge, Verdict, float64
 from minidsv4.course.build.parts import weights
 from minidsv4.course.build.reader import load
-from minidsv4.course.build.steps import Step
+from minidsv4.course.build.steps import Draw, Step
 from minidsv4.course.build.track import NOTEBOOKS, TRACK
 
 __all__ = [
@@ -22,8 +26,10 @@ __all__ = [
     "TRACK",
     "Verdict",
     "all_right",
+    "answer",
     "check",
     "hint",
+    "inputs",
     "known",
     "load",
     "print_table",
@@ -58,6 +64,28 @@ def check(name: str, file: str | Path = FILE, seed: int | None = None) -> None:
         print(*verdicts(file, [name], seed))
     except ValueError as stopped:
         print(f"{name}: {stopped}")
+
+
+def inputs(name: str, seed: int, case: int = 0) -> tuple[tuple, Any]:
+    """The arguments that a check with this seed draws, in a tuple, and the package's answer to them.
+
+    case  which of the check's inputs, from 0
+    """
+    step = known(name)
+    with float64():
+        drawn = list(step.draw(Draw(seed)))
+        if case not in range(len(drawn)):
+            raise ValueError(f"case: {case!r} is not drawn for {name}; give 0 to {len(drawn) - 1}")
+        return drawn[case], step.right(*copy.deepcopy(drawn[case]))
+
+
+def answer(name: str, x: tuple, file: str | Path = FILE) -> Any:
+    """What the reader's file gives for the arguments `x` of `inputs`, with new tensors in float64.
+
+    An exception of the reader's code passes through, with its traceback.
+    """
+    with float64():
+        return known(name).call(load(file), *copy.deepcopy(x))
 
 
 def table(file: str | Path = FILE) -> None:

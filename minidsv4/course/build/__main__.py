@@ -7,6 +7,7 @@ from pathlib import Path
 
 from minidsv4.course import build
 from minidsv4.course.notebooks import FOLDER
+from minidsv4.options import READER_GONE, close
 
 REFUSED = 2
 PLACES = (Path("build"), Path("work/build"), FOLDER.parent / "work" / "build", FOLDER / "build")
@@ -21,7 +22,21 @@ def find() -> Path:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Print the table, or one step's verdict. Returns 0 where all is right, 1 where something is left, 2 if refused."""
+    """Print the table, or one step's verdict; a reader who has gone, as behind `| head`, hears no complaint.
+
+    returns  0 where all is right, 1 where something is left, 2 if refused, 141 where the reader has gone
+    """
+    try:
+        code = run(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        close(sys.stdout)
+        return READER_GONE
+
+
+def run(words: Sequence[str] | None) -> int:
+    """Parse the words and print what they ask for. Returns the exit code."""
     says = "Where you stand in building a V4."
     parser = argparse.ArgumentParser(prog="python -m minidsv4.course.build", description=says)
     parser.add_argument("step", nargs="?", help="say what is wrong with this step; none means the table of all")
@@ -35,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(refused, file=sys.stderr)
         return REFUSED
     if choice.step is None:
-        print(f"{file.name}:")
+        print(f"{file}:")
         build.print_table(found)
     else:
         print(found[0])

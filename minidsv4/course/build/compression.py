@@ -122,7 +122,8 @@ def slots_of(series_BCMK, nothing):
 
 @slots.mistake
 def halves_swapped(series, nothing):
-    """The halves are swapped. The first half of the channels is for the window before, the second for the own one."""
+    """The halves are swapped. Slots 0 to M - 1 hold the tokens of the window before, with their first half of
+    channels; slots M to 2M - 1 hold the entry's own tokens, with their second half."""
     first, second = series.chunk(2, dim=-1)
     return slots_of(torch.cat([second, first], dim=-1), nothing)
 
@@ -241,7 +242,8 @@ overlap_compressor.museum("halves_swapped", "window_0_has_zero_logits")
 
 @overlap_compressor.mistake
 def bias_halves_swapped(config, module, x_BTD):
-    """The halves of the position bias are swapped. Its first half belongs to the window before, like the gates'."""
+    """The halves of the position bias are swapped. Its first half is for slots 0 to M - 1, which hold the window
+    before; its second half is for slots M to 2M - 1, which hold the entry's own tokens."""
     with patch.object(module, "ape", nn.Parameter(module.ape.roll(module.entry_width, dims=1))):
         return compressed(config, module, x_BTD)
 

@@ -75,6 +75,18 @@ def sigmoid_for_silu(gate, up, limit):
     return gate.clamp(max=limit).sigmoid() * up.clamp(-limit, limit)
 
 
+@clamped.mistake
+def gelu_for_silu(gate, up, limit):
+    """The gate passes a GELU. It passes a silu: g times sigmoid(g)."""
+    return F.gelu(gate.clamp(max=limit)) * up.clamp(-limit, limit)
+
+
+@clamped.mistake
+def rough_gelu_for_silu(gate, up, limit):
+    """The gate passes a GELU (by tanh). It passes a silu: g times sigmoid(g)."""
+    return F.gelu(gate.clamp(max=limit), approximate="tanh") * up.clamp(-limit, limit)
+
+
 scored = step("affinities", "BTE")
 
 
@@ -292,3 +304,14 @@ def all_experts_visited(config, moe, layer, x_BTD, ids_BT):
 def shared_scaled(config, moe, layer, x_BTD, ids_BT):
     """The shared expert is multiplied by the route scale. Its weight is 1."""
     return moe(x_BTD, ids_BT) + (moe.gate.route_scale - 1) * moe.shared_experts(x_BTD)
+
+
+@mixture.mistake
+def weight_inside_the_expert(config, moe, layer, x_BTD, ids_BT):
+    """The routing weight multiplies what an expert reads. It multiplies what the expert gives: experts are no linear
+    maps."""
+    picked_BTA, weight_BTA, _ = moe.gate(x_BTD, ids_BT)
+    y_BTD = moe.shared_experts(x_BTD)
+    for picked_BT1, weight_BT1 in zip(picked_BTA.split(1, dim=-1), weight_BTA.split(1, dim=-1)):
+        y_BTD = y_BTD + moe.experts(weight_BT1 * x_BTD, picked_BT1, torch.ones_like(weight_BT1))
+    return y_BTD

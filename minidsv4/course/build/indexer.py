@@ -11,6 +11,7 @@ from einops import einsum, rearrange
 
 from minidsv4 import ops
 from minidsv4.config import LayerKind
+from minidsv4.course.build.compare import close
 from minidsv4.course.build.parts import (
     angles_of,
     filled,
@@ -109,6 +110,19 @@ def picked_before_hidden(score, sees, n_picked):
 
 
 @picks.mistake
+def hidden_by_zero(score, sees, n_picked):
+    """Hidden entries are hidden by a score of 0, which beats every negative one. Their score becomes -inf."""
+    return picked(score.masked_fill(~sees, 0.0), torch.ones_like(sees), n_picked) & sees
+
+
+@picks.mistake
+def hidden_by_zero_and_picked(score, sees, n_picked):
+    """Hidden entries are hidden by a score of 0, which beats every negative one. Their score becomes -inf, and those
+    that are picked for want of others are taken away again."""
+    return picked(score.masked_fill(~sees, 0.0), torch.ones_like(sees), n_picked)
+
+
+@picks.mistake
 def hidden_fill_up(score, sees, n_picked):
     """Where a query sees fewer than k entries, hidden ones fill up the rest. They are not read."""
     best_BTP = ops.stable_topk(score.masked_fill(~sees, -torch.inf), n_picked)
@@ -154,18 +168,18 @@ def last_query_decides(score, sees, n_picked):
 
 @picks.explanation
 def ties(arguments, given, due):
-    """Picks of the same scores as they should be, but other ones."""
+    """Picks of the same scores as they should be, but other ones; or another mistake, with ties broken anyhow."""
     score_BTC = arguments[0]
-    if given.shape != due.shape or given.dtype != torch.bool:
+    if close(given, due):
         return None
     low = -1e9
     chosen = [torch.where(picks, score_BTC, low).sort(dim=-1).values for picks in (given, due)]
-    if torch.equal(*chosen) and not torch.equal(given, due):
+    if torch.equal(*chosen):
         return (
             "Equal scores are broken otherwise: the lower index wins. `topk` promises no order among equals; "
-            "`sort(descending=True, stable=True)` does."
+            "`sort(dim=-1, descending=True, stable=True)` does."
         )
-    return None
+    return next((mistake.told for mistake in picks.mistakes if close(given, mistake.answer(*arguments))), None)
 
 
 index = step(

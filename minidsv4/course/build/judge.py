@@ -99,7 +99,7 @@ class Judge:
 
     def _plain(self, step: Step, answers: list[tuple], due: list[tuple]) -> str:
         """What can be said of the first wrong part."""
-        for (arguments, given), wanted in zip(answers, due):
+        for case, ((arguments, given), wanted) in enumerate(zip(answers, due)):
             if step.explain and (said := step.explain(arguments, given, *wanted)):
                 return said
             for number, (part, wanted_part) in enumerate(zip(parts(given), wanted)):
@@ -107,7 +107,7 @@ class Judge:
                     which = f"In `{step.parts[number]}`: " if step.parts else ""
                     tensors = torch.as_tensor(part), torch.as_tensor(wanted_part)
                     said = f"{which}{value_fault(*tensors, step.axes[number])} {self._probed(step, arguments)}"
-                    return f"{said}{self._again(step)}"
+                    return f"{said}{self._again(step, case)}"
         raise AssertionError("something was wrong")
 
     def _probed(self, step: Step, arguments: tuple) -> str:
@@ -122,8 +122,9 @@ class Judge:
             return ""
         return "".join(f"{said} " for said in found if said)
 
-    def _again(self, step: Step) -> str:
-        return f"build.check({step.name!r}, seed={self.seed}) draws these inputs again."
+    def _again(self, step: Step, case: int) -> str:
+        words = f"{step.name!r}, seed={self.seed}" + (f", case={case}" if case else "")
+        return f"To look closer: x, due = build.inputs({words}); mine = build.answer({step.name!r}, x)."
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from minidsv4.course.build.parts import (
 )
 from minidsv4.course.build.steps import Step, step
 from minidsv4.model.attention import ATTENTION, WindowAttention
+from minidsv4.model.layer import wrapped
+from minidsv4.visibility import Visibility
 
 heads_out = step("grouped_output", "BTD")
 
@@ -181,6 +183,73 @@ def yarn_left_out(config, layer, x_BTD):
     """YaRN is missing from the angles: layers that compress have `rope_scaling`."""
     plain = config.replace(rope_theta=config.compress_rope_theta)
     return output(config, layer, x_BTD, positions_of(plain, LayerKind.WINDOW, x_BTD.shape[1]))
+
+
+@of_layers(LayerKind.HCA, LayerKind.CSA)
+def yarn_with_the_other_base(config, layer, x_BTD):
+    """The angles have YaRN with the base `rope_theta`. Layers that compress have the base `compress_rope_theta`."""
+    mixed = config.replace(compress_rope_theta=config.rope_theta)
+    return output(config, layer, x_BTD, positions_of(mixed, layer.kind, x_BTD.shape[1]))
+
+
+@of_layers(LayerKind.WINDOW)
+def yarn_in_a_window_layer(config, layer, x_BTD):
+    """The angles have YaRN. A WINDOW layer has the base `rope_theta` alone."""
+    mixed = config.replace(compress_rope_theta=config.rope_theta)
+    return output(config, layer, x_BTD, positions_of(mixed, LayerKind.HCA, x_BTD.shape[1]))
+
+
+@of_layers()
+def query_heads_normed_together(config, layer, x_BTD):
+    """All query heads of a token are normed together. Each is normed by itself, after the cut into heads."""
+
+    def together(rms_norm):
+        def norm(x, weight, eps):
+            flat = rms_norm(rearrange(x, "b t h k -> b t (h k)"), weight, eps)
+            return rearrange(flat, "b t (h k) -> b t h k", h=layer.heads)
+
+        return norm
+
+    with wrapped([layer], "rms_norm", lambda _, rms_norm: together(rms_norm)):
+        return output(config, layer, x_BTD)
+
+
+def attending(layer, entries_and_map):
+    """Inside, this layer attends to `entries_and_map(window_BSK, entries_BCK, sees)`."""
+
+    def other(attend):
+        def attended(query_BTHK, window_BSK, entries_BCK, sees, sinks_H):
+            joined, read = entries_and_map(window_BSK, entries_BCK, sees)
+            return attend(query_BTHK, joined, joined[:, :0], SimpleNamespace(map=lambda: read), sinks_H)
+
+        return attended
+
+    return wrapped([layer], "attend", lambda _, attend: other(attend))
+
+
+@of_layers(LayerKind.HCA, LayerKind.CSA)
+def maps_the_other_way_round(config, layer, x_BTD):
+    """Entries and maps are not in the same order: the map of the compressed entries stands first, the entries last."""
+
+    def maps_first(window_BSK, entries_BCK, sees):
+        return torch.cat([window_BSK, entries_BCK], dim=1), sees.map().roll(entries_BCK.shape[1], dims=-1)
+
+    with attending(layer, maps_first):
+        return output(config, layer, x_BTD)
+
+
+@of_layers(LayerKind.HCA, LayerKind.CSA)
+def entries_the_other_way_round(config, layer, x_BTD):
+    """Entries and maps are not in the same order: the compressed entries stand first, their map last."""
+    with attending(layer, lambda window, entries, sees: (torch.cat([entries, window], dim=1), sees.map())):
+        return output(config, layer, x_BTD)
+
+
+@of_layers(LayerKind.HCA, LayerKind.CSA)
+def every_entry_visible(config, layer, x_BTD):
+    """Queries see every compressed entry, those of their future too. `entry_map` says which ones they see."""
+    with patch.object(Visibility, "visible", lambda sees, entry: entry < torch.full((1, sees.n_queries, 1), 10**6)):
+        return output(config, layer, x_BTD)
 
 
 @of_layers(LayerKind.CSA)

@@ -141,18 +141,49 @@ def multiplied_by_the_factor(n_rotary, base, yarn):
 @speed.mistake
 def ends_not_whole(n_rotary, base, yarn):
     """The ends of YaRN's ramp are not whole pairs: `low` is rounded down and `high` is rounded up."""
-    plain = speeds(n_rotary, base, None)
     if yarn is None:
-        return plain
-    pair = torch.arange(n_rotary // 2, dtype=torch.float64)
-    ends = [
-        n_rotary * math.log(yarn.original_max_position_embeddings / (2 * math.pi * beta)) / (2 * math.log(base))
-        for beta in (yarn.beta_fast, yarn.beta_slow)
-    ]
-    low = max(ends[0], 0.0)
-    high = min(ends[1], n_rotary - 1.0)
-    slowed = ((pair - low) / max(high - low, 0.001)).clamp(0, 1)
+        return speeds(n_rotary, base, None)
+    low = max(pair_that_turns(yarn.beta_fast, n_rotary, base, yarn), 0.0)
+    high = min(pair_that_turns(yarn.beta_slow, n_rotary, base, yarn), n_rotary - 1.0)
+    return faded(n_rotary, base, yarn, low, max(high - low, 0.001))
+
+
+def pair_that_turns(times, n_rotary, base, yarn):
+    """The pair, as a float, that turns so often in YaRN's original length."""
+    period = yarn.original_max_position_embeddings / (2 * math.pi * times)
+    return n_rotary * math.log(period) / (2 * math.log(base))
+
+
+def faded(n_rotary, base, yarn, low, width):
+    """YaRN's speeds with a ramp that begins at pair `low` and is so wide."""
+    plain = speeds(n_rotary, base, None)
+    slowed = ((torch.arange(n_rotary // 2, dtype=torch.float64) - low) / width).clamp(0, 1)
     return (1 - slowed) * plain + slowed * plain / yarn.factor
+
+
+def ends_swapped(n_rotary, base, yarn):
+    """The ends of a ramp whose betas are swapped: its `low` and `high`."""
+    low = max(math.floor(pair_that_turns(yarn.beta_slow, n_rotary, base, yarn)), 0)
+    high = min(math.ceil(pair_that_turns(yarn.beta_fast, n_rotary, base, yarn)), n_rotary - 1)
+    return low, high
+
+
+@speed.mistake
+def low_and_high_swapped(n_rotary, base, yarn):
+    """`low` and `high` are swapped. `low` belongs to `beta_fast`, whose pair comes first; `high` to `beta_slow`."""
+    if yarn is None:
+        return speeds(n_rotary, base, None)
+    low, high = ends_swapped(n_rotary, base, yarn)
+    return faded(n_rotary, base, yarn, low, max(high - low, 0.001))
+
+
+@speed.mistake
+def low_and_high_swapped_and_a_falling_ramp(n_rotary, base, yarn):
+    """`low` and `high` are swapped. `low` belongs to `beta_fast`, whose pair comes first; `high` to `beta_slow`."""
+    if yarn is None:
+        return speeds(n_rotary, base, None)
+    low, high = ends_swapped(n_rotary, base, yarn)
+    return faded(n_rotary, base, yarn, low, high - low or 0.001)
 
 
 @speed.mistake

@@ -74,6 +74,12 @@ def window_without_an_end(n_tokens, window):
 
 
 @near.mistake
+def window_on_both_sides(n_tokens, window):
+    """Queries see as many later tokens as earlier ones. Nothing after t is seen: 0 <= t - s < W."""
+    return age_TS(n_tokens).abs() < window
+
+
+@near.mistake
 def map_transposed(n_tokens, window):
     """The map is transposed: its first axis is the query t, its second the token s that is seen."""
     return window_map(n_tokens, window).mT
@@ -241,3 +247,10 @@ def softmax_over_heads(query, entries, sees, sinks):
     score = scores(query, entries).masked_fill(~rearrange(sees, "b t s -> b t 1 s"), -torch.inf)
     sink = rearrange(sinks, "h -> 1 1 h 1").expand(*query.shape[:3], 1)
     return weighed(torch.cat([score, sink], dim=-1).softmax(2)[..., :-1], entries)
+
+
+@core.mistake
+def softmax_over_queries(query, entries, sees, sinks):
+    """The softmax runs over queries. It runs over the entries of one query and head, and the sink: the last axis."""
+    score = scores(query, entries).masked_fill(~rearrange(sees, "b t s -> b t 1 s"), -torch.inf)
+    return weighed(score.softmax(1), entries)

@@ -48,6 +48,33 @@ def softmax_over_old_streams(logits, iterations, eps):
     return mix
 
 
+def rows_last(mix, rounds, eps):
+    """So many rounds of columns, then rows."""
+    for _ in range(rounds):
+        mix = mix / (mix.sum(2, keepdim=True) + eps)
+        mix = mix / (mix.sum(3, keepdim=True) + eps)
+    return mix
+
+
+@doubly.mistake
+def rows_last_after_the_softmax(logits, iterations, eps):
+    """Rows are divided last in each round. Columns come last, so that they sum to 1 most closely."""
+    return rows_last(logits.softmax(3) + eps, iterations, eps)
+
+
+@doubly.mistake
+def rows_last_and_a_round_less(logits, iterations, eps):
+    """Rows are divided last in each round. Columns come last, so that they sum to 1 most closely."""
+    return rows_last(logits.softmax(3) + eps, iterations - 1, eps)
+
+
+@doubly.mistake
+def rows_last_after_the_first_columns(logits, iterations, eps):
+    """Rows are divided last in each round. After the softmax and the columns come rows, and columns last."""
+    mix = logits.softmax(3) + eps
+    return rows_last(mix / (mix.sum(2, keepdim=True) + eps), iterations - 1, eps)
+
+
 @doubly.mistake
 def eps_not_after_the_softmax(logits, iterations, eps):
     """eps is not added to the softmax. It is added there once, and to every sum that divides."""

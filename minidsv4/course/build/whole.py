@@ -84,16 +84,23 @@ def one_site_for_both(config, part, layer, streams_BTND, ids_BT):
         return block_output(config, part, layer, streams_BTND, ids_BT)
 
 
-def two_sub_layers(config, part, streams_BTND, ids_BT, site_of):
-    """The block where `site_of(before, after)` gives the streams that the second site reads its coefficients from."""
+def after_the_collapse(norm, streams_BTND, pre_BTN):
+    return norm(ops.collapse(streams_BTND, pre_BTN))
+
+
+def two_sub_layers(config, part, streams_BTND, ids_BT, site_of, read_by=after_the_collapse):
+    """The block where `site_of(before, after)` gives the streams that the second site reads its coefficients from.
+
+    read_by  what a norm, the streams and `pre` become before a sub-layer
+    """
     first = part.hc_attn(streams_BTND)
     n_batch, n_tokens = ids_BT.shape
     kind = part.attn.kind
-    x_BTD = part.attn_norm(ops.collapse(streams_BTND, first.pre_BTN))
+    x_BTD = read_by(part.attn_norm, streams_BTND, first.pre_BTN)
     y_BTD = part.attn(x_BTD, positions_of(config, kind, n_tokens), memory_of(config, kind, n_batch))
     after = ops.write(streams_BTND, y_BTD, first.post_BTN, first.carry_BTij)
     second = part.hc_ffn(site_of(streams_BTND, after))
-    y_BTD = part.ffn(part.ffn_norm(ops.collapse(after, second.pre_BTN)), ids_BT)
+    y_BTD = part.ffn(read_by(part.ffn_norm, after, second.pre_BTN), ids_BT)
     return ops.write(after, y_BTD, second.post_BTN, second.carry_BTij)
 
 
@@ -101,6 +108,16 @@ def two_sub_layers(config, part, streams_BTND, ids_BT, site_of):
 def stale_coefficients(config, part, layer, streams_BTND, ids_BT):
     """The second site's coefficients come from the streams before attention. They come from the streams after it."""
     return two_sub_layers(config, part, streams_BTND, ids_BT, lambda before, after: before)
+
+
+@block.mistake
+def norm_before_the_collapse(config, part, layer, streams_BTND, ids_BT):
+    """Streams are normed one by one, and collapsed then. The collapse comes first, and its one vector is normed."""
+
+    def before_the_collapse(norm, streams_BTND, pre_BTN):
+        return ops.collapse(norm(streams_BTND), pre_BTN)
+
+    return two_sub_layers(config, part, streams_BTND, ids_BT, lambda before, after: after, before_the_collapse)
 
 
 @block.mistake

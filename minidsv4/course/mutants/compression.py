@@ -16,7 +16,7 @@ from minidsv4.model.compressor import Compressor, OverlapCompressor
     symptom="Every entry mixes the wrong series; shapes fit, and a model trained this way does not mind.",
 )
 def halves_swapped(right, layer, closed_BCMK, *rest):
-    """The first half of the channels is read as the current window's series; it is the previous window's."""
+    """Own tokens give their first half of channels, those of the window before their second; it is the reverse."""
     ape = nn.Parameter(layer.ape.roll(layer.entry_width, dims=1))
     values, gates = (half.roll(layer.entry_width, dims=-1) for half in closed_BCMK.chunk(2, dim=-1))
     with patch.object(layer, "ape", ape):

@@ -63,7 +63,7 @@ def sinkhorn_without_eps(right, logits, iterations, eps):
     killed_by=(*BOTH, "new_streams_are_means_of_old_ones"),
 )
 def sinkhorn_rows_last(right, logits, iterations, eps):
-    """Columns are normalised first and rows last, so the sums that the update relies on are the loose ones."""
+    """Columns are divided first and rows last, so columns do not sum to 1: each holds the weights of a new stream."""
     mix = right(rearrange(logits, "b t i j -> b t j i"), iterations, eps)
     return rearrange(mix, "b t j i -> b t i j")
 
