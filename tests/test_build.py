@@ -887,6 +887,15 @@ def test_the_notebooks_of_the_track_keep_the_course_s_rules_and_say_how_to_get_a
     assert [link for link in linked if not (notebooks.FOLDER / "build" / link).resolve().exists()] == []
 
 
+def test_the_line_by_which_the_first_notebook_shows_the_inputs_of_a_check_runs(monkeypatch):
+    text = "".join(cell.source for cell in read(notebooks_of_the_track()["build/1_pieces"]).cells)
+    (line,) = re.findall(r"```python\n(.+)\n```", text)
+    monkeypatch.chdir(SOLUTION.parent)
+    found = {"build": build}
+    exec(line, found)
+    assert off(found["mine"], found["due"]) < EXACT and len(found["x"]) == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", notebooks_of_the_track())
 def test_with_the_solution_in_place_of_the_stubs_every_cell_of_the_track_says_that_it_is_right(name, tmp_path):
