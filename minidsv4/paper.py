@@ -493,12 +493,12 @@ def moe_layer(params, x_TD, ids_T, config, clamp_shared=True):
 
 
 def balance_loss(score_TE, chosen_TA):
-    """One sequence: sum_e f_e P_e, f_e = E/(A T) count_e, P_e = mean_t s_te / sum_j s_tj; 1 when balanced."""
+    """One sequence: sum_e f_e P_e, f_e = E/(A T) count_e, P_e = mean_t s_te / (sum_j s_tj + 1e-20)."""
     (n_tokens, n_experts), n_active = score_TE.shape, chosen_TA.shape[1]
     loss = 0.0
     for e in range(n_experts):
         count = sum(int(chosen == e) for row in chosen_TA for chosen in row)
-        share = sum(score_TE[t, e] / sum(score_TE[t]) for t in range(n_tokens)) / n_tokens
+        share = sum(score_TE[t, e] / (sum(score_TE[t]) + 1e-20) for t in range(n_tokens)) / n_tokens
         loss += n_experts / (n_active * n_tokens) * count * share
     return loss
 

@@ -7,8 +7,10 @@ import torch
 from small import EXACT, TINY, both_tables, off, small_model, token_ids
 
 import minidsv4 as v4
+from minidsv4 import paper
 from minidsv4.model.cache import Cache
 from minidsv4.model.layer import watch
+from minidsv4.model.moe import LearnedRouter
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +248,31 @@ def test_a_router_logit_far_below_zero_leaves_every_gradient_finite(dtype, logit
     lowest = min((x_BTD @ weight_ED.T).min() for _, (x_BTD, weight_ED), _ in calls)
     assert losses.total.isfinite() and lowest < (-104 if dtype == torch.float32 else -745)
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@both_tables
+@pytest.mark.parametrize(("dtype", "weight"), [(torch.float32, -120.0), (torch.float64, -2000.0)])
+def test_scores_that_are_all_0_leave_losses_and_gradients_finite_and_are_no_share(dtype, weight, table):
+    """Kind: a division by a sum of zeros; balance and total were NaN beside a finite main loss, and 122 gradients."""
+    torch.manual_seed(0)
+    model, ids_BT = v4.Model(TINY, ops=table).to(dtype), token_ids(1, 50)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gate.weight"):
+                parameter.fill_(weight)
+    with watch(model, LearnedRouter) as calls:
+        losses = model.loss(ids_BT)
+    losses.total.backward()
+    assert any((routed.score_BTE == 0).all(dim=-1).any() for _, _, routed in calls)
+    expected = sum(paper.balance_loss(*pair) for pair in (_scores_and_picks(routed) for _, _, routed in calls))
+    assert abs(losses.balance.item() - expected) < 1e-5 * expected  # scores of float32
+    assert all(part.isfinite() for part in losses)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def _scores_and_picks(routed):
+    """The first row's scores and picks as float64 and integers of NumPy, for the loops of the paper."""
+    return routed.score_BTE[0].detach().double().numpy(), routed.picked_BTA[0].numpy()
 
 
 @pytest.mark.parametrize(

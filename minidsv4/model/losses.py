@@ -113,7 +113,7 @@ def balance_loss(routed: Routed, real_BT: Tensor) -> Tensor:
     n_real_B1 = reduce(real_BT1, "b t 1 -> b 1", "sum").clamp(min=1)
     picked_BTE = reduce(F.one_hot(routed.picked_BTA, n_experts), "b t a e -> b t e", "sum")
     n_picked_BE = reduce(picked_BTE * real_BT1, "b t e -> b e", "sum")
-    share_BTE = routed.score_BTE / reduce(routed.score_BTE, "b t e -> b t 1", "sum")
+    share_BTE = routed.score_BTE / (reduce(routed.score_BTE, "b t e -> b t 1", "sum") + 1e-20)
     share_BE = reduce(share_BTE * real_BT1, "b t e -> b e", "sum") / n_real_B1
     summed = reduce(n_picked_BE * (n_experts / (n_active * n_real_B1)) * share_BE, "b e ->", "sum")
     return summed / real_BT.any(dim=1).sum().clamp(min=1)
