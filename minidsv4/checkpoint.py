@@ -11,7 +11,9 @@ checksum of every tensor (`checksums.py`), which `load` verifies.
 import json
 import re
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,10 +23,12 @@ from torch import Tensor
 from minidsv4 import checksums, config_json
 from minidsv4.config import Config
 from minidsv4.fast.released import check_released
-from minidsv4.files import atomic_folder
+from minidsv4.files import atomic_folder, given_path
 from minidsv4.lowbit import formats
 from minidsv4.model.indexer import Hadamard
 from minidsv4.model.model import Model
+
+T = TypeVar("T")
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -44,6 +48,7 @@ _TO_RELEASED = [  # (pattern, replacement), in order; a released name passes thr
 ]
 _OURS = (r"\bhc_(attn|ffn|head)_(fn|base|scale)$", r"hc_\1.\2")  # released spelling -> this package's
 _RELEASED = (r"\bhc_(attn|ffn|head)\.(fn|base|scale)$", r"hc_\1_\2")
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # those that torch can sort
 # Multiplied in the wider of their own type and that of what they read.
 _OWN = re.compile(r"\bcompressor\.(wkv|wgate)\.weight$|\bweights_proj\.weight$")
 
@@ -72,27 +77,43 @@ def to_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_released(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """This package's state dict from tensors in any of the three spellings; experts are stacked."""
+    """This package's state dict from tensors in any of the three spellings; experts are stacked.
+
+    raises  ValueError for a tensor that stands there in two spellings, and for experts that are missing
+    """
     state: dict[str, Tensor] = {}
     experts: dict[str, dict[tuple[int, str], Tensor]] = {}
     for name, tensor in tensors.items():
-        name = released_name(name)
-        stacked = re.fullmatch(r"(.*experts\.)(gate_up_proj|down_proj)", name)
-        apart = re.fullmatch(r"(.*\bexperts\.)(\d+)\.(w[123])\.weight", name)
+        released = released_name(name)
+        stacked = re.fullmatch(r"(.*experts\.)(gate_up_proj|down_proj)", released)
+        apart = re.fullmatch(r"(.*\bexperts\.)(0|[1-9][0-9]{0,8})\.(w[123])\.weight", released)
         if stacked:
-            state[stacked[1] + ("w13" if stacked[2] == "gate_up_proj" else "w2")] = tensor
+            _add(state, stacked[1] + ("w13" if stacked[2] == "gate_up_proj" else "w2"), tensor, name)
         elif apart:
-            experts.setdefault(apart[1], {})[int(apart[2]), apart[3]] = tensor
+            _add(experts.setdefault(apart[1], {}), (int(apart[2]), apart[3]), tensor, name)
         else:
-            state[re.sub(*_OURS, name)] = tensor
-    return state | {name: tensor for prefix, parts in experts.items() for name, tensor in _stack(prefix, parts).items()}
+            _add(state, re.sub(*_OURS, released), tensor, name)
+    for prefix, parts in experts.items():
+        for name, tensor in _stack(prefix, parts).items():
+            _add(state, name, tensor, f"{prefix}0.w{'1' if name.endswith('w13') else '2'}.weight")
+    return state
+
+
+def _add(table: dict[T, Tensor], key: T, tensor: Tensor, name: str) -> None:
+    """Put a tensor into a table, unless another spelling of its name has been there."""
+    if key in table:
+        whole = key if isinstance(key, str) else "that expert"
+        raise ValueError(f"checkpoint: {name} is another spelling of {whole}, which is there as well; keep one of them")
+    table[key] = tensor
 
 
 def _stack(prefix: str, parts: dict[tuple[int, str], Tensor]) -> dict[str, Tensor]:
     n_experts = 1 + max(n for n, _ in parts)
-    missing = [f"{prefix}{n}.{w}.weight" for n in range(n_experts) for w in ("w1", "w2", "w3") if (n, w) not in parts]
-    if missing:
-        raise ValueError(f"checkpoint: {_few(missing)} missing; a model of {n_experts} experts has them all")
+    n_missing = 3 * n_experts - len(parts)
+    if n_missing:
+        needed = ((n, w) for n in range(n_experts) for w in ("w1", "w2", "w3"))
+        first = [f"{prefix}{n}.{w}.weight" for n, w in islice((part for part in needed if part not in parts), 4)]
+        raise ValueError(f"checkpoint: {_few(first, n_missing)} missing; a model of {n_experts} experts has them all")
     stacks = {w: [parts[n, w] for n in range(n_experts)] for w in ("w1", "w2", "w3")}
     for w, matrices in stacks.items():
         shapes = {tuple(matrix.shape) for matrix in matrices}
@@ -109,8 +130,11 @@ def save(model: Model, folder: str | Path, weights: str | None = None) -> Path:
 
     weights  None keeps every bit; "fp8" takes the formats of the released files, FP8 for most matrices, a third of
              float32's bytes
-    raises   OSError with a sentence where nothing can be written; ValueError for other `weights`
+    raises   OSError with a sentence where nothing can be written; ValueError for other `weights`, for what is no model
+             or has no numbers, and for what is no path
     """
+    folder = given_path("save", folder)
+    _check_numbered("save", model)
     if weights not in (None, "fp8"):
         raise ValueError(f"save: weights = {weights!r} is not known; it is 'fp8', or None for the bits as they are")
     config, tensors = model.config.to_dict(), to_released(model.state_dict())
@@ -122,8 +146,10 @@ def save(model: Model, folder: str | Path, weights: str | None = None) -> Path:
 def export_hf(model: Model, folder: str | Path) -> Path:
     """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` opens; it has no MTP block.
 
-    raises  ValueError for layers, parts or operations that V4 does not have; OSError as `save`
+    raises  ValueError for layers, parts or operations that V4 does not have; both errors as `save`
     """
+    folder = given_path("export_hf", folder)
+    _check_numbered("export_hf", model)
     check_released(model, "export_hf", "transformers", "save writes it for this package")
     tensors = to_released(model.state_dict())
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("mtp.")}
@@ -131,8 +157,16 @@ def export_hf(model: Model, folder: str | Path) -> Path:
     return _write(folder, config_json.for_transformers(model.config.to_dict(), dtype), kept)
 
 
-def _write(folder: str | Path, config: dict, tensors: dict[str, Tensor]) -> Path:
-    folder = Path(folder)
+def _check_numbered(call: str, model: Model) -> None:
+    """Refuse what is no model, and a model on the meta device."""
+    if not isinstance(model, Model):
+        raise ValueError(f"{call}: {type(model).__name__} is no model; give a minidsv4.Model")
+    empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if empty:
+        raise ValueError(f"{call}: {empty[0]} is on the meta device and has no numbers; give a model that has them all")
+
+
+def _write(folder: Path, config: dict, tensors: dict[str, Tensor]) -> Path:
     tensors = {name: tensor.cpu() for name, tensor in tensors.items()}  # once, and not for the checksum and the file
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,26 +198,28 @@ def load(
     adapt    changes the model before it has any numbers, so that it needs what is kept
     returns  a model that rounds no stored tensor: of the embedding's dtype, or of the widest that another matrix has;
              in float32 where matrices are in FP8; without an MTP block if the file or the config has none
-    raises   ValueError: no config or weights, a file cut off or damaged, tensors or scales missing, extra or of
+             always on the CPU
+    raises   ValueError: no path, config or weights, a file cut off or damaged, tensors or scales missing, extra or of
              another shape, and packed FP4, by name
     """
-    folder = Path(folder)
+    folder = given_path("load", folder)
     fields = config_json.read(folder)
     with config_json.naming(folder / "config.json"):
         config = Config.from_dict(fields)
-    read = without_drafts(keep) if config_json.DRAFTS_LEFT_OUT in fields else keep
-    state = from_released(formats.from_stored(_read(folder, read)))
-    if not any(name.startswith("mtp.") for name in state):
-        config = config.replace(num_nextn_predict_layers=0)
-    with torch.device("meta"):
-        model = Model(config)
-    adapt(model)
-    _compare(model.state_dict(), state, config.n_routed_experts)
-    take_types(model, state)
-    model = model.to_empty(device="cpu")
-    model.load_state_dict(state)
-    rebuild_constants(model)
-    return model
+    with torch.device("cpu"):  # whatever the default is: one without numbers has none to check or copy
+        read = without_drafts(keep) if config_json.DRAFTS_LEFT_OUT in fields else keep
+        state = from_released(formats.from_stored(_read(folder, read)))
+        if not any(name.startswith("mtp.") for name in state):
+            config = config.replace(num_nextn_predict_layers=0)
+        with torch.device("meta"):
+            model = Model(config)
+        adapt(model)
+        _compare(model.state_dict(), state, config.n_routed_experts)
+        take_types(model, state)
+        model = model.to_empty(device="cpu")
+        model.load_state_dict(state)
+        rebuild_constants(model)
+        return model
 
 
 def without_drafts(keep: Callable[[str], str | None]) -> Callable[[str], str | None]:
@@ -257,7 +293,11 @@ def _shards(folder: Path) -> set[str]:
 def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], n_experts: int) -> None:
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or extra:
-        parts = [f"{word}: {_few(names)}" for word, names in (("missing", missing), ("not known", extra)) if names]
+        parts = [
+            f"{word}: {_few(names, len(names))}"
+            for word, names in (("missing", missing), ("not known", extra))
+            if names
+        ]
         raise ValueError(f"checkpoint: tensors do not fit the config; {'; '.join(parts)}")
     for name, tensor in found.items():
         if tensor.shape != expected[name].shape:
@@ -282,8 +322,8 @@ def _check_numbers(name: str, tensor: Tensor) -> None:
 
 def _check_table(name: str, table_VA: Tensor, n_experts: int) -> None:
     """Refuse a table that does not name, for every token id, distinct experts by integers from 0."""
-    if table_VA.is_floating_point():
-        raise ValueError(f"checkpoint: {name} is {table_VA.dtype}; a table of experts holds integers")
+    if table_VA.dtype not in _INTEGERS:
+        raise ValueError(f"checkpoint: {name} is {table_VA.dtype}; a table of experts holds integers, best int64")
     low, high = (int(end) for end in table_VA.aminmax())
     if low < 0 or high >= n_experts:
         wrong = low if low < 0 else high
@@ -295,5 +335,7 @@ def _check_table(name: str, table_VA: Tensor, n_experts: int) -> None:
         raise ValueError(f"checkpoint: {name} gives token {token} experts {table_VA[token].tolist()}; they must differ")
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def _few(names: list[str], n_names: int) -> str:
+    """The first four of so many names, long ones cut, and how many more there are."""
+    first = [name if len(name) <= 200 else f"{name[:200]}..." for name in names[:4]]
+    return ", ".join(first) + (f" and {n_names - 4} more" if n_names > 4 else "")

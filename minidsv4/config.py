@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from minidsv4 import config_json
 from minidsv4.config_check import RULES, check, check_names, check_values, require
+from minidsv4.files import given_path
 
 
 class LayerKind(enum.Enum):
@@ -120,7 +121,7 @@ class Config:
 
     def to_json(self, path: str | Path) -> None:
         """Write the released form of `config.json` to `path`."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        given_path("to_json", path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def to_dict(self) -> dict:
         """The released form as plain JSON values, with V4's fixed fields spelled out."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minidsv4.config_check import FILE_RULES, RULES, TABLE, YARN_RULES, check_names, check_values, require, shown
+from minidsv4.files import given_path
 
 FIXED: dict[str, object] = {  # fields that V4 never varies: another value is another model
     "num_key_value_heads": 1,
@@ -52,12 +53,11 @@ def read(path: str | Path) -> dict:
 
     raises  ValueError: no such file, no JSON, no object of fields, another model than V4
     """
-    require(isinstance(path, str | Path), "path", path, "give the config.json, or the folder that holds it")
-    path = Path(path)
+    path = given_path("config", path)
     try:
         file = path / "config.json" if path.is_dir() else path
         found = file.is_file()
-    except (OSError, ValueError) as error:  # a name that is too long, or that holds a null
+    except OSError as error:  # a name that is too long
         raise ValueError(f"config: {shown(str(path))} is no path ({error.args[-1]}); give a file or folder") from error
     if not found:
         raise ValueError(f"config: no config.json at {shown(str(path))}; give the file or the folder that holds it")

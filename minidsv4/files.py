@@ -5,10 +5,21 @@ one that finishes wins.
 """
 
 import os
+import reprlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def given_path(call: str, path: object) -> Path:
+    """The path that a call was given.
+
+    raises  ValueError, which names the call, for what is no path; an empty one would be the folder one stands in
+    """
+    if not isinstance(path, str | Path) or path == "" or "\0" in str(path):
+        raise ValueError(f"{call}: {reprlib.repr(path)} names no file or folder; give its path, or . for this one")
+    return Path(path)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -382,6 +383,9 @@ TABLES = {  # what is done to the table of experts, and what the sentence says
     "all zeros": (torch.zeros_like, r"gives token 0 experts \[0, 0\]"),
     "bfloat16": (torch.Tensor.bfloat16, "is torch.bfloat16; a table"),
     "fractions": (lambda table: table + 0.5, "is torch.float32; a table"),
+    "unsigned": (lambda table: table.to(torch.uint64), "is torch.uint64; a table of experts holds integers"),
+    "complex": (lambda table: table.to(torch.complex64), "is torch.complex64; a table"),
+    "truths": (torch.Tensor.bool, "is torch.bool; a table"),
     "below": (lambda table: table - 1, "names expert -1"),
     "beyond": (lambda table: table + 1, "names expert 9; .* 0 .. 8"),
 }
@@ -389,6 +393,7 @@ TABLES = {  # what is done to the table of experts, and what the sentence says
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_that_names_no_distinct_experts_is_refused_by_name(name, saved, tmp_path):
+    """Kind: a table of numbers that name no experts, of any type of number that a file can hold."""
     change, sentence = TABLES[name]
     key = "layers.0.ffn.gate.tid2eid"
     damaged(saved, tmp_path, lambda tensors: tensors.update({key: change(tensors[key])}))
@@ -402,6 +407,77 @@ def test_two_spellings_of_one_tensor_are_refused_by_name(saved, tmp_path):
     damaged(saved, tmp_path, lambda tensors: tensors.update({theirs: torch.zeros(22, 24)}))
     with pytest.raises(ValueError, match=r"q_a_proj\.weight.* spelling of layers\.0\.attn\.wq_a\.weight"):
         v4.load(tmp_path)
+
+
+SECOND_SPELLINGS = {  # a name that is added, and how the sentence calls it
+    "layers.1.ffn.experts.gate_up_proj": "is another spelling of layers.1.ffn.experts.w13",
+    "model.layers.1.mlp.experts.down_proj": "is another spelling of layers.1.ffn.experts.w2",
+    "layers.1.ffn.experts.w13": "is another spelling of layers.1.ffn.experts.w13",
+    "layers.1.ffn.experts.w2": "is another spelling of layers.1.ffn.experts.w2",
+    "layers.1.hc_attn.fn": "is another spelling of layers.1.hc_attn.fn",
+    "hc_head.fn": "is another spelling of hc_head.fn",
+    "mtp.0.hc_head.scale": "is another spelling of mtp.0.hc_head.scale",
+    "layers.1.ffn.experts.01.w1.weight": "not known: layers.1.ffn.experts.01.w1.weight",
+    "layers.1.ffn.experts.\u0661.w1.weight": "not known: layers.1.ffn.experts.\u0661.w1.weight",
+}
+
+
+@pytest.mark.parametrize("name", SECOND_SPELLINGS)
+def test_a_second_spelling_in_any_of_the_three_layouts_is_refused_by_name(name, saved, tmp_path):
+    """Kind: a tensor under a stacked name, one of this package's or another numeral, dropped in silence."""
+    damaged(saved, tmp_path, lambda tensors: tensors.update({name: torch.zeros(3)}))
+    with pytest.raises(ValueError, match=re.escape(SECOND_SPELLINGS[name])):
+        v4.load(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["99999999", "9" * 5000])
+def test_an_expert_far_beyond_the_others_is_refused_at_once(number, saved, tmp_path):
+    """Kind: a number in a name that is counted up to, once minutes and all memory, or Python's own words."""
+    name = f"layers.1.ffn.experts.{number}.w1.weight"
+    damaged(saved, tmp_path, lambda tensors: tensors.update({name: torch.zeros(18, 24)}))
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"^checkpoint: .*layers\.1\.ffn\.experts\.9") as refused:
+        v4.load(tmp_path)
+    assert time.process_time() - began < 5 and len(str(refused.value)) < 600  # counted up, it is minutes
+
+
+@pytest.mark.parametrize("path", [None, 3, "", "a\0b", b"folder", ["folder"]], ids=repr)
+def test_what_is_no_path_is_refused_wherever_one_is_taken(path, saved, tmp_path, monkeypatch):
+    """Kind: a path of another type, empty or with a null, once a TypeError or files in the folder one stands in."""
+    model, _ = saved
+    monkeypatch.chdir(tmp_path)
+    takers = {
+        "load": v4.load,
+        "save": lambda path: v4.save(model, path),
+        "export_hf": lambda path: v4.export_hf(model, path),
+        "to_json": model.config.to_json,
+        "config": v4.Config.from_json,
+    }
+    for name, take in takers.items():
+        with pytest.raises(ValueError, match=rf"^{name}: .* names no file or folder; give its path"):
+            take(path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", [v4.save, v4.export_hf])
+def test_what_is_no_model_or_has_no_numbers_is_refused_and_no_folder_is_made(write, tmp_path):
+    """Kind: something that cannot be written, once an AttributeError or torch's own words."""
+    with torch.device("meta"):
+        empty = v4.Model(TINY)
+    for wrong, sentence in ((3, "int is no model"), (None, "NoneType is no model"), (empty, "embed.* no numbers")):
+        with pytest.raises(ValueError, match=rf"^{write.__name__}: {sentence}"):
+            write(wrong, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_is_loaded_on_the_cpu_whatever_the_default_device_is(saved):
+    """Kind: a default device without numbers, under which constants could not be filled in."""
+    model, folder = saved
+    with torch.device("meta"):
+        loaded = v4.load(folder)
+    ids_BT = token_ids(2, 5)
+    assert torch.equal(loaded(ids_BT), model(ids_BT))
+    assert {tensor.device.type for tensor in (*loaded.parameters(), *loaded.buffers())} == {"cpu"}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
