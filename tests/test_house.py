@@ -26,6 +26,7 @@ ROOMS = [
         "config",
         "paper",
         "visibility",
+        "stored_types",
         "ops",
         "fast",
         "model",

@@ -139,15 +139,16 @@ def test_document_starts_that_cannot_be_are_refused_wherever_a_model_takes_them(
     """Kind: a refusal names field, value and what is right; before, all of these ran, some into losses of NaN."""
     (document_BT, words), model, ids_BT = REFUSED[name], small_model(TINY), token_ids(1, 24)
     streams_BTND, cache = model.streams(ids_BT, model.new_cache()).detach(), model.new_cache()
+    drafts = model.new_draft_cache()
     for call in (
         lambda: model.loss(ids_BT, document_BT),
         lambda: model.streams(ids_BT, cache, document_BT),
         lambda: model.mtp_logits(streams_BTND, ids_BT, document_BT),
-        lambda: model.draft(streams_BTND, ids_BT, cache, document_BT),
+        lambda: model.draft(streams_BTND, ids_BT, drafts, document_BT),
     ):
         with pytest.raises(ValueError, match=words):
             call()
-    assert cache.n_tokens == 0
+    assert cache.n_tokens == drafts.n_tokens == 0
 
 
 def test_later_chunks_are_checked_at_their_own_positions():

@@ -71,8 +71,26 @@ def test_what_is_no_cache_is_refused(cache, model):
 def test_a_cache_for_drafts_or_of_other_layers_is_refused_by_the_model(model):
     for cache in (model.new_draft_cache(2), model.new_cache(2, kinds=[v4.LayerKind.HCA] * len(model.layers))):
         for call in (model, model.prefill, model.streams):
-            with pytest.raises(ValueError, match="layers are of other kinds, as those for drafts"):
+            with pytest.raises(ValueError, match="layers are of other kinds; .* new_cache"):
                 call(token_ids(2, 5), cache)
+
+
+def test_a_cache_that_is_none_of_the_models_for_drafts_is_refused_by_a_draft(model):
+    """Kind: a check of a forward that a draft lacks; the main cache was taken, and one of another batch or type."""
+    ids_BT = token_ids(2, 5)
+    streams_BTND = model.streams(ids_BT, model.new_cache(2))
+    wrong = [
+        (model.new_cache(2), r"layers are of other kinds; .* new_draft_cache\(\)"),
+        (model.new_draft_cache(3), "made for batch_size = 3, not 2"),
+        (small_model(dtype=torch.float32).new_draft_cache(2), "another config, dtype or device"),
+        (None, r"NoneType is no cache; .*new_draft_cache\(\)"),
+    ]
+    for cache, says in wrong:
+        with pytest.raises(ValueError, match=f"cache: .*{says}"):
+            model.draft(streams_BTND, ids_BT, cache)
+        assert cache is None or cache.n_tokens == 0
+    with pytest.raises(ValueError, match="ids: torch.float32 cannot name tokens"):
+        model.draft(streams_BTND, ids_BT.float(), model.new_draft_cache(2))
 
 
 def test_a_prompt_without_a_cache_to_take_it_in_is_refused(model):

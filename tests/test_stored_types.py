@@ -52,6 +52,46 @@ def test_every_way_to_16_bits_keeps_the_islands_bit_for_bit(name):
             assert torch.equal(tensor, before[key]), key
 
 
+@pytest.fixture
+def default_dtype():
+    """Sets torch's default type of floats; the test leaves it as it was."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+@narrow
+def test_a_model_made_under_a_default_of_16_bits_keeps_its_islands_and_trains(dtype, default_dtype):
+    """Kind: a way to 16 bits that passed the islands by; all 152 tensors, the router bias among them, had 16 bits."""
+    default_dtype(dtype)
+    model = v4.Model(TINY)
+    found = {name: tensor.dtype for name, tensor in floats(model).items()}
+    assert found == {name: torch.float32 if is_island(name) else dtype for name in found}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    losses = model.loss(token_ids(2, 40))
+    losses.total.backward()
+    assert {part.dtype for part in losses} == {torch.float32}
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_model_made_under_a_default_of_64_bits_has_no_islands(default_dtype):
+    default_dtype(torch.float64)
+    assert {tensor.dtype for tensor in floats(v4.Model(TINY)).values()} == {torch.float64}
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64])
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_a_cast_to_what_no_model_computes_in_is_refused_and_changes_nothing(dtype):
+    """Kind: a type taken in silence that no operation runs in; float8 and complex numbers were."""
+    model = small_model(dtype=torch.float32)
+    says = rf"model: no model computes in {dtype}; the types are float32, float64, bfloat16, float16"
+    for cast in (lambda: model.to(dtype), lambda: model.layers[0].ffn.experts.to(dtype), lambda: model.type(dtype)):
+        with pytest.raises(ValueError, match=says):
+            cast()
+    assert {tensor.dtype for tensor in floats(model).values()} == {torch.float32}
+    assert model.layers[0].ffn.gate.tid2eid.dtype == torch.int64
+
+
 def test_a_cast_to_wide_floats_casts_everything():
     model = small_model(dtype=torch.float32).bfloat16().double()
     assert {tensor.dtype for tensor in floats(model).values()} == {torch.float64}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minidsv4.config import Config
+from minidsv4.config import Config, LayerKind
 from minidsv4.model.cache import Cache
 from minidsv4.ops import Ops
 
@@ -112,22 +112,25 @@ def has_numbers(x_BT: Tensor) -> bool:
     return True
 
 
-def check_cache(model: "Model", ids_BT: Tensor, cache: Cache) -> None:
+def check_cache(model: "Model", ids_BT: Tensor, cache: Cache, drafts: bool = False) -> None:
     """Raise ValueError unless `ids_BT` are token ids and `cache` is one that this model made for as
     many sequences.
+
+    drafts  whether the cache is to be one of the MTP block
     """
     check_ids(model, ids_BT)
+    maker = "new_draft_cache()" if drafts else "new_cache()"
     if not isinstance(cache, Cache):
-        raise ValueError(f"cache: {type(cache).__name__} is no cache; give what this model's new_cache() makes")
+        raise ValueError(f"cache: {type(cache).__name__} is no cache; give what this model's {maker} makes")
     if cache.batch_size != len(ids_BT):
         raise ValueError(
             f"cache: made for batch_size = {cache.batch_size}, not {len(ids_BT)}; make one for these sequences"
         )
     weight = model.embed.weight
     if (cache.config, cache.dtype, cache.device) != (model.config, weight.dtype, weight.device):
-        raise ValueError("cache: made for a model of another config, dtype or device; use this model's new_cache()")
-    if cache.kinds != model.config.layer_types[: len(model.layers)]:
-        raise ValueError("cache: its layers are of other kinds, as those for drafts; use this model's new_cache()")
+        raise ValueError(f"cache: made for a model of another config, dtype or device; use this model's {maker}")
+    if cache.kinds != ((LayerKind.WINDOW,) if drafts else model.config.layer_types[: len(model.layers)]):
+        raise ValueError(f"cache: its layers are of other kinds; use this model's {maker}")
 
 
 def check_count(name: str, n: int, otherwise: str) -> int:

@@ -1,4 +1,4 @@
-"""What all parts share: a table of operations, tensors that stay in float32, calls to watch."""
+"""What all parts share: a table of operations, and calls to watch."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,18 +10,16 @@ from torch import Tensor, nn
 from minidsv4.fast import FAST
 from minidsv4.model.autocast import autocasting, exact_but_for_experts
 from minidsv4.ops import Ops
+from minidsv4.stored_types import Stored
 
 
-class Layer(nn.Module):
+class Layer(Stored):
     """A module that computes by `self.ops`; `Model.use` gives the whole model another table.
 
-    table    the operations; `ops` is the same but under `torch.autocast`
-    float32  names of its own parameters and buffers that stay in float32 where the model is held
-             in 16 bits, because they are released so
+    table  the operations; `ops` is the same but under `torch.autocast`
     """
 
     table: Ops = FAST
-    float32: tuple[str, ...] = ()
 
     @property
     def ops(self) -> Ops:
@@ -31,21 +29,6 @@ class Layer(nn.Module):
     @ops.setter
     def ops(self, table: Ops) -> None:
         self.table = table
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """What `to`, `bfloat16`, `cuda` and the like call for every tensor."""
-        islands = [getattr(self, name) for name in self.float32]
-        islands += [island.grad for island in islands if island.grad is not None]
-
-        def convert(tensor: Tensor) -> Tensor:
-            converted = fn(tensor)
-            if converted.dtype not in (torch.bfloat16, torch.float16):
-                return converted
-            if any(tensor is island for island in islands):
-                return tensor.to(converted.device, torch.float32)
-            return converted
-
-        return super()._apply(convert, recurse)
 
 
 class RMSNorm(Layer):

@@ -144,7 +144,12 @@ class Model(Layer):
         return self.logits(drafted, of=self.mtp_block)
 
     def draft(self, streams_BTND: Tensor, ids_BT: Tensor, cache: Cache, document_BT: Tensor | None = None) -> Tensor:
-        """The MTP block's streams [B, T, N, D], which a chained draft reads."""
+        """The MTP block's streams [B, T, N, D], which a chained draft reads.
+
+        cache   of the block's own, which `new_draft_cache` makes
+        raises  ValueError as `streams`
+        """
+        check_cache(self, ids_BT, cache, drafts=True)
         check_documents(self.config, ids_BT, document_BT, cache.n_tokens)
         positions = self.positions(cache.n_tokens, ids_BT.shape[1], document_BT)[LayerKind.WINDOW]
         cache.n_tokens += ids_BT.shape[1]
