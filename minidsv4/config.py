@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from minidsv4 import config_json
-from minidsv4.config_check import RULES, check, check_names, check_values, require
+from minidsv4.config_check import RULES, check, check_hash_layers, check_names, check_values, require
 from minidsv4.files import given_path
 
 
@@ -115,6 +115,8 @@ class Config:
         require(not unknown, "replace", unknown, "the fields are those of the released config.json")
         if "compress_ratios" in changes:
             del fields["layer_types"]
+        if "mlp_layer_types" in changes:
+            del fields["num_hash_layers"]
         if "num_hash_layers" in changes or "num_hidden_layers" in changes:
             del fields["mlp_layer_types"]
         return Config.from_dict(fields | changes)
@@ -155,10 +157,11 @@ class Config:
             given["compress_ratios"] = tuple(given["compress_ratios"])
         if "rope_scaling" in given:
             given["rope_scaling"] = yarn(given["rope_scaling"])
-        kinds = given.get("layer_types") or released_kinds(given.get("compress_ratios", ()))
-        routing = given.get("mlp_layer_types") or released_routing(given)
+        kinds = given.get("layer_types", released_kinds(given.get("compress_ratios", ())))
+        routing = given.get("mlp_layer_types", released_routing(given))
         given["layer_types"] = named("layer_types", kinds, LayerKind)
         given["mlp_layer_types"] = named("mlp_layer_types", routing, Routing)
+        check_hash_layers(fields, given["mlp_layer_types"].count(Routing.HASH))
         known = dataclasses.fields(cls)
         missing = [field.name for field in known if field.default is dataclasses.MISSING and field.name not in given]
         right = f"these fields have no default, and the file seems to be {config_json.family(fields)}"

@@ -127,6 +127,9 @@ def check(config: "Config") -> None:
     """Raise ValueError, naming a field, its value and what would be right, for a config that cannot be built."""
     for name, rule in RULES.items():
         require(rule.fits(getattr(config, name)), name, getattr(config, name), rule.right)
+    for name in ("compress_ratios", "layer_types", "mlp_layer_types"):
+        value = getattr(config, name)
+        require(isinstance(value, tuple), name, value, "a Config holds a tuple, to be a key; from_dict takes a list")
     check_sizes(config)
     check_schedule(config)
     check_rope(config)
@@ -168,6 +171,14 @@ def check_schedule(config: "Config") -> None:
     require(last == "WINDOW", "compress_ratios[-1]", ratios[-1], "the MTP block has a window only: 0")
 
 
+def check_hash_layers(fields: Mapping[str, object], n_named: int) -> None:
+    """Refuse a number of hash layers that is not that of the routings which are named beside it."""
+    n_hash = fields.get("num_hash_layers")
+    both = n_hash is not None and fields.get("mlp_layer_types") is not None
+    right = f"mlp_layer_types names hash_moe {n_named} times; give one of the two, or both alike"
+    require(not both or n_hash == n_named, "num_hash_layers", n_hash, right)
+
+
 def check_ratios(kind: "LayerKind", found: list[int]) -> None:
     """Refuse the ratios, each once, that layers of this kind have, unless they are one."""
     good = len(found) < 2 and 0 not in found
@@ -188,7 +199,12 @@ def check_rope(config: "Config") -> None:
     require(not has_indexer or rotary <= index, "qk_rope_head_dim", rotary, f"it is part of index_head_dim = {index}")
     scaling = config.rope_scaling
     if scaling is not None:
-        require(isinstance(scaling, tuple), "rope_scaling", scaling, "a Config holds YaRN; from_dict takes a table")
+        require(
+            getattr(scaling, "_fields", None) == tuple(YARN_RULES),
+            "rope_scaling",
+            scaling,
+            "a Config holds YaRN; from_dict takes a table",
+        )
         check_values(scaling._asdict(), YARN_RULES, "rope_scaling.")
         ramp = scaling.beta_fast > scaling.beta_slow > 0
         require(ramp, "rope_scaling", scaling, "beta_fast is above beta_slow above 0")

@@ -87,23 +87,24 @@ def released(fields: dict) -> dict:
 
     raises  ValueError for another model than V4
     """
-    kind = fields.get("model_type") or "deepseek_v4"
-    right = f"V4 has 'deepseek_v4', and this file seems to be {family(fields)}"
-    require(kind == "deepseek_v4", "model_type", kind, right)
-    nested = fields.get("text_config") is not None
-    require(not nested, "config.json", "text_config", f"this file seems to be {family(fields)}, not V4")
     check_fields(fields)
     check_values(fields, FILE_RULES)
     return fields | released_schedule(fields) | released_rope(fields)
 
 
 def check_fields(fields: dict) -> None:
-    """Refuse misspelt names, and other values of what V4 never varies; fields of others are left alone."""
+    """Refuse other models, misspelt names, and other values of what V4 never varies; other fields are left alone."""
+    kind = fields.get("model_type") or "deepseek_v4"
+    seems = f", and this file seems to be {family(fields)}"
+    require(kind == "deepseek_v4", "model_type", kind, f"V4 has 'deepseek_v4'{seems}")
+    nested = fields.get("text_config") is not None
+    require(not nested, "config.json", "text_config", f"this file seems to be {family(fields)}, not V4")
     check_names(fields, NAMES)
+    known = "compress_ratios" in fields or "compress_rates" in fields or "model_type" in fields
     for name, value in FIXED.items():
         given = value if fields.get(name) is None else fields[name]
         same = given == value and isinstance(given, bool) == isinstance(value, bool)
-        require(same, name, given, f"V4 has {value!r}")
+        require(same, name, given, f"V4 has {value!r}{'' if known else seems}")
 
 
 def family(fields: dict) -> str:

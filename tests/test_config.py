@@ -420,9 +420,49 @@ def test_fields_that_are_no_dictionary_are_refused_with_a_sentence(fields):
 def test_a_config_made_by_hand_holds_kinds_and_yarn_and_not_their_names():
     """Kind: the released spelling given to the constructor, once an AttributeError."""
     fields = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(TINY)}
-    for wrong in (dict(layer_types=("sliding_attention",) * 5), dict(rope_scaling={"factor": 4})):
-        with pytest.raises(ValueError, match="from_dict takes"):
-            v4.Config(**fields | wrong)
+    wrong = [dict(layer_types=("sliding_attention",) * 5), dict(rope_scaling={"factor": 4})]
+    wrong += [dict(rope_scaling=tuple(TINY.rope_scaling)), dict(compress_ratios=list(TINY.compress_ratios))]
+    wrong += [{name: list(fields[name])} for name in ("layer_types", "mlp_layer_types")]
+    for change in wrong:
+        with pytest.raises(ValueError, match=rf"^config: {next(iter(change))} .*from_dict takes"):
+            v4.Config(**fields | change)
+
+
+@pytest.mark.parametrize("n_hash", [0, 2, 3])
+def test_hash_layers_that_contradict_the_named_routings_are_refused(n_hash):
+    """Kind: two fields for one thing, of which one won in silence."""
+    with pytest.raises(ValueError, match=rf"num_hash_layers = {n_hash} .*mlp_layer_types names hash_moe 1 times"):
+        v4.Config.from_dict(TINY.to_dict() | {"num_hash_layers": n_hash})
+    with pytest.raises(ValueError, match=rf"num_hash_layers = {n_hash} .*mlp_layer_types names hash_moe 1 times"):
+        TINY.replace(num_hash_layers=n_hash, mlp_layer_types=TINY.mlp_layer_types)
+    assert TINY.replace(num_hash_layers=n_hash).num_hash_layers == n_hash
+    assert TINY.replace(mlp_layer_types=["hash_moe"] * 4).num_hash_layers == 4
+
+
+@pytest.mark.parametrize("name", ["mlp_layer_types", "layer_types", "compress_ratios"])
+def test_an_empty_schedule_is_not_one_that_is_left_out(name):
+    """Kind: an empty list that counted as not given, so that the released rule filled it in silence."""
+    fields = released_json(FLASH) | {name: [], "num_hash_layers": None}
+    with pytest.raises(ValueError, match=rf"{name} = '?0 entries"):
+        v4.Config.from_dict(fields)
+
+
+@pytest.mark.parametrize(("kind", "family"), [("llama", "Llama"), ("deepseek_v3", "DeepSeek-V3")])
+def test_a_dictionary_of_another_family_is_refused_as_its_file_is(kind, family):
+    """Kind: what a file may not say, once taken from a dictionary."""
+    with pytest.raises(ValueError, match=rf"model_type = '{kind}' .*seems to be '?{family}"):
+        v4.Config.from_dict(TINY.to_dict() | {"model_type": kind})
+
+
+def test_a_fixed_field_of_another_family_tells_the_family():
+    """Kind: a file without model_type, refused by the first value that is not V4's and by no family."""
+    older = {"kv_lora_rank": 512, "index_topk": 2048, "scoring_func": "sigmoid"}
+    dense = {"num_key_value_heads": 8, "intermediate_size": 11008}
+    for fields, family in ((older, "DeepSeek-V3.2"), (dense, "a dense model, as Llama")):
+        with pytest.raises(ValueError, match=f"V4 has .*seems to be {family}"):
+            v4.Config.from_dict(fields)
+    with pytest.raises(ValueError, match="num_key_value_heads = 8 .*V4 has 1$"):
+        v4.Config.from_dict(TINY.to_dict() | {"num_key_value_heads": 8})
 
 
 def test_a_byte_order_mark_is_let_through(tmp_path):
