@@ -175,13 +175,37 @@ def page(cells):
 
 def test_the_index_names_each_notebook_with_its_question_its_minutes_its_needs_and_its_abilities():
     text = page(index.index_cells(notebooks.FOLDER))
-    for path in PATHS:
+    for path in [*PATHS, *index.track(notebooks.FOLDER)]:
         told = index.lesson(path)
-        row = next(line for line in text.splitlines() if line.startswith("|") and f"]({path.name})" in line)
-        assert row.split(" | ")[1] == str(told.minutes) and 10 <= told.minutes <= 60
+        row = next(line for line in text.splitlines() if line.startswith("|") and f"]({told.file})" in line)
+        longest = 180 if told.number.startswith(index.BUILD) else 60
+        assert row.split(" | ")[1] == str(told.minutes) and 10 <= told.minutes <= longest
         assert row.count("<br>") == len(told.abilities) - 1 == 2
         assert told.question.endswith("?") and (told.question in row or "$" in told.question)
     assert len(re.findall(r"(?m)^- Week \d", text)) == len(index.WEEKS) and "An afternoon" in text
+
+
+def needed(lesson):
+    """Numbers of the notebooks that a lesson's needs name, those of a span such as 01 to 03 too."""
+    words = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", lesson.needs)
+    named = set(re.findall(r"\b\d\d\b", words))
+    for first, last in re.findall(r"\b(\d\d) to (\d\d)\b", words):
+        named |= {f"{number:02d}" for number in range(int(first), int(last))}
+    return named
+
+
+def test_each_path_begins_where_the_readme_says_and_brings_what_a_notebook_needs_before_it():
+    """Kind: a path that leaves out a notebook, or puts it behind one that needs it."""
+    known = index.lessons(notebooks.FOLDER)
+    assert needed(known["04"]) == {"01", "02", "03"}
+    for path in (index.AFTERNOON, sum(index.WEEKS.values(), ())):
+        for place, number in enumerate(path):
+            missing = needed(known[number]) - set(path[:place]) if number in known else set()
+            assert not missing, f"{number} needs {missing}"
+        assert f"Start with [`notebooks/{known[path[0]].file}`]" in (notebooks.FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    parts = [number for number in sum(index.WEEKS.values(), ()) if number.startswith(index.BUILD)]
+    assert parts == [number for number in known if number.startswith(index.BUILD)]
+    assert set(parts[:2]) < set(next(iter(index.WEEKS.values()))), "attention is built in the week of attention"
 
 
 def test_a_notebook_of_the_future_is_announced_until_it_exists_and_then_stands_in_the_table(tmp_path):
@@ -191,14 +215,15 @@ def test_a_notebook_of_the_future_is_announced_until_it_exists_and_then_stands_i
     text = page(index.index_cells(tmp_path))
     assert "- 11 " not in text and "- 15 " in text
     assert "| [11 Why 11_bits?](11_bits.ipynb) | 30 | a pen | • see<br>• say<br>• stay |" in text
-    assert "Week 3, training it (0.5 hours): [11 bits](11_bits.ipynb)" in text
+    assert "Week 3, the whole model and its training (0.5 hours): [11 bits](11_bits.ipynb)" in text
     assert "Besides (0.5 hours): [30 more](30_more.ipynb)" in text
     assert "build/" not in text
     (tmp_path / "build").mkdir()
-    shutil.copy(tmp_path / "00_tour.ipynb", tmp_path / "build" / "01_norm.ipynb")
+    shutil.copy(tmp_path / "00_tour.ipynb", tmp_path / "build" / "1_norm.ipynb")
     text = page(index.index_cells(tmp_path))
-    assert text.count("[build 01 norm](build/01_norm.ipynb)") == 2
-    assert re.search(r"- Week 1, .*: \[00 tour\]\(00_tour.ipynb\), \[build 01 norm\]", text)
+    assert text.count("[build 1 norm](build/1_norm.ipynb)") == 2
+    assert re.search(r"- Week 1, .* \(1 hour\): \[00 tour\]\(00_tour.ipynb\), \[build 1 norm\]", text)
+    assert "| [build 1 Why 00_tour?](build/1_norm.ipynb) | 30 | a pen | • see<br>• say<br>• stay |" in text
     assert "| QAT | quantisation-aware training | [11 Why 11_bits?](11_bits.ipynb) |" in page(glossary_cells(tmp_path))
 
 

@@ -57,6 +57,38 @@ def test_what_the_reader_changed_stays_and_all_else_follows_the_course(course, t
     assert lab.lay(course, work) == [] and mine.read_text() == "norm = ...  # new\n"
 
 
+def run_and_save(path, output="2"):
+    """What JupyterLab leaves of a notebook that was run: outputs, counts, metadata, another layout, an empty cell."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].outputs = [v4.new_output("stream", text=output)]
+    notebook.cells[1].execution_count = 7
+    notebook.metadata["language_info"] = {"name": "python", "version": "3.11.7"}
+    path.write_text(json.dumps({**notebook, "cells": [*notebook.cells, v4.new_code_cell()]}, indent=2))
+
+
+@pytest.mark.slow
+def test_a_notebook_that_was_only_run_keeps_its_outputs_until_the_course_has_a_newer_one(course, tmp_path):
+    """Kind: a run and a save that end all updates."""
+    work = tmp_path / "work"
+    lab.lay(course, work)
+    run_and_save(work / "00_one.ipynb")
+    saved = (work / "00_one.ipynb").read_bytes()
+    assert lab.lay(course, work) == [] and (work / "00_one.ipynb").read_bytes() == saved
+    newer = nbformat.read(course / "00_one.ipynb", as_version=4)
+    newer.cells[0].source = "# Why not?"
+    nbformat.write(newer, course / "00_one.ipynb")
+    assert lab.lay(course, work) == []
+    cells = nbformat.read(work / "00_one.ipynb", as_version=4).cells
+    assert cells[0].source == "# Why not?" and len(cells) == 2 and not cells[1].outputs
+    run_and_save(work / "00_one.ipynb")
+    mine = nbformat.read(work / "00_one.ipynb", as_version=4)
+    mine.cells[1].source = "2 + 2"
+    nbformat.write(mine, work / "00_one.ipynb")
+    assert lab.lay(course, work) == ["00_one.ipynb"]
+    (work / "00_one.ipynb").write_text("{")
+    assert lab.lay(course, work) == ["00_one.ipynb"]
+
+
 @pytest.mark.slow
 def test_without_its_record_a_file_that_differs_counts_as_the_readers(course, tmp_path):
     work = tmp_path / "work"
@@ -79,7 +111,9 @@ def test_jupyterlab_opens_the_copy_of_the_index_with_the_readers_words(user, fla
     lab.main(["--no-browser", "--port", "9999"])
     assert opened == [[*flags, "--no-browser", "--port", "9999", "work/index.ipynb"]]
     assert Path.cwd() == ROOT
-    assert capsys.readouterr().out == "kept as you changed them in work/ (delete one to get it anew): a.py\n"
+    kept, again = capsys.readouterr().out.splitlines()
+    assert kept == "kept as you changed them in work/ (delete one to get it anew): a.py"
+    assert again == lab.AGAIN and "Run All Cells" in again
 
 
 def test_ruff_and_pytest_leave_the_copy_alone_even_where_git_is_not():

@@ -113,17 +113,32 @@ def test_explore_gives_the_picture_of_the_start_values_in_a_checked_run():
 
 def test_explore_shows_one_picture_live_and_it_follows_its_controls_with_its_alternative_text(shown):
     result = show.explore(curve, units={"power": "steps"}, start={"power": 3}, power=[2, 3, 4], low=(0, 1))
-    assert result is None and len(shown) == 1
-    power, low, image = shown[0].children
+    assert result is None and len(shown) == 2
+    power, low, image = shown[1].children[1].children
     assert png_and_alt(image) == (curve(3, 0).png(), curve(3, 0).alt)
     power.value, low.value = 4, 1
     assert png_and_alt(image) == (curve(4, 1).png(), curve(4, 1).alt)
     assert [label for label, _ in power.options] == ["2 steps", "3 steps", "4 steps"]
 
 
+def test_what_a_saved_notebook_shows_without_its_kernel_is_hidden_by_the_widget_that_it_stands_for(shown):
+    """Kind: a saved copy whose pictures and questions are an error message."""
+    show.explore(curve, power=[3, 4])
+    show.predict("What does it do?", **CHOICES)
+    explored, sliders_widget, _, asked, question_widget = shown
+    picture = base64.b64encode(curve(3).png()).decode()
+    assert f'alt="{curve(3).alt}" src="data:image/png;base64,{picture}"' in explored.data
+    assert "- it grows\n" in asked.data and "<summary>Answer</summary>" in asked.data
+    for stored, widget in ((explored, sliders_widget), (asked, question_widget)):
+        name = re.match(r'<div class="(minidsv4-stored-\w+)">\n\n', stored.data)[1]
+        assert widget.children[0].value == f"<style>.{name} {{ display: none; }}</style>"
+        assert "Run All Cells" in stored.data and stored.data.endswith("\n\n</div>")
+    assert explored.data.split('"')[1] != asked.data.split('"')[1]
+
+
 def test_explore_offers_numbers_on_a_slider_and_words_in_a_menu(shown):
     show.explore(lambda **_: curve(), n_tokens=range(1, 4), device=["B200", "A3"], shared=[True, False])
-    controls = [(type(control).__name__, control.description) for control in shown[0].children[:-1]]
+    controls = [(type(control).__name__, control.description) for control in shown[1].children[1].children[:-1]]
     assert controls == [("SelectionSlider", "n tokens"), ("Dropdown", "device"), ("Dropdown", "shared")]
 
 
@@ -164,20 +179,20 @@ def test_a_question_is_complete_with_its_answer_folded_in_a_checked_run(monkeypa
 
 def parts(widget):
     """The form's controls, the curtain that hides what follows, and the verdict, of a question's widget."""
-    form, curtain, verdict = widget.children
+    form, curtain, verdict = widget.children[1].children
     return form.children, curtain, verdict
 
 
 def test_a_live_question_hides_what_follows_until_it_is_answered_and_keeps_the_score(shown):
     for name in "abc":
         show.predict(f"What does {name} do?", **CHOICES)
-    widgets = shown[1::2]
+    widgets = shown[2::3]
     for widget, press, said in zip(widgets, (0, 1, 2), ("✓ Right.", "✗ Not so.", "✗ Not so.")):
         controls, curtain, verdict = parts(widget)
         assert [button.description for button in controls] == ["it grows", "it shrinks", "tell me the answer"]
         assert "display: none" in curtain.value and not verdict.outputs
         controls[press].click()
-        assert curtain.value == "" and widget.children[0].layout.display == "none"
+        assert curtain.value == "" and widget.children[1].children[0].layout.display == "none"
         assert verdict.outputs[0]["data"]["text/markdown"].startswith(f"{said} **it grows.** It only adds.")
     assert "1 of 3 so far" in verdict.outputs[0]["data"]["text/markdown"]
     show.predict("What does a do?", **CHOICES)
@@ -199,7 +214,7 @@ def test_a_live_question_hides_what_follows_until_it_is_answered_and_keeps_the_s
 )
 def test_a_number_is_read_as_people_type_it_and_anything_else_leaves_the_question_open(shown, typed, said):
     show.predict("How many?", **NUMBER)
-    controls, curtain, verdict = parts(shown[1])
+    controls, curtain, verdict = parts(shown[2])
     field, note, _ = controls[0].children
     field.value = typed
     if said is None:

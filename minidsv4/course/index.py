@@ -17,11 +17,11 @@ PAGES = ("index", "glossary")  # notebooks that the builder writes
 BUILD = "build"  # the folder of the track in which the reader writes a V4
 
 # Numbers of notebooks. A notebook that no week names stands below the weeks.
-AFTERNOON = ("00", "01", "02", "04", "05", "07")
+AFTERNOON = ("00", "01", "02", "03", "04", "05", "07")
 WEEKS = {
-    "Week 1, reading little of a long past": ("lineage", "00", "01", "02", "03", "04", "05"),
-    "Week 2, the rest of a layer": ("06", "07", "08"),
-    "Week 3, training it": ("09", "10", "11"),
+    "Week 1, reading little of a long past": ("00", "lineage", "01", "02", "03", "04", "05", "build 1", "build 2"),
+    "Week 2, the rest of a layer": ("06", "07", "08", "build 3"),
+    "Week 3, the whole model and its training": ("build 4", "09", "10", "11"),
     "Week 4, at full size": ("12", "13", "14", "15"),
 }
 PLANNED = {
@@ -37,7 +37,7 @@ PLANNED = {
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a notebook's first cell says of it."""
+    """What a notebook's first cell says of it; the number of one of the build track is "build 1"."""
 
     number: str
     file: str
@@ -57,6 +57,11 @@ def course(folder):
     return sorted(path for path in Path(folder).glob("*.ipynb") if path.stem not in PAGES)
 
 
+def track(folder):
+    """Paths of the build track's notebooks, in order."""
+    return sorted((Path(folder) / BUILD).glob("*.ipynb"))
+
+
 def lesson(path):
     """The Lesson that a notebook's first cell describes.
 
@@ -71,24 +76,24 @@ def lesson(path):
             f"{path.name}: its first cell should have a question as heading, a line 'Needs: ... About 30 minutes.' "
             "and a list below 'Afterwards you can'"
         )
-    number = path.stem.split("_")[0]
-    return Lesson(number, path.name, heading[1], int(needs[2]), needs[1], tuple(abilities))
+    place = Path(BUILD) if path.parent.name == BUILD else Path()
+    number = " ".join([*place.parts, path.stem.split("_")[0]])
+    return Lesson(number, (place / path.name).as_posix(), heading[1], int(needs[2]), needs[1], tuple(abilities))
 
 
 def lessons(folder):
-    """Number of a notebook = its Lesson, in reading order."""
-    return {found.number: found for found in map(lesson, course(folder))}
+    """Number of a notebook = its Lesson, in reading order, the build track last."""
+    return {found.number: found for found in map(lesson, [*course(folder), *track(folder)])}
 
 
 def index_cells(folder):
     """The index: the map, what there is, two paths through it, what is not there yet, and the equations."""
     known = lessons(folder)
-    track = _build_track(folder)
     return [
-        ("md", "# minidsv4: the course\n\n" + WELCOME + _build_words(track)),
+        ("md", "# minidsv4: the course\n\n" + WELCOME + _build_words(known)),
         ("code", MAP_CELL),
         ("md", "## Notebooks\n\n" + _notebooks(known)),
-        ("md", "## Two paths\n\n" + _paths(known, track)),
+        ("md", "## Two paths\n\n" + _paths(known)),
         ("md", "## Not there yet\n\n" + _planned(known)),
         ("md", "## From an equation of the report to its loop and to its PyTorch form"),
         ("code", "show.equations()"),
@@ -99,20 +104,17 @@ WELCOME = (
     "Each notebook answers one question and runs alone in at most a minute and a half. In every notebook you predict, "
     "compute, look, break something and write something; solutions stand apart, in `solutions/`. Letters and "
     "abbreviations are explained in the [glossary](glossary.ipynb). `make lab` opens copies of your own, in the folder "
-    "`work`, with sliders and with questions that hide what follows until you answer."
+    "`work`, with sliders and with questions that hide what follows until you answer; where you open a saved one again, "
+    "choose *Run All Cells*, as buttons and sliders live in the kernel."
 )
 
 
-def _build_track(folder):
-    """Paths of the build track's notebooks, in order, relative to the folder."""
-    return sorted(path.relative_to(folder) for path in (Path(folder) / BUILD).glob("*.ipynb"))
-
-
-def _build_words(track):
+def _build_words(known):
     """A sentence about the build track, where there is one."""
-    if not track:
+    files = _files(known, [number for number in known if number.startswith(BUILD)])
+    if not files:
         return ""
-    return f"\n\n**Build a V4.** In `{BUILD}/` you write the model yourself, step by step: {_links(track)}."
+    return f"\n\n**Build a V4.** In `{BUILD}/` you write the model yourself, step by step: {_links(files)}."
 
 
 def _notebooks(known):
@@ -134,16 +136,15 @@ def _without_links(text):
     return re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text)
 
 
-def _paths(known, track):
-    """The two paths, and what is on neither; a week has its part of the build track as well."""
+def _paths(known):
+    """The two paths, and what is on neither."""
     lines = [
         f"**An afternoon** ({_hours(known, AFTERNOON)}): what is new in V4's attention, cache and experts.\n",
         f"{_links(_files(known, AFTERNOON))}\n",
-        "**A course of four weeks**, a notebook at a sitting, with exercises; hours without those of building.\n",
+        "**A course of four weeks**, a notebook at a sitting, with exercises; its parts of the build track are counted in.\n",
     ]
-    for week, (title, numbers) in enumerate(WEEKS.items()):
-        files = [*_files(known, numbers), *track[week : week + 1]]
-        lines.append(f"- {title} ({_hours(known, numbers)}): {_links(files)}")
+    for title, numbers in WEEKS.items():
+        lines.append(f"- {title} ({_hours(known, numbers)}): {_links(_files(known, numbers))}")
     named = {number for numbers in WEEKS.values() for number in numbers}
     if others := [number for number in known if number not in named]:
         lines.append(f"- Besides ({_hours(known, others)}): {_links(_files(known, others))}")

@@ -4,7 +4,8 @@
     python -m minidsv4.course.lab --no-browser --port 9999    further words go to jupyter lab
 
 Notebooks are laid without outputs, so that a question hides what follows, and saving them leaves the stored ones as
-they are. What the reader changed is never overwritten: work/.laid.json keeps the SHA-256 of every file as it was laid.
+they are. What the reader changed is never overwritten: work/.laid.json keeps the SHA-256 of what every file said as it
+was laid. Of a notebook this is its cells' text, so running and saving one changes nothing.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import nbformat
 from minidsv4.course.notebooks import FOLDER
 from minidsv4.files import atomic_file
 
+AGAIN = "where you open a saved notebook again, choose Run, Run All Cells: buttons and sliders live in the kernel"
 WORK = FOLDER.parent / "work"
 LAID = ".laid.json"
 
@@ -36,14 +38,15 @@ def lay(source=FOLDER, target=WORK):
         name = path.relative_to(source).as_posix()
         if ".ipynb_checkpoints" in path.parts:
             continue
-        copy, content = target / name, _copy_of(path)
-        if copy.exists() and _hash(copy.read_bytes()) not in (laid.get(name), _hash(content)):
-            is_newer = laid.get(name) != _hash(content)
-            kept.append(f"{name} (the course has a newer one)" if is_newer else name)
+        copy, due, was = target / name, _said(path), laid.get(name)
+        says = _said(copy) if copy.exists() else None
+        if says not in (None, was, due):
+            kept.append(name if was == due else f"{name} (the course has a newer one)")
             continue
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(content)
-        laid[name] = _hash(content)
+        if says != due:  # else it stays as it is, with the outputs of the reader's run
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(_copy_of(path))
+        laid[name] = due
     with atomic_file(record) as unfinished:
         unfinished.write_text(json.dumps(laid, indent=1), encoding="utf-8")
     return kept
@@ -61,7 +64,15 @@ def _copy_of(path):
     return (nbformat.writes(notebook) + "\n").encode()
 
 
-def _hash(content):
+def _said(path):
+    """The SHA-256 of what a file says: of a notebook the text of its cells, empty ones left out; else its bytes."""
+    content = path.read_bytes()
+    if path.suffix == ".ipynb":
+        try:
+            cells = nbformat.reads(content.decode(), as_version=4).cells
+        except (ValueError, nbformat.ValidationError):  # the reader's, and no notebook any more
+            return hashlib.sha256(content).hexdigest()
+        content = json.dumps([(cell.cell_type, cell.source) for cell in cells if cell.source.strip()]).encode()
     return hashlib.sha256(content).hexdigest()
 
 
@@ -71,6 +82,7 @@ def main(words=None):
         sys.exit(f"lab: there is no folder {FOLDER.name} beside the package: run it in a clone of the repository")
     if kept := lay():
         print(f"kept as you changed them in {WORK.name}/ (delete one to get it anew): {', '.join(kept)}")
+    print(AGAIN)
     from jupyterlab.labapp import main as jupyter_lab
 
     as_root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []

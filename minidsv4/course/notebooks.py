@@ -22,7 +22,7 @@ from nbclient import NotebookClient
 from nbformat import v4
 
 from minidsv4.course.glossary import glossary_cells
-from minidsv4.course.index import BUILD, course, index_cells
+from minidsv4.course.index import course, index_cells, track
 from minidsv4.course.live import STATIC
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
@@ -127,9 +127,8 @@ def settle(notebook, stem):
 
 def every():
     """The paths of all notebooks by name, such as `00_tour` or `build/1_pieces`: course, track, then the pages."""
-    track = sorted((FOLDER / BUILD).glob("*.ipynb"))
     pages = [FOLDER / f"{page}.ipynb" for page in GENERATED]
-    return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in [*course(FOLDER), *track, *pages]}
+    return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in [*course(FOLDER), *track(FOLDER), *pages]}
 
 
 def rebuild(path, check=False):

@@ -9,7 +9,7 @@ import math
 import re
 from numbers import Real
 
-from minidsv4.course.live import is_live
+from minidsv4.course.live import is_live, show_live
 
 HIDE = (
     '<span class="minidsv4-open"></span>'
@@ -61,8 +61,12 @@ class _Question:
         self.question, self.why = question, why
 
     def _repr_markdown_(self):
+        return f"**Predict:** {self.question}\n\n{self.folded()}"
+
+    def folded(self):
+        """The choices, and below them the answer, folded, in Markdown."""
         answer = f"<details><summary>Answer</summary>\n\n{self.solution()}\n\n</details>"
-        return "\n\n".join([f"**Predict:** {self.question}", *self.options(), answer])
+        return "\n\n".join([*self.options(), answer])
 
     def __repr__(self):
         return "\n".join([f"Predict: {self.question}", *self.options(), f"Answer: {self.solution()}"])
@@ -150,7 +154,7 @@ def _ask(asked):
         verdict.outputs = ({"output_type": "display_data", "data": _verdict(asked, was_right), "metadata": {}},)
 
     form = _form(asked, settle)
-    display(ipywidgets.VBox([form, curtain, verdict]))
+    show_live(ipywidgets.VBox([form, curtain, verdict]), asked.folded())
     if asked.question in _answered:
         settle(_answered[asked.question])
 

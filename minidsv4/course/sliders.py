@@ -4,7 +4,7 @@ import base64
 import html
 from numbers import Real
 
-from minidsv4.course.live import is_live
+from minidsv4.course.live import is_live, show_live
 
 
 def explore(draw, units=None, start=None, **ranges):
@@ -51,7 +51,6 @@ def _is_number(value):
 def _show_widgets(draw, ranges, units, start):
     """One slider or menu for each range, above an image that follows them, its alternative text too."""
     import ipywidgets
-    from IPython.display import display
 
     controls = {name: _control(name, values, units.get(name), start[name]) for name, values in ranges.items()}
     image = ipywidgets.HTML(value=_image(draw(**start)))
@@ -61,7 +60,7 @@ def _show_widgets(draw, ranges, units, start):
 
     for control in controls.values():
         control.observe(follow, names="value")
-    display(ipywidgets.VBox([*controls.values(), image]))
+    show_live(ipywidgets.VBox([*controls.values(), image]), image.value)
 
 
 def _control(name, values, unit, start):
