@@ -197,12 +197,13 @@ def needed(lesson):
 def test_each_path_begins_where_the_readme_says_and_brings_what_a_notebook_needs_before_it():
     """Kind: a path that leaves out a notebook, or puts it behind one that needs it."""
     known = index.lessons(notebooks.FOLDER)
+    readme = (notebooks.FOLDER.parent / "README.md").read_text(encoding="utf-8")
     assert needed(known["04"]) == {"01", "02", "03"}
     for path in (index.AFTERNOON, sum(index.WEEKS.values(), ())):
         for place, number in enumerate(path):
             missing = needed(known[number]) - set(path[:place]) if number in known else set()
             assert not missing, f"{number} needs {missing}"
-        assert f"Start with [`notebooks/{known[path[0]].file}`]" in (notebooks.FOLDER.parent / "README.md").read_text(encoding="utf-8")
+        assert f"Start with [`notebooks/{known[path[0]].file}`]" in readme
     parts = [number for number in sum(index.WEEKS.values(), ()) if number.startswith(index.BUILD)]
     assert parts == [number for number in known if number.startswith(index.BUILD)]
     assert set(parts[:2]) < set(next(iter(index.WEEKS.values()))), "attention is built in the week of attention"

@@ -104,8 +104,8 @@ WELCOME = (
     "Each notebook answers one question and runs alone in at most a minute and a half. In every notebook you predict, "
     "compute, look, break something and write something; solutions stand apart, in `solutions/`. Letters and "
     "abbreviations are explained in the [glossary](glossary.ipynb). `make lab` opens copies of your own, in the folder "
-    "`work`, with sliders and with questions that hide what follows until you answer; where you open a saved one again, "
-    "choose *Run All Cells*, as buttons and sliders live in the kernel."
+    "`work`, with sliders and with questions that hide what follows until you answer; where you open a saved one "
+    "again, choose *Run All Cells*, as buttons and sliders live in the kernel."
 )
 
 
@@ -141,7 +141,7 @@ def _paths(known):
     lines = [
         f"**An afternoon** ({_hours(known, AFTERNOON)}): what is new in V4's attention, cache and experts.\n",
         f"{_links(_files(known, AFTERNOON))}\n",
-        "**A course of four weeks**, a notebook at a sitting, with exercises; its parts of the build track are counted in.\n",
+        "**A course of four weeks**, a notebook at a sitting, with exercises and the track *build a V4*.\n",
     ]
     for title, numbers in WEEKS.items():
         lines.append(f"- {title} ({_hours(known, numbers)}): {_links(_files(known, numbers))}")

@@ -128,7 +128,8 @@ def settle(notebook, stem):
 def every():
     """The paths of all notebooks by name, such as `00_tour` or `build/1_pieces`: course, track, then the pages."""
     pages = [FOLDER / f"{page}.ipynb" for page in GENERATED]
-    return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in [*course(FOLDER), *track(FOLDER), *pages]}
+    paths = [*course(FOLDER), *track(FOLDER), *pages]
+    return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in paths}
 
 
 def rebuild(path, check=False):
