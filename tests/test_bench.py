@@ -150,7 +150,7 @@ def test_a_peak_is_what_rose_during_the_work_without_the_cache_and_no_less_than_
 
 
 def test_a_system_without_proc_is_asked_for_its_own_mark(monkeypatch):
-    def missing(path):
+    def missing(path, encoding):
         raise FileNotFoundError(path)
 
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

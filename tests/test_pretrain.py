@@ -138,7 +138,7 @@ pretrain.HELD_OUT_PROGRAMS = 3
 write = Log.write
 def cut_short(log, record):
     if record["step"] == 14:
-        log.file.write('{"step": 14, "ma')
+        log.file.write(b'{"step": 14, "ma')
         log.file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     write(log, record)
