@@ -121,6 +121,15 @@ def test_explore_shows_one_picture_live_and_it_follows_its_controls_with_its_alt
     assert [label for label, _ in power.options] == ["2 steps", "3 steps", "4 steps"]
 
 
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [("tokens", ["1 token", "2 tokens"]), ("tokens/s", ["1 tokens/s", "2 tokens/s"]), ("", ["1", "2"])],
+)
+def test_a_slider_counts_one_in_the_singular(unit, said, shown):
+    show.explore(lambda **_: curve(), units={"n": unit}, n=[1, 2])
+    assert [label for label, _ in shown[1].children[1].children[0].options] == said
+
+
 def test_what_a_saved_notebook_shows_without_its_kernel_is_hidden_by_the_widget_that_it_stands_for(shown):
     """Kind: a saved copy whose pictures and questions are an error message."""
     show.explore(curve, power=[3, 4])

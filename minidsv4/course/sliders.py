@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from numbers import Real
 
 from minidsv4.course.live import is_live, show_live
@@ -68,10 +69,15 @@ def _control(name, values, unit, start):
     import ipywidgets
 
     kind = ipywidgets.SelectionSlider if _is_number(values[0]) else ipywidgets.Dropdown
-    options = [(f"{value} {unit}" if unit else str(value), value) for value in values]
+    options = [(f"{value} {_counted(value, unit)}" if unit else str(value), value) for value in values]
     extra = {"continuous_update": False} if kind is ipywidgets.SelectionSlider else {}
     look = {"style": {"description_width": "initial"}, "layout": {"width": "32em"}}
     return kind(options=options, value=start, description=name.replace("_", " "), **look, **extra)
+
+
+def _counted(value, unit):
+    """The unit as it stands behind a number: 1 token, 2 tokens; rates such as tokens/s keep their s."""
+    return unit[:-1] if value == 1 and re.fullmatch(r"[a-z]+s", unit) else unit
 
 
 def _image(picture):
