@@ -143,7 +143,10 @@ def main(words: Sequence[str] | None = None) -> int:
         close(sys.stdout)
         return READER_GONE
     except (ValueError, OSError) as error:
-        tell(error)
+        bare = isinstance(error, OSError) and error.errno and not error.filename  # the system's words, and no file
+        if bare:
+            close(sys.stdout)
+        tell(f"the output cannot be written ({error.strerror}); send it to another place" if bare else error)
         return REFUSED
     except KeyboardInterrupt:
         tell("Stopped.")

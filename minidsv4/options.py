@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import re
 import reprlib
 import shlex
 from collections.abc import Callable
@@ -50,13 +51,16 @@ def above_0(most: float) -> Callable[[str], float]:
 
 
 def checked(convert: Callable[[str], T], check: Callable[[T], T]) -> Callable[[str], T]:
-    """The type of what a function called with it takes: the text is converted, then checked by the function's rule."""
+    """The type of what a function called with it takes: the text is converted, then checked by the function's rule.
+
+    A refusal begins with the value: the names of command and option, which a rule tells as well, stand before it.
+    """
 
     def read(text: str) -> T:
         try:
             return check(convert(text))
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(re.sub(r"^\w+: \w+ = ", "", str(error))) from None
 
     return read
 

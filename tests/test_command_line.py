@@ -169,7 +169,17 @@ def test_a_reader_that_goes_and_output_that_is_closed_end_without_a_word():
     assert (code, said, errors) == (141, b"", b"")
     assert shell('"$@" >&-', "bill") == (0, b"", b"")
     code, _, errors = shell('"$@" > /dev/full', "bill")
-    assert code == 2 and errors.count(b"\n") == 1 and b"No space left" in errors
+    sentence = b"the output cannot be written (No space left on device); send it to another place.\n"
+    assert (code, errors) == (2, sentence)
+
+
+def test_a_refusal_of_an_option_names_command_and_option_once(capsys):
+    """Kind: a rule of a function whose words are told by the command as well."""
+    for option, value in (("--seed", "9" * 30), ("--temperature", "-1"), ("--top-p", "2")):
+        said = refusal(capsys, "generate", "x", option, value)
+        name = option.removeprefix("--").replace("-", "_")
+        assert f"argument {option}: {value}" in said.replace(".0", ""), said
+        assert said.count("generate") == 1 and f"{name} =" not in said
 
 
 @pytest.mark.parametrize("errors", ["2>&-", "2>/dev/full", "2> >(true)"])

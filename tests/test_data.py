@@ -37,6 +37,22 @@ def test_a_step_has_the_same_batch_whenever_it_is_asked_for_and_the_seed_changes
     assert any(not torch.equal(Batches(DOCUMENTS, 2, 6, seed=5).at(step), later[step]) for step in range(3))
 
 
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, None])
+def test_sizes_and_steps_that_count_nothing_are_refused(wrong):
+    """Kind: a count that divides by 0, gives no rows, or takes them from the end in silence."""
+    for name, sizes in {"batch_size": (wrong, 6), "length": (2, wrong)}.items():
+        with pytest.raises(ValueError, match=rf"batches: {name} = {wrong} cannot be; .*from 1"):
+            Batches(DOCUMENTS, *sizes, seed=0)
+    packed = Packed(DOCUMENTS, 6, seed=0)
+    with pytest.raises(ValueError, match=rf"mixture: batch_size = {wrong} cannot be; .*from 1"):
+        Mixture([packed], (1,), wrong, seed=0)
+    with pytest.raises(ValueError, match=rf"eval_rows: length = {wrong} cannot be; .*from 1"):
+        next(eval_rows(DOCUMENTS, wrong))
+    for batches in (Batches(DOCUMENTS, 2, 6, seed=0), Mixture([packed], (1,), 2, seed=0)):
+        with pytest.raises(ValueError, match="step = -1 cannot be; .*from 0"):
+            batches.at(-1)
+
+
 def test_too_few_tokens_for_a_batch_are_refused_with_a_sentence():
     with pytest.raises(ValueError, match="batch_size = 50 needs 350 tokens"):
         Batches(DOCUMENTS, batch_size=50, length=6, seed=0)

@@ -363,6 +363,9 @@ def test_the_package_has_a_recipe_for_the_mini_model():
         ({"training": {"decay": 0.0}}, "decay = 0.0"),
         ({"stages": [{"length": 24, "batch_size": 2}]}, "neither steps nor seconds"),
         ({"stages": [{"length": 24, "batch_size": 2}] * 2, "training": {"seconds": 1}}, "only the last stage"),
+        ({"config": 3}, "recipe: config is of another type; a recipe has config, seed,"),
+        ({"config": {"hidden_size": 24}}, "config.size = None"),
+        ({"seed": "one"}, "recipe: seed is of another type"),
         ({"training": {"speed": 1}}, "assets/mini.json is an example"),
         ({"seeds": 1, "every": {}}, "assets/mini.json is an example"),
     ],
@@ -372,6 +375,16 @@ def test_a_recipe_that_cannot_be_followed_is_refused_with_a_sentence(change, wor
     assert main(["train", "--recipe", str(tmp_path / "bad.json"), "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "{}", "[1]", "3", "null"])
+def test_a_recipe_without_its_parts_is_told_which_they_are(text, tmp_path, capsys):
+    """Kind: JSON that is no recipe, once refused with Python's name of the error."""
+    (tmp_path / "bad.json").write_text(text)
+    assert main(["train", "--recipe", str(tmp_path / "bad.json"), "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "recipe: config is missing; a recipe has config, seed, data, stages, training, every" in said
+    assert "Error" not in said and said.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_a_recipe_is_read_as_utf_8_with_or_without_a_byte_order_mark(tmp_path):

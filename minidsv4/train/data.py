@@ -23,10 +23,12 @@ class Batches:
     documents   token ids of each, without BOS and EOS
     batch_size  B
     length      T; a row has one token more, so that T tokens are predicted
-    raises      ValueError where the documents do not fill one batch
+    raises      ValueError where the documents do not fill one batch, and for sizes or a step that count nothing
     """
 
     def __init__(self, documents: Iterable[Sequence[int]], batch_size: int, length: int, seed: int):
+        check_from("batches", "batch_size", batch_size, 1)
+        check_from("batches", "length", length, 1)
         documents = list(documents)
         order = torch.randperm(len(documents), generator=_generator(seed, "documents")).tolist()
         stream = [token for i in order for token in (Tokenizer.bos_id, *documents[i], Tokenizer.eos_id)]
@@ -41,6 +43,7 @@ class Batches:
 
     def at(self, step: int) -> Tensor:
         """The batch of a step, from 0: token ids [B, T + 1]."""
+        check_from("batches", "step", step, 0)
         numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
         return self.rows[drawn(numbers, len(self.rows), self.seed)]
 
@@ -118,10 +121,12 @@ class Mixture:
             raise ValueError(
                 f"mixture: shares = {list(shares)} do not fit {len(sources)} sources; one number from 0 each"
             )
+        check_from("mixture", "batch_size", batch_size, 1)
         self.sources, self.shares, self.batch_size, self.seed = sources, shares, batch_size, seed
 
     def at(self, step: int) -> Batch:
         """The batch of a step, from 0."""
+        check_from("mixture", "step", step, 0)
         rows = [self.row(number) for number in range(step * self.batch_size, (step + 1) * self.batch_size)]
         return Batch(*(torch.stack(part) for part in zip(*rows)))
 
@@ -135,6 +140,12 @@ class Mixture:
         share = self.shares[sources[-1]]
         (row,) = drawn([block * share + sources.count(sources[-1]) - 1], len(source), source.seed)
         return Batch(*(part[row] for part in source.rows))
+
+
+def check_from(call: str, name: str, value: object, least: int) -> None:
+    """Refuse what is no whole number from the least one on."""
+    if type(value) is not int or value < least:
+        raise ValueError(f"{call}: {name} = {value!r} cannot be; it is a whole number from {least}")
 
 
 def drawn(numbers: Sequence[int], n_rows: int, seed: int) -> list[int]:
@@ -154,7 +165,9 @@ def eval_rows(documents: Iterable[Sequence[int]], length: int) -> Iterator[list[
     """Cut each document into rows that together predict each of its tokens once.
 
     yields  at most T + 1 tokens, the first being BOS or the last of the row before
+    raises  ValueError for a length that is no whole number from 1
     """
+    check_from("eval_rows", "length", length, 1)
     for ids in documents:
         tokens = [Tokenizer.bos_id, *ids]
         for start in range(0, len(tokens) - 1, length):

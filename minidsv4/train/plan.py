@@ -16,6 +16,8 @@ from minidsv4.config import Config
 from minidsv4.train.loop import STAGES
 from minidsv4.train.recipe import Recipe
 
+PARTS = {"config": dict, "seed": int, "data": dict, "stages": list, "training": dict, "every": dict}  # of a recipe
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -92,8 +94,12 @@ class Plan:
     @classmethod
     def from_dict(cls, fields: dict) -> Self:
         """Build from the fields of a recipe file; `config` names a size, and fields of it that are changed."""
+        for name, kind in PARTS.items():
+            if not isinstance(fields, dict) or not isinstance(fields.get(name), kind):
+                given = "is missing" if not isinstance(fields, dict) or name not in fields else "is of another type"
+                raise ValueError(f"recipe: {name} {given}; a recipe has {', '.join(PARTS)}, as assets/mini.json shows")
         config, data = dict(fields["config"]), fields["data"]
-        base = config.pop("size")
+        base = config.pop("size", None)
         if base not in ("tiny", "mini"):
             raise ValueError(f"recipe: config.size = {base!r} cannot be trained here; it is 'tiny' or 'mini'")
         stages = tuple(Stage(**stage) for stage in fields["stages"])
