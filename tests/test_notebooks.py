@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from nbformat import v4
 from PIL import Image, PngImagePlugin
 
@@ -159,6 +161,55 @@ def test_a_fault_planted_in_a_notebook_is_caught(fault):
     FAULTS[fault](notebook)
     found = list(notebook_faults(notebook))
     assert len(found) == 1 and fault in found[0], found
+
+
+# --- pictures and links ---
+
+
+def has_ink_at_its_sides(png):
+    """True where a PNG has a pixel that is not white in its first or last column: something is cut off there."""
+    sides = np.asarray(Image.open(io.BytesIO(png)).convert("L"))[:, [0, -1]]
+    return bool(sides.min() < 250)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_no_stored_picture_is_cut_off_at_its_sides(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            if png := output.get("data", {}).get("image/png"):
+                assert not has_ink_at_its_sides(base64.b64decode(png)), cell.source
+
+
+@pytest.mark.parametrize(("repeats", "cut"), [(1, False), (9, True)])
+def test_a_title_that_is_cut_off_is_seen(repeats, cut):
+    figure, stream = Figure(figsize=(3, 2)), io.BytesIO()
+    figure.suptitle("A title. " * repeats)
+    figure.savefig(stream, format="png")
+    assert has_ink_at_its_sides(stream.getvalue()) == cut
+
+
+def bad_links(folder, text, root):
+    """Links of a page in a folder that a server of the root cannot open: not there, a folder, or outside the root."""
+    for link in re.findall(r"\]\((?!https?:|#|attachment:)([^)#\s]+)", text):
+        place = (folder / link).resolve()
+        if not (place.is_file() and place.is_relative_to(root)):
+            yield link
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_every_link_of_a_notebook_opens_a_file_beside_the_notebooks(path):
+    cells = nbformat.read(path, as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert list(bad_links(path.parent, text, notebooks.FOLDER.resolve())) == []
+
+
+def test_a_link_to_a_folder_to_nothing_or_out_of_the_root_is_seen(tmp_path):
+    (tmp_path / "root" / "build").mkdir(parents=True)
+    for file in ("root/a.ipynb", "outside.py"):
+        (tmp_path / file).touch()
+    links = ["a.ipynb", "a.ipynb#part", "https://arxiv.org", "build/", "none.ipynb", "../outside.py"]
+    text = " ".join(f"[words]({link})" for link in links)
+    assert list(bad_links(tmp_path / "root", text, tmp_path / "root")) == links[3:]
 
 
 # --- listings ---

@@ -86,11 +86,14 @@ def overlap_by_ratio():
     rho, names = np.geomspace(0.1, 4.5, 181), ("H20", "Ascend 950DT", "Ascend 910C", "H200", "B200", "H800")
     parts = {name: schedule.stages(Config.flash(), DEVICES[name]) for name in names}
     curves = {
-        "perfect overlap": (rho, schedule.ideal_speedup(rho)),
-        "Comet at best": (rho, schedule.comet_speedup(rho)),
+        "perfect overlap, no activation": (rho, schedule.ideal_speedup(rho)),
+        "Comet at best, no activation": (rho, schedule.comet_speedup(rho)),
         "serial": (rho, np.ones_like(rho)),
     }
-    chips = {name: (part.rho, part.serial / schedule.waves(part, 8).time) for name, part in parts.items()}
+    chips = {
+        name: (part.rho, part.serial / schedule.waves(part, 8).time, part.serial / part.bound)
+        for name, part in parts.items()
+    }
     ratios = {name: DEVICES[name].peak(8) / DEVICES[name].link for name in names}
     bounds = {
         name: schedule.balance_point(config) for name, config in (("Flash", Config.flash()), ("Pro", Config.pro()))

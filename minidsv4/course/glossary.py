@@ -24,6 +24,8 @@ class Abbreviation:
 
 
 ABBREVIATIONS = {
+    "AIC": Abbreviation("AI core for cubes", "13"),
+    "AIV": Abbreviation("AI core for vectors", "13"),
     "BF16": Abbreviation("16-bit brain floating point", everyday=True),
     "BOS": Abbreviation("beginning of sequence", "10"),
     "CP": Abbreviation("context parallelism", "14"),
@@ -43,6 +45,7 @@ ABBREVIATIONS = {
     "HCA": Abbreviation("Heavily Compressed Attention", "02"),
     "KL": Abbreviation("Kullback-Leibler divergence", "03"),
     "KV": Abbreviation("key-value", "01"),
+    "MaxVio": Abbreviation("maximal violation", "07"),
     "mHC": Abbreviation("manifold-constrained hyper-connections", "06"),
     "MHA": Abbreviation("multi-head attention", "05"),
     "MLA": Abbreviation("multi-head latent attention", "05"),
@@ -52,10 +55,14 @@ ABBREVIATIONS = {
     "MXFP4": Abbreviation("microscaling 4-bit floating point", "03"),
     "NPU": Abbreviation("neural processing unit", "13"),
     "QAT": Abbreviation("quantisation-aware training", "11"),
+    "ReLU": Abbreviation("rectified linear unit", "03"),
     "RMS": Abbreviation("root mean square", "09"),
     "RoPE": Abbreviation("rotary position embedding", "01"),
     "SwiGLU": Abbreviation("Swish-gated linear unit", "07"),
+    "UB": Abbreviation("unified bus", "13"),
+    "URMA": Abbreviation("unified remote memory access", "13"),
     "YaRN": Abbreviation("yet another RoPE extension", "01"),
+    "ZeRO": Abbreviation("zero redundancy optimizer", "09"),
 }
 
 

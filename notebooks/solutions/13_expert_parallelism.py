@@ -1,10 +1,20 @@
 """Solutions of the exercises in 13_expert_parallelism.ipynb."""
 
 
-def both_in_fp8(flops, link, inner):
-    """The best speed-up where both journeys are in FP8: 2 D bytes for 6 D F FLOPs."""
-    rho = 2 * flops / (6 * inner * link)
-    return (1 + rho) / max(1, rho)
+def exchange(tokens, picks, scales):
+    """The experts that each rank's rows ask for, and the outputs of its tokens."""
+    n_ranks = len(tokens)
+    held = len(scales) // n_ranks
+    rows = [[] for _ in range(n_ranks)]
+    for home in range(n_ranks):
+        for place, x in enumerate(tokens[home]):
+            for expert in picks[home][place]:
+                rows[expert // held].append([home, place, expert, x])
+    y = [[0] * len(own) for own in tokens]
+    for came in rows:
+        for home, place, expert, x in came:
+            y[home][place] += scales[expert] * x
+    return [[expert for _, _, expert, _ in came] for came in rows], y
 
 
 def fullest_rank(loads, n_ranks):

@@ -104,8 +104,9 @@ def device_time(steps, thousands):
         axes.annotate(words, (busy[model], place), (4, 0), textcoords="offset points", va="center", fontsize=8)
     device, share = step.device.name, 100 * busy["Flash"] / busy["V3.2"]
     what = "device time" if steps["Flash"].matmul_seconds else "time for memory"
-    axes.set_title(f"{device}, {thousands}K tokens: Flash takes {share:.0f}% of V3.2's {what}")
+    axes.set_title(f"Flash takes {share:.0f}% of V3.2's {what} at {thousands}K tokens")
     axes.set(yticks=range(len(steps)), yticklabels=steps, ylim=(len(steps) - 0.4, -0.6))
-    axes.set(xlabel=f"device-milliseconds a token, batch of {step.batch}", xlim=(0, 1.6 * max(busy.values())))
+    axes.set(xlabel=f"device-milliseconds a token on {device}, batch of {step.batch}")
+    axes.set(xlim=(0, 1.6 * max(busy.values())))
     axes.legend(loc="lower right")
     return figure
