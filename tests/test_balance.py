@@ -6,6 +6,7 @@ from torch import nn
 
 import minidsv4 as v4
 from minidsv4 import paper
+from minidsv4.experiments import routers
 from minidsv4.model.layer import watch
 from minidsv4.model.moe import HashRouter, LearnedRouter, MoE, Routed, Router, hash_table
 from minidsv4.ops import swiglu
@@ -256,3 +257,11 @@ def test_a_hash_layer_takes_a_balanced_table_in_place_of_its_own():
 def test_frequencies_and_sizes_that_make_no_table_are_refused(frequencies, sizes, words):
     with pytest.raises(ValueError, match=words):
         balanced_hash_table(frequencies, *sizes)
+
+
+def test_a_seed_of_the_toy_draws_text_and_table_as_well():
+    """Kind: seeds that share what they should vary, so that the hash layer gives one number three times."""
+    first, again, other = (routers.train_toy(seed, speed=0.0, n_steps=2).loads for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(routers.batch(1, 0)[0], routers.batch(1, 1)[0])
+    tables = [routers.Toy(seed).layers[0].gate.tid2eid for seed in (0, 1)]
+    assert not torch.equal(*tables) and not torch.equal(first[:, 0], other[:, 0])

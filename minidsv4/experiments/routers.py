@@ -28,6 +28,7 @@ class Toy(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(N_TOKENS, WIDTH)
         self.layers = nn.ModuleList(MoE(CONFIG, routing) for routing in (Routing.HASH, Routing.LEARNED))
+        self.layers[0].gate.draw(seed)
         self.double()
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
@@ -48,10 +49,10 @@ class ToyRun(NamedTuple):
     losses: list[float]
 
 
-def batch(step: int, n_tokens: int = 512) -> tuple[Tensor, Tensor]:
-    """Tokens and the tokens that follow them, both [1, T]."""
+def batch(step: int, seed: int = 0, n_tokens: int = 512) -> tuple[Tensor, Tensor]:
+    """Tokens and the tokens that follow them, both [1, T]; the partners are the same for every seed."""
     partner_V = torch.randperm(N_TOKENS, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(step)
+    generator = torch.Generator().manual_seed(1000 * seed + step)
     zipf_V = 1 / torch.arange(1, N_TOKENS + 1, dtype=torch.float64)
     ids_T = torch.multinomial(zipf_V, n_tokens, replacement=True, generator=generator)
     keep_T = torch.rand(n_tokens, dtype=torch.float64, generator=generator) < 0.5
@@ -59,12 +60,15 @@ def batch(step: int, n_tokens: int = 512) -> tuple[Tensor, Tensor]:
 
 
 def train_toy(seed: int, speed: float, n_steps: int = 120) -> ToyRun:
-    """Train a toy by Adam, its learned router balanced with this speed; 0 leaves the bias."""
+    """Train a toy by Adam, its learned router balanced with this speed; 0 leaves the bias.
+
+    The seed draws weights, table and text.
+    """
     toy = Toy(seed)
     optimizer = torch.optim.Adam(toy.parameters(), lr=5e-3)
     loads, losses = [], []
     for step in range(n_steps):
-        ids_BT, target_BT = batch(step)
+        ids_BT, target_BT = batch(step, seed)
         with balance.balanced(toy, speed), watch(toy, Router) as calls:
             loss = F.cross_entropy(toy(ids_BT)[0], target_BT[0])
             optimizer.zero_grad()
