@@ -3,6 +3,13 @@
 Every name is imported when it is first asked for: a command can then answer, and be stopped, before torch is loaded.
 """
 
+import sys
+
+if sys.argv[:1] == ["-m"] and "minidsv4" in sys.orig_argv:  # `python -m minidsv4` is on its way to __main__
+    from minidsv4 import interrupts
+
+    interrupts.leave_on_ctrl_c()
+
 import importlib
 from typing import TYPE_CHECKING
 

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import minidsv4
+from minidsv4.interrupts import STOPPED, leave, raise_on_ctrl_c
 from minidsv4.options import READER_GONE, close
 
-REFUSED, STOPPED = 2, 130  # exit codes; the last as a shell has it for SIGINT
+REFUSED = 2  # the exit code of a command that cannot be carried out
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -63,15 +64,11 @@ def one_line(message: object) -> str:
 
 @contextlib.contextmanager
 def interrupt_that_exits() -> Iterator[None]:
-    """Ctrl-C ends the process at once: a library that is cut in two while it is imported raises errors of its own."""
+    """Within, Ctrl-C ends the process at once."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:
         yield
         return
-
-    def leave(_number, _frame):
-        os.write(2, b"Stopped.\n")
-        os._exit(STOPPED)
 
     try:
         signal.signal(signal.SIGINT, leave)
@@ -135,6 +132,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     open_streams()
     try:
+        raise_on_ctrl_c()
         arguments = parsed(sys.argv[1:] if words is None else list(words))
         code = arguments.run(arguments)
         sys.stdout.flush()

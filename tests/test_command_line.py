@@ -213,6 +213,15 @@ def test_ctrl_c_while_a_command_is_loaded_is_a_sentence(module, tmp_path):
     assert shell('"$@"', "generate", "x", PYTHONPATH=path) == (130, b"", b"Stopped.\n")
 
 
+@pytest.mark.parametrize("module", ["argparse", "dataclasses"])
+def test_ctrl_c_while_the_package_itself_is_loaded_is_a_sentence(module, tmp_path):
+    """Kind: a stop before the command is known; before, a traceback out of an import."""
+    killed = f"import os\nos.kill(os.getpid(), {signal.SIGINT:d})\n"
+    (tmp_path / f"{module}.py").write_text(killed)
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    assert shell('"$@"', "bill", PYTHONPATH=path) == (130, b"", b"Stopped.\n")
+
+
 # --- help ---
 
 

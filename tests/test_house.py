@@ -18,6 +18,7 @@ SUFFIX = re.compile(r"^[a-z]\w*_((?=[a-z0-9]*[A-Z])[A-Zij0-9]+)$")
 ROOMS = [
     *(
         "dims",
+        "interrupts",
         "files",
         "checksums",
         "options",
