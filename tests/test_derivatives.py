@@ -5,7 +5,9 @@ import pytest
 import torch
 from op_cases import CASES
 from small import EXACT, TINY, normal, off, small_model, token_ids
-from torch.func import functional_call, grad, jvp, vmap
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
+from torch.func import functional_call, functionalize, grad, jvp, vmap
 
 from minidsv4.fast import FAST
 from minidsv4.model.model import Model
@@ -111,6 +113,41 @@ def test_fast_says_in_one_sentence_to_use_plain(name):
         jvp(run, (plain,), (torch.ones_like(plain),))
     with pytest.raises(ValueError, match=sentence):
         vmap(run)(torch.stack([plain, plain]))
+
+
+def tangent(table, name, place, learning):
+    """What forward mode gives for `sum` over the operation, along a direction of the tensor at this place, or zeros."""
+    call, tensors = small_case(name)
+    given = [tensor.detach() for tensor in tensors]
+    with torch.set_grad_enabled(learning), forward_ad.dual_level():
+        given[place] = forward_ad.make_dual(given[place], normal(*given[place].shape, seed=7))
+        out = call(getattr(table, name), *given)
+        found = forward_ad.unpack_dual(out).tangent
+        return torch.zeros_like(out) if found is None else found
+
+
+@pytest.mark.parametrize("learning", [True, False])
+@differentiable
+def test_forward_mode_of_fast_is_refused_in_a_sentence_or_right(name, learning):
+    """Kind: a way to differentiate that ended in torch's words, "You must implement the jvp function"."""
+    for place in range(len(small_case(name)[1])):
+        if name in BY_HAND:
+            with pytest.raises(ValueError, match=r"ops: the fast form of \w+ .* forward mode; call model.use\(PLAIN\)"):
+                tangent(FAST, name, place, learning)
+        else:
+            ours = tangent(FAST, name, place, learning)
+            assert (ours - tangent(PLAIN, name, place, learning)).abs().max() < EXACT
+
+
+def test_a_fast_model_in_forward_mode_says_to_use_plain():
+    """Kind: as of an operation; the weights of a whole model, with gradients and without."""
+    model, ids_BT = small_model(TINY), token_ids(2, 9)
+    for learning in (True, False):
+        with torch.set_grad_enabled(learning), forward_ad.dual_level():
+            parameters = parameters_of(model)
+            dual = {name: forward_ad.make_dual(x, torch.ones_like(x)) for name, x in parameters.items()}
+            with pytest.raises(ValueError, match=r"forward mode; call model.use\(PLAIN\) first"):
+                loss_of(model, ids_BT)(dual)
 
 
 # ---- whole models ----
@@ -240,6 +277,27 @@ def test_a_plain_model_is_exported_and_runs_on_unharmed():
     with torch.no_grad():
         exported = torch.export.export(model, (ids,))
         assert off(exported.module()(ids), model(ids)) < 1e-5  # float32
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["fresh", "kept"])
+@pytest.mark.parametrize("stand_in", ["fake", "functional"])
+def test_a_model_runs_on_stand_ins_and_on_numbers_after_one_another(stand_in, before):
+    """Kind: a constant of a mode kept for what comes after it, or given to it; either ended in torch's assertion."""
+    place = 1 + 2 * before + (stand_in == "fake")  # thetas that no other test uses
+    config = TINY.replace(rope_theta=22222.0 + place, compress_rope_theta=33333.0 + place, hc_eps=1e-6 + 1e-9 * place)
+    torch.manual_seed(0)
+    model, ids_BT = Model(config), token_ids(2, 20)
+    expected = model(ids_BT) if before else None
+    if stand_in == "fake":
+        with FakeTensorMode():
+            assert isinstance(Model(config, ops=PLAIN)(torch.zeros(2, 20, dtype=torch.int64)), FakeTensor)
+            with pytest.raises(ValueError, match=SENTENCE):
+                Model(config)(torch.zeros(2, 20, dtype=torch.int64))
+    else:
+        functionalize(model.use(PLAIN))(ids_BT)
+    found = model.use(FAST)(ids_BT)
+    assert type(found) is torch.Tensor and found.isfinite().all()
+    assert expected is None or torch.equal(found, expected)
 
 
 @pytest.mark.slow

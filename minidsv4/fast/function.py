@@ -7,9 +7,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.forward_ad import unpack_dual
 
 Result = TypeVar("Result")
 HAND_WRITTEN = "ops: the fast form of {} has a hand-written gradient, which {}; call model.use(PLAIN) first"
+NOT_FORWARD = "takes no part in torch.func or forward mode"
 NOT_TRACED = "ops: the fast forms have gradients that torch.compile does not trace; call model.use(PLAIN) first"
 NO_NUMBERS = "ops: the fast forms look at numbers, and {} has none; call model.use(PLAIN) first"
 
@@ -17,22 +20,33 @@ NO_NUMBERS = "ops: the fast forms look at numbers, and {} has none; call model.u
 def cached(function: Callable[..., Result]) -> Callable[..., Result]:
     """`function`, which makes constants, asked once for the same arguments.
 
-    While torch traces (`torch.export`, `torch.compile`) its tensors are stand-ins, and none of them is kept.
+    Where tensors are stand-ins (`torch.export`, `torch.compile`, a fake mode, `torch.func.functionalize`) none of them
+    is kept, and none that was kept is given.
     """
     remember = functools.lru_cache(maxsize=64)(function)
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Result:
-        return function(*arguments) if torch.compiler.is_compiling() else remember(*arguments)
+        return function(*arguments) if stands_in() else remember(*arguments)
 
     return call
 
 
+def stands_in() -> bool:
+    """Whether a tensor that is made now only stands for one."""
+    if torch.compiler.is_compiling():
+        return True
+    made = torch.empty(0)
+    return type(made) is not Tensor or torch._is_functional_tensor(made)
+
+
 def need_numbers(x: Tensor) -> None:
-    """Raise ValueError on the meta device and in `torch.export`, where what a tensor holds is not known."""
+    """Raise ValueError where no tensor holds numbers: on the meta device, in `torch.export`, in a fake mode."""
     exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
     if exporting or x.is_meta:
         raise ValueError(NO_NUMBERS.format("a trace of torch.export" if exporting else "the meta device"))
+    if isinstance(x, FakeTensor):
+        raise ValueError(NO_NUMBERS.format("a fake tensor"))
 
 
 class NoContext:
@@ -54,13 +68,14 @@ class FastFunction(torch.autograd.Function):
         if torch.compiler.is_dynamo_compiling():  # the words are shown where `fullgraph=True` forbids a break
             torch._dynamo.graph_break(msg=NOT_TRACED)
         need_numbers(arguments[0])
+        if any(isinstance(x, Tensor) and unpack_dual(x).tangent is not None for x in arguments):
+            raise ValueError(HAND_WRITTEN.format(cls.__name__, NOT_FORWARD))
         try:
             return cls.apply(*arguments) if torch.is_grad_enabled() else cls.forward(NoContext(), *arguments)
         except RuntimeError as error:
-            if "functorch" not in str(error) and "forward AD" not in str(error):
+            if "functorch" not in str(error):
                 raise
-            what = "takes no part in torch.func or forward mode"
-            raise ValueError(HAND_WRITTEN.format(cls.__name__, what)) from error
+            raise ValueError(HAND_WRITTEN.format(cls.__name__, NOT_FORWARD)) from error
 
 
 def first_derivative_only(backward: Callable) -> Callable:
