@@ -59,15 +59,19 @@ SIZES = (  # fields that count something
     *("q_lora_rank o_groups o_lora_rank index_n_heads index_head_dim n_routed_experts num_experts_per_tok").split(),
 )
 LENGTHS = ("sliding_window", "index_topk", "max_position_embeddings")
-FACTORS = (  # fields that are multiplied or added
-    *("routed_scaling_factor swiglu_limit hc_eps rms_norm_eps initializer_range").split(),
-)
+BOUNDS = {  # of what is multiplied or added: no sensible model comes near, and numbers overflow far beyond
+    "routed_scaling_factor": 1e3,
+    "swiglu_limit": 1e30,  # a clamp, so a large one is none
+    "hc_eps": 1.0,
+    "rms_norm_eps": 1.0,
+    "initializer_range": 1e2,
+}
 BASES = ("rope_theta", "compress_rope_theta")
 
 RULES: dict[str, Rule] = {  # of each field by itself, in a file as in a Config
     **dict.fromkeys(SIZES, counts(1, LARGEST)),
     **dict.fromkeys(LENGTHS, counts(1, TOKENS)),
-    **dict.fromkeys(FACTORS, number()),
+    **{name: number(high=high) for name, high in BOUNDS.items()},
     **dict.fromkeys(BASES, number(low=1)),
     "num_hidden_layers": counts(1, LAYERS),
     "num_hash_layers": counts(0, LAYERS),

@@ -204,6 +204,10 @@ REFUSED = [  # what is changed in tiny(), the field that the sentence names, the
     ),
     (dict(routed_scaling_factor=-1.5), "routed_scaling_factor", "-1.5", "above 0"),
     (dict(initializer_range=float("nan")), "initializer_range", "nan", "above 0"),
+    (dict(initializer_range=1e6), "initializer_range", "1000000.0", "below 100"),  # a loss of NaN later
+    (dict(routed_scaling_factor=1e29), "routed_scaling_factor", "1e+29", "below 1000"),  # gradients that overflow
+    (dict(hc_eps=1e29), "hc_eps", "1e+29", "below 1"),
+    (dict(rms_norm_eps=1e29), "rms_norm_eps", "1e+29", "below 1"),
     (dict(compress_rope_theta="160000"), "compress_rope_theta", "'160000'", "above 1"),
     (dict(bos_token_id=-1), "bos_token_id", "-1", "0 .. 60"),
     (dict(eos_token_id=61), "eos_token_id", "61", "0 .. 60"),
