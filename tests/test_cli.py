@@ -267,8 +267,8 @@ def test_plain_operations_are_not_compiled_and_commands_without_a_model_have_non
     [
         (["--tokens", "-1"], "--tokens: '-1' cannot be"),
         (["--tokens", "many"], "'many'"),
-        (["--temperature", "-2"], "temperature = -2.0"),
-        (["--top-p", "0"], "top_p = 0.0"),
+        (["--temperature", "-2"], "argument --temperature: -2.0 is out of range"),
+        (["--top-p", "0"], "argument --top-p: 0.0 is out of range"),
         (["--speed", "9"], "unrecognized arguments"),
     ],
 )

@@ -36,7 +36,7 @@ def stands_in() -> bool:
     """Whether a tensor that is made now only stands for one."""
     if torch.compiler.is_compiling():
         return True
-    made = torch.empty(0)
+    made = torch.empty(0, dtype=torch.bool)
     return type(made) is not Tensor or torch._is_functional_tensor(made)
 
 
