@@ -14,6 +14,7 @@ from minidsv4.lowbit import fp8
 
 SHAPES = [(1, 1), (3, 130), (128, 128), (129, 257), (96, 192)]
 ALL_BYTES = torch.arange(256, dtype=torch.uint8)
+ALL_PATTERNS = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)  # of 16 bits: every bfloat16, every float16
 
 
 def spread_out(rows, columns, seed=0, dtype=torch.float32):
@@ -50,6 +51,19 @@ def test_rounding_at_and_beside_every_tie_is_that_of_ml_dtypes():
     assert not (fp8.to_e4m3(ties).view(torch.uint8) & 1).any()  # a tie goes to the even one
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_number_of_16_bits_is_rounded_as_by_ml_dtypes_and_what_has_no_place_saturates(dtype):
+    x = ALL_PATTERNS.view(dtype).float()
+    with np.errstate(invalid="ignore"):  # NumPy's word for NaN and infinities
+        wanted = x.numpy().astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    beyond = torch.from_numpy(wanted).isnan() & ~x.isnan()  # ml_dtypes has NaN there, a product had better have 448
+    assert x[beyond].abs().min() == {torch.float16: 464.25, torch.bfloat16: 466}[dtype]  # the next one after the tie
+    found = fp8.to_e4m3(x).float()
+    assert torch.equal(found[beyond], x[beyond].sign() * 448)
+    assert np.array_equal(found[~beyond].numpy(), wanted[~beyond.numpy()], equal_nan=True)
+    assert found.isnan().sum() == x.isnan().sum() > 200
+
+
 def test_numbers_beyond_448_become_448_and_never_nan():
     x = torch.tensor([448.0, 463.9, 465.0, 500.0, 1e30, torch.inf])
     assert fp8.to_e4m3(x).float().tolist() == [448.0] * 6 and fp8.to_e4m3(-x).float().tolist() == [-448.0] * 6
@@ -60,6 +74,18 @@ def test_powers_of_two_are_the_bytes_of_ml_dtypes():
     scale = fp8.e8m0(powers)
     assert same_bits(scale, (2.0 ** powers.double().numpy()).astype(np.float32).astype(ml_dtypes.float8_e8m0fnu))
     assert torch.equal(fp8.exponents(scale), powers.int())
+
+
+def test_a_scale_is_the_power_of_two_at_or_above_for_every_bfloat16_and_nan_where_there_is_none():
+    x = ALL_PATTERNS.view(torch.bfloat16).float()[:, None]
+    found = fp8.block_scales(x, 1.0, (1, 1)).view(torch.uint8).flatten()
+    size = x.abs().double().flatten()
+    finite = size.isfinite()
+    power = torch.maximum(size[finite], torch.tensor(fp8.SMALLEST_SCALE).double()).log2().ceil()
+    wanted = (2.0 ** power.clamp(max=127).numpy()).astype(ml_dtypes.float8_e8m0fnu).view(np.uint8)
+    wanted[power == 128] = 255  # 2^127 is the last one; numbers up to 448 times it are all of float32
+    assert np.array_equal(found[finite].numpy(), wanted)
+    assert (found[~finite] == 255).all() and (~finite).sum() == 256
 
 
 # --- blocks ---
@@ -132,6 +158,29 @@ def test_a_block_with_a_number_that_is_not_finite_is_nan_and_no_other_block_is(b
 def test_no_rows_and_no_columns_have_no_scales(shape):
     codes, scale = fp8.round_blocks(torch.ones(shape), fp8.ROW_BLOCK)
     assert codes.shape == shape and scale.numel() == 0
+
+
+# --- activations ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_activations_are_rounded_by_128_neighbours_of_a_token_as_a_loop_does(dtype):
+    x = spread_out(6, 300, dtype=dtype).view(2, 3, 300)
+    x[1, 2, 128:256] = 0
+    found = fp8.rounded(x)
+    assert found.dtype == dtype and found.shape == x.shape
+    for b, t, low in np.ndindex(2, 3, 3):
+        part = x[b, t, 128 * low : 128 * low + 128].float().numpy()
+        scale = np.float32(2.0 ** math.ceil(math.log2(max(np.abs(part).max(), 1e-4) / 448)))
+        wanted = (part / scale).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
+        assert np.array_equal(found[b, t, 128 * low : 128 * low + 128].float().numpy(), wanted)
+
+
+def test_the_scale_of_activations_has_a_floor_under_which_they_are_lost():
+    x = torch.tensor([[1e-4, 2.0**-31, 2.0**-33]])  # at a scale of 2^-22 the smallest step is 2^-31
+    assert fp8.exponents(fp8.round_blocks(x / 16, fp8.ACTIVATION_BLOCK, fp8.ACTIVATION_FLOOR)[1]).item() == -22
+    assert fp8.rounded(x)[0, 1:].tolist() == [2.0**-31, 0.0]
+    assert torch.equal(fp8.rounded(fp8.rounded(x)), fp8.rounded(x))
 
 
 # --- properties ---

@@ -42,6 +42,13 @@ def test_rounding_at_and_beside_every_tie_is_that_of_ml_dtypes():
     assert not (mxfp4.encode(ties) % 2).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_number_of_16_bits_is_rounded_as_by_ml_dtypes_infinities_too(dtype):
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    x = x[~x.isnan()]  # which has no code: its group's scale says it
+    assert np.array_equal(mxfp4.encode(x).numpy(), x.numpy().astype(ml_dtypes.float4_e2m1fn).view(np.uint8))
+
+
 def test_the_even_index_lies_in_the_low_half_of_a_byte():
     packed = mxfp4.pack(torch.tensor([[1, 7, 10, 15]], dtype=torch.uint8))
     assert packed.dtype == torch.int8 and packed.view(torch.uint8).tolist() == [[0x71, 0xFA]]
@@ -84,6 +91,17 @@ def test_no_number_is_off_by_more_than_its_scale_and_twice_is_once(rows, groups,
     once = mxfp4.dequantise(packed, scale)
     assert ((once - weight).abs() <= scale.float().repeat_interleave(32, 1)).all()
     assert torch.equal(through(once), once)
+
+
+def test_numbers_of_any_shape_are_rounded_along_their_last_axis_and_nan_stays_in_its_group():
+    x = normal(2, 3, 80, dtype=torch.float32)
+    wide = torch.nn.functional.pad(x, (0, 16))  # the last group of 80 holds 16, and zeros do not change its scale
+    assert torch.equal(mxfp4.rounded(x), through(wide.view(6, 96)).view(2, 3, 96)[..., :80])
+    x[1, 2, 40] = torch.nan
+    wrong = torch.zeros(2, 3, 80, dtype=torch.bool)
+    wrong[1, 2, 32:64] = True
+    assert torch.equal(mxfp4.rounded(x).isnan(), wrong)
+    assert mxfp4.rounded(x.bfloat16()).dtype == torch.bfloat16 and mxfp4.rounded(x[:0]).shape == (0, 3, 80)
 
 
 def test_a_group_of_zeros_stays_zero():

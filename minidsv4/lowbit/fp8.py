@@ -1,4 +1,4 @@
-"""FP8 e4m3 with a power-of-two scale for each block of numbers: 128 x 128 of a weight, 32 neighbours of a row sent.
+"""FP8 e4m3 with a power-of-two scale for each block of numbers: 128 x 128 of a weight, 128 neighbours of an activation.
 
 A number is `fp8 * scale`. The scale is a byte too (e8m0: 2^(byte - 127), and 255 is NaN), so released matrices take
 8 + 8/16384 bits a number. Released names: `X.weight` in FP8, and `X.scale` beside it.
@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BLOCK = (128, 128)  # rows, columns: of released weights
+ACTIVATION_BLOCK = (1, 128)  # of what an FP8 or FP4 matrix is multiplied with
 ROW_BLOCK = (1, 32)  # of rows that travel between ranks
+ACTIVATION_FLOOR = 1e-4  # a block of activations and cached numbers has a scale as if it held a number of this size
 LARGEST = 448.0  # of e4m3: 1.75 * 2^8
 SMALLEST_SCALE = 2.0**-126  # the smallest of float32 that keeps all its digits; blocks of zeros get it
 NAN_EXPONENT = 128  # of e8m0
@@ -31,10 +33,22 @@ def quantise(weight: Tensor, block: tuple[int, int] = BLOCK) -> tuple[Tensor, Te
     return round_blocks(finite_matrix(weight), block)
 
 
-def round_blocks(x: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def rounded(x: Tensor, block: tuple[int, int] = ACTIVATION_BLOCK, floor: float = ACTIVATION_FLOOR) -> Tensor:
+    """Activations [..., width] to FP8 and back, in their own dtype: what a released product reads of them.
+
+    A number is off by at most 2^-4 of itself, or by 2^-10 of its block's scale, as in `quantise`.
+
+    block  rows and neighbours that share a scale
+    floor  the scale is at least that of a block whose largest number is this
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    return dequantise(*round_blocks(rows, block, floor), x.dtype, block).view(x.shape)
+
+
+def round_blocks(x: Tensor, block: tuple[int, int], floor: float = 0.0) -> tuple[Tensor, Tensor]:
     """What `quantise` returns for any rows, also for none; a block with NaN or an infinity becomes NaN as a whole."""
     x = x.float()
-    scale = block_scales(x, LARGEST, block)
+    scale = block_scales(x, LARGEST, block, floor)
     return to_e4m3(x / over_blocks(scale.float(), x.shape, block)), scale
 
 
@@ -57,14 +71,15 @@ def to_e4m3(x: Tensor) -> Tensor:
     return x.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
 
 
-def block_scales(x: Tensor, limit: float, block: tuple[int, int]) -> Tensor:
+def block_scales(x: Tensor, limit: float, block: tuple[int, int], floor: float = 0.0) -> Tensor:
     """The scale of each block, e8m0: the smallest power of two s from 2^-126 with `|x| / s <= limit`.
 
     x      float32 [rows, columns]; a block with NaN or an infinity has the scale NaN
     limit  the largest number of the format that shares the scale
+    floor  a block whose largest number is smaller has the scale of one that holds it
     """
     largest = block_maxima(x.abs(), block)
-    fraction, exponent = torch.frexp(largest.clamp(min=limit * SMALLEST_SCALE))
+    fraction, exponent = torch.frexp(largest.clamp(min=max(limit * SMALLEST_SCALE, floor)))
     limit_fraction, limit_exponent = math.frexp(limit)
     exponent = exponent - limit_exponent + (fraction > limit_fraction)
     return e8m0(exponent.where(largest.isfinite(), NAN_EXPONENT))

@@ -27,8 +27,26 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     weight = fp8.finite_matrix(weight)
     if weight.shape[1] % GROUP:
         raise ValueError(f"mxfp4: {weight.shape[1]} columns do not fill groups of {GROUP}; take a multiple of {GROUP}")
-    scale = fp8.block_scales(weight, LARGEST, (1, GROUP))
-    return pack(encode(weight / fp8.over_blocks(scale.float(), weight.shape, (1, GROUP)))), scale
+    code, scale = round_groups(weight)
+    return pack(code), scale
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Numbers [..., width] to MXFP4 and back, in their own dtype; the last group of a row may be smaller."""
+    rows = x.reshape(-1, x.shape[-1])
+    return read_groups(*round_groups(rows), x.dtype).view(x.shape)
+
+
+def round_groups(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [rows, columns] and scales of any rows; a group with NaN or an infinity has the scale NaN."""
+    x = x.float()
+    scale = fp8.block_scales(x, LARGEST, (1, GROUP))
+    return encode(x / fp8.over_blocks(scale.float(), x.shape, (1, GROUP))), scale
+
+
+def read_groups(code: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`VALUES[code] * scale` [rows, columns]."""
+    return decode(code, dtype) * fp8.over_blocks(scale.float().to(dtype), code.shape, (1, GROUP))
 
 
 def dequantise(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -40,8 +58,7 @@ def dequantise(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32
     right = (rows, 2 * n_bytes // GROUP)
     if tuple(scale.shape) != right or 2 * n_bytes % GROUP:
         raise ValueError(f"mxfp4: scale has shape {tuple(scale.shape)}; codes of {(rows, n_bytes)} bytes need {right}")
-    numbers = decode(unpack(packed), dtype)
-    return numbers * fp8.over_blocks(scale.float().to(dtype), numbers.shape, (1, GROUP))
+    return read_groups(unpack(packed), scale, dtype)
 
 
 def to_fp8(packed: Tensor, scale: Tensor, block: tuple[int, int] = fp8.BLOCK) -> tuple[Tensor, Tensor]:
@@ -65,7 +82,7 @@ def to_fp8(packed: Tensor, scale: Tensor, block: tuple[int, int] = fp8.BLOCK) ->
 
 
 def encode(x: Tensor) -> Tensor:
-    """Codes 0 to 15 of the nearest FP4 numbers, ties to the even code; beyond 6 they are 6."""
+    """Codes 0 to 15 of the nearest FP4 numbers, ties to the even code; beyond 6 they are 6, and NaN has no code."""
     size = x.float().abs()
     low, high = (torch.bucketize(size, _MIDDLES.to(x.device), right=up) for up in (False, True))  # differ at a tie
     return (torch.where(low % 2 == 0, low, high) + 8 * x.signbit()).to(torch.uint8)
@@ -78,7 +95,7 @@ def decode(code: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def pack(code: Tensor) -> Tensor:
-    """Two codes a byte along the last axis, the even index in the low half: int8, as released."""
+    """Two codes a byte along the last axis, of even length, the even index in the low half: int8, as released."""
     return (code[..., ::2] | code[..., 1::2] << 4).view(torch.int8)
 
 
