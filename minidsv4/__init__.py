@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from minidsv4.checkpoint import export_hf, load, save
     from minidsv4.config import Config, LayerKind, Routing
     from minidsv4.fast import FAST
+    from minidsv4.fast.compiled.table import COMPILED
     from minidsv4.model.losses import Losses
     from minidsv4.model.model import Model
     from minidsv4.ops import PLAIN
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "COMPILED",
     "FAST",
     "PLAIN",
     "Config",
@@ -61,6 +63,7 @@ _HOMES = {  # module: the names in it, or none where the module itself is the na
     "config": ("Config", "LayerKind", "Routing"),
     "cost": (),
     "fast": ("FAST",),
+    "fast.compiled.table": ("COMPILED",),
     "model": (),
     "model.losses": ("Losses",),
     "model.model": ("Model",),

@@ -1,4 +1,4 @@
-"""Every operation of FAST is that of PLAIN: outputs and all gradients to 1e-10 in float64, over random shapes."""
+"""Every operation of FAST and of COMPILED is that of PLAIN: outputs and all gradients to 1e-10 in float64."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,18 @@ from small import EXACT, off_all
 from torch import Tensor
 
 from minidsv4.fast import FAST
+from minidsv4.fast.compiled.table import COMPILED
 from minidsv4.ops import PLAIN, Ops
 from minidsv4.visibility import Visibility
 
 N_CASES = 40  # of each operation
 CHOICES = ("top_entries", "stable_topk")  # these give indices, which have no gradient
+EVERY = [pytest.param(FAST, name, id=name) for name in Ops._fields]
+EVERY += [
+    pytest.param(COMPILED, name, id=f"{name}-compiled")
+    for name in Ops._fields
+    if getattr(COMPILED, name) is not getattr(FAST, name)
+]
 case = pytest.mark.parametrize("seed", range(N_CASES))
 
 
@@ -48,17 +55,18 @@ def test_every_operation_of_the_table_has_random_cases():
 
 
 @case
-@pytest.mark.parametrize("name", [name for name in Ops._fields if name not in CHOICES])
-def test_outputs_and_gradients_of_fast_are_those_of_plain(name, seed):
+@pytest.mark.parametrize(("table", "name"), [pair for pair in EVERY if pair.values[1] not in CHOICES])
+def test_outputs_and_gradients_are_those_of_plain(table, name, seed):
     given = arguments(name, seed)
-    plain, fast = (output_and_gradients(getattr(table, name), given) for table in (PLAIN, FAST))
+    plain, fast = (output_and_gradients(getattr(each, name), given) for each in (PLAIN, table))
     assert off_all(fast, plain) < EXACT
 
 
 @case
-def test_the_entries_that_fast_picks_are_those_of_plain(seed):
+@pytest.mark.parametrize(("table", "name"), [pair for pair in EVERY if pair.values[1] == "top_entries"])
+def test_the_entries_picked_are_those_of_plain(table, name, seed):
     *indexed, sees, k = arguments("top_entries", seed)
-    plain, fast = (sees._replace(picks_BTP=table.top_entries(*indexed, sees, k)) for table in (PLAIN, FAST))
+    plain, fast = (sees._replace(picks_BTP=each.top_entries(*indexed, sees, k)) for each in (PLAIN, table))
     assert plain.picks_BTP.shape == fast.picks_BTP.shape
     assert torch.equal(plain.entry_map().expand(len(indexed[0]), -1, -1), fast.entry_map())
 

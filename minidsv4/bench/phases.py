@@ -16,8 +16,9 @@ from minidsv4.bench import implementations, peak_memory
 from minidsv4.bench.implementations import CHUNK, FUSED, RECOMPUTED, MiniDSV4, Transformers, random_ids
 from minidsv4.config import Config
 from minidsv4.fast import FAST
-from minidsv4.fast.compiled.step import FusedStep, numba_is_here, told_of_compiling
-from minidsv4.fast.compiled.top_entries import compiled_ops
+from minidsv4.fast.compiled.numba_loops import numba_is_here, told_of_compiling
+from minidsv4.fast.compiled.step import FusedStep
+from minidsv4.fast.compiled.table import COMPILED
 from minidsv4.model.layer import watch
 from minidsv4.ops import PLAIN
 
@@ -251,7 +252,7 @@ def curve(size: str, config: Config, n_threads: int, lengths: tuple[int, ...], f
     ours = bench.ours
     step = ours.step
     if fused:
-        ours.model.use(compiled_ops())
+        ours.model.use(COMPILED)
         step = FusedStep(ours.model)
     ids_BT = bench.ids(1, lengths[-1])
     with told_of_compiling() if fused else contextlib.nullcontext():

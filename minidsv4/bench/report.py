@@ -20,7 +20,7 @@ from minidsv4.bench.phases import Bench, Row
 from minidsv4.config import Config
 from minidsv4.cost import parameters
 from minidsv4.cost.report import length
-from minidsv4.fast.compiled.step import numba_is_here
+from minidsv4.fast.compiled.numba_loops import numba_is_here
 
 PHASES = {  # lengths that are measured unless others are asked for
     "attend": (64, 256, 1024),

@@ -10,7 +10,7 @@ import torch
 
 from minidsv4 import options
 from minidsv4.checkpoint import load
-from minidsv4.fast.compiled.step import told_of_compiling
+from minidsv4.fast.compiled.numba_loops import told_of_compiling
 from minidsv4.model.model import Model
 from minidsv4.ops import PLAIN
 from minidsv4.serve.checks import (

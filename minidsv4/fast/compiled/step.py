@@ -5,10 +5,6 @@ PyTorch spends the step of a small model on calling some hundreds of operations 
 it is not: it takes no prompt, no second sequence and no GPU, gives no gradient, and runs no hook of a module.
 """
 
-import contextlib
-import importlib.util
-import sys
-from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -18,15 +14,13 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from minidsv4.config import LayerKind
+from minidsv4.fast.compiled.numba_loops import DTYPES, loops
 from minidsv4.fast.released import check_released
 
 if TYPE_CHECKING:  # the model stands above this room: it is handed in
     from minidsv4.model.block import Block
     from minidsv4.model.cache import Cache, CompressorMemory, LayerMemory, Series
     from minidsv4.model.model import Model
-
-DTYPES = (torch.float32, torch.float64)
-COMPILING = "Compiling, once on a machine: 15 to 30 seconds, up to 100 where other work has the cores."
 
 
 class FusedStep:
@@ -187,45 +181,6 @@ class Weights:
         shared, routed = ffn.shared_experts, ffn.experts
         weights = ffn.gate.weight, bias_E, table_VA, shared.w1.weight, shared.w2.weight, shared.w3.weight
         return self.kernels.Experts(*(array(weight) for weight in (*weights, routed.w13, routed.w2)))
-
-
-def numba_is_here() -> bool:
-    """Whether the compiled loops can be had."""
-    return importlib.util.find_spec("numba") is not None
-
-
-def loops() -> ModuleType:
-    """The compiled loops, which need numba."""
-    try:
-        from minidsv4.fast.compiled import kernels
-    except ModuleNotFoundError as error:
-        raise ValueError("fused: numba is not installed; `pip install 'minidsv4[fast]'` adds it") from error
-    return kernels
-
-
-@contextlib.contextmanager
-def told_of_compiling() -> Iterator[None]:
-    """Inside, a line on stderr says that loops are compiled, before the first is; none where all are kept on disk.
-
-    raises  ValueError: numba is missing
-    """
-    loops()
-    from numba.core import event
-
-    class Teller(event.Listener):
-        told = False
-
-        def on_start(self, _compiling: event.Event) -> None:
-            if not self.told:
-                with contextlib.suppress(OSError):
-                    print(COMPILING, file=sys.stderr)
-            self.told = True
-
-        def on_end(self, _compiling: event.Event) -> None:
-            pass
-
-    with event.install_listener("numba:compile", Teller()):
-        yield
 
 
 def array(tensor: Tensor) -> ndarray:

@@ -1,4 +1,4 @@
-"""`compiled_ops()`: a table of operations whose indexer chooses in compiled loops, for prompts of any length.
+"""The indexer's choice in compiled loops, for prompts of any length.
 
 B batch, T tokens, U index heads, Z index width, C compressed entries, P picked entries.
 """
@@ -11,42 +11,31 @@ import torch
 from torch import Tensor
 
 from minidsv4.fast import FAST
-from minidsv4.fast.compiled.step import DTYPES, loops
-from minidsv4.ops import Ops
+from minidsv4.fast.compiled.numba_loops import DTYPES, loops
 from minidsv4.visibility import Visibility
 
 QUERIES = 512  # that pass over the keys together: turning a tile of keys is then nothing beside scoring it
 
 
-def compiled_ops() -> Ops:
-    """`FAST` with the compiled choice of entries: `model.use(compiled_ops())`.
+def top_entries(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, sees: Visibility, k: int) -> Tensor:
+    """`ops.top_entries` in loops that score and compare in one go: `picks_BTP`, ascending.
+
+    Packed documents, 16 bits and other devices than the CPU go the way of `FAST`.
 
     raises  ValueError: numba is missing
     """
-    return FAST._replace(top_entries=CompiledTopEntries(loops().pick_share))
-
-
-class CompiledTopEntries:
-    """`ops.top_entries` in loops that score and compare in one go; what they do not know goes the way of `FAST`."""
-
-    replaces = staticmethod(FAST.top_entries)
-
-    def __init__(self, pick_share: Callable):
-        self.pick_share = pick_share
-
-    def __call__(self, query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, sees: Visibility, k: int) -> Tensor:
-        """`picks_BTP`, ascending; packed documents, 16 bits and other devices than the CPU go the plain way."""
-        known = keys_BCZ.dtype in DTYPES and keys_BCZ.device.type == "cpu" and weight_BTU.dtype == keys_BCZ.dtype
-        if not known or sees.document_BT is not None or keys_BCZ.shape[1] <= k:
-            return FAST.top_entries(query_BTUZ, weight_BTU, keys_BCZ, sees, k)
-        picks_BTP = torch.empty(*weight_BTU.shape[:2], k, dtype=torch.int64)
-        visible_T = sees.visible_counts()
-        for first in range(0, sees.n_queries, QUERIES):
-            part = slice(first, first + QUERIES)
-            for query, weight, keys, picks in zip(query_BTUZ, weight_BTU, keys_BCZ, picks_BTP):
-                per_token = [x.detach().numpy() for x in (query[part], weight[part], visible_T[part], picks[part])]
-                with_threads(self.pick_share, per_token, keys.detach().numpy())
-        return picks_BTP
+    pick_share = loops().pick_share
+    known = keys_BCZ.dtype in DTYPES and keys_BCZ.device.type == "cpu" and weight_BTU.dtype == keys_BCZ.dtype
+    if not known or sees.document_BT is not None or keys_BCZ.shape[1] <= k:
+        return FAST.top_entries(query_BTUZ, weight_BTU, keys_BCZ, sees, k)
+    picks_BTP = torch.empty(*weight_BTU.shape[:2], k, dtype=torch.int64)
+    visible_T = sees.visible_counts()
+    for first in range(0, sees.n_queries, QUERIES):
+        part = slice(first, first + QUERIES)
+        for query, weight, keys, picks in zip(query_BTUZ, weight_BTU, keys_BCZ, picks_BTP):
+            per_token = [x.detach().numpy() for x in (query[part], weight[part], visible_T[part], picks[part])]
+            with_threads(pick_share, per_token, keys.detach().numpy())
+    return picks_BTP
 
 
 def with_threads(work: Callable, per_token: list[np.ndarray], keys_CZ: np.ndarray) -> None:

@@ -7,7 +7,6 @@ import torch
 from small import CPU, EXACT, small_model, token_ids
 
 import minidsv4 as v4
-from minidsv4.fast.compiled.top_entries import CompiledTopEntries, compiled_ops
 from minidsv4.visibility import Visibility
 
 module = importlib.import_module("minidsv4.fast.compiled.top_entries")
@@ -19,7 +18,7 @@ SIZES = [(8, 16, 16, 1500, 64), (3, 20, 7, 513, 13), (1, 8, 1, 40, 5), (5, 4, 30
 def both_picks(n_picked, query, weight, keys, first):
     """What each form lets the queries read, the first of which stands at position `first`."""
     sees = Visibility(first, query.shape[1], 1, 1, CPU, ratio=1, n_entries=keys.shape[1])
-    for table in (v4.FAST, compiled_ops()):
+    for table in (v4.FAST, v4.COMPILED):
         picks_BTP = table.top_entries(query, weight, keys, sees, n_picked)
         yield sees._replace(picks_BTP=picks_BTP).entry_map()
 
@@ -60,15 +59,15 @@ def test_fused_picks_in_float32_miss_at_most_entries_that_score_alike():
 def test_a_model_with_compiled_indexers_computes_the_same_logits():
     model, ids_BT = small_model(), token_ids(2, 200)
     before = model(ids_BT)
-    after = model.use(compiled_ops())(ids_BT)
-    assert isinstance(model.layers[1].attn.indexer.ops.top_entries, CompiledTopEntries)
+    after = model.use(v4.COMPILED)(ids_BT)
+    assert model.layers[1].attn.indexer.ops.top_entries is module.top_entries
     torch.testing.assert_close(after, before, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_packed_rows_and_16_bits_go_the_way_of_fast(dtype):
+def test_packed_rows_and_16_bits_go_the_way_of_fast(dtype, monkeypatch):
+    monkeypatch.setattr(module, "with_threads", lambda *_: pytest.fail("the loops ran"))
     query, weight, keys = torch.ones(1, 2, 1, 4, dtype=dtype), torch.ones(1, 2, 1), torch.ones(1, 9, 4, dtype=dtype)
     documents = None if dtype == torch.bfloat16 else torch.zeros(1, 2, dtype=torch.long)
     sees = Visibility(9, 2, 1, 1, CPU, ratio=1, n_entries=9, document_BT=documents)
-    never = CompiledTopEntries(lambda *_: pytest.fail("the loops ran"))
-    assert never(query, weight, keys, sees, 2).tolist() == [[[0, 1], [0, 1]]]
+    assert v4.COMPILED.top_entries(query, weight, keys, sees, 2).tolist() == [[[0, 1], [0, 1]]]

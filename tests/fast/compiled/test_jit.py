@@ -10,7 +10,7 @@ import pytest
 from minidsv4 import Config
 from minidsv4.__main__ import main
 from minidsv4.bench import phases
-from minidsv4.fast.compiled.step import COMPILING
+from minidsv4.fast.compiled.numba_loops import COMPILING
 from minidsv4.serve import completion
 
 TYPES = """
@@ -42,7 +42,7 @@ def run(folder, name="Pair"):
 
 TOLD = """
 from minidsv4.fast.compiled.jit import compiled
-from minidsv4.fast.compiled.step import told_of_compiling
+from minidsv4.fast.compiled.numba_loops import told_of_compiling
 
 @compiled
 def twice(a):

@@ -1,0 +1,51 @@
+"""How the compiled loops are had: numba is optional, and compiling is announced."""
+
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+
+DTYPES = (torch.float32, torch.float64)  # that the loops know
+COMPILING = "Compiling, once on a machine: 15 to 30 seconds, up to 100 where other work has the cores."
+
+
+def numba_is_here() -> bool:
+    """Whether the compiled loops can be had."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def loops() -> ModuleType:
+    """The compiled loops, which need numba."""
+    try:
+        from minidsv4.fast.compiled import kernels
+    except ModuleNotFoundError as error:
+        raise ValueError("fused: numba is not installed; `pip install 'minidsv4[fast]'` adds it") from error
+    return kernels
+
+
+@contextlib.contextmanager
+def told_of_compiling() -> Iterator[None]:
+    """Inside, a line on stderr says that loops are compiled, before the first is; none where all are kept on disk.
+
+    raises  ValueError: numba is missing
+    """
+    loops()
+    from numba.core import event
+
+    class Teller(event.Listener):
+        told = False
+
+        def on_start(self, _compiling: event.Event) -> None:
+            if not self.told:
+                with contextlib.suppress(OSError):
+                    print(COMPILING, file=sys.stderr)
+            self.told = True
+
+        def on_end(self, _compiling: event.Event) -> None:
+            pass
+
+    with event.install_listener("numba:compile", Teller()):
+        yield

@@ -1,0 +1,10 @@
+"""`COMPILED`: operations in loops that numba compiles, where these win; the rest as in `FAST`.
+
+It can be named without numba; the first call of a compiled operation says what is missing. What the loops do not know
+(16 bits, other devices than the CPU) goes the way of `FAST`.
+"""
+
+from minidsv4.fast import FAST
+from minidsv4.fast.compiled.top_entries import top_entries
+
+COMPILED = FAST._replace(top_entries=top_entries)
