@@ -197,10 +197,10 @@ def load(
     keep     the name to read a tensor under, from its released one; None leaves it in the file, unread
     adapt    changes the model before it has any numbers, so that it needs what is kept
     returns  a model that rounds no stored tensor: of the embedding's dtype, or of the widest that another matrix has;
-             in float32 where matrices are in FP8; without an MTP block if the file or the config has none
+             in float32 where matrices are in FP8 or FP4; without an MTP block if the file or the config has none
              always on the CPU
     raises   ValueError: no path, config or weights, a file cut off or damaged, tensors or scales missing, extra or of
-             another shape, and packed FP4, by name
+             another shape, by name
     """
     folder = given_path("load", folder)
     fields = config_json.read(folder)

@@ -679,11 +679,42 @@ def test_a_scale_beside_a_weight_in_16_bits_is_named(owner, small_file, tmp_path
         v4.load(folder)
 
 
-def test_packed_fp4_is_refused_by_name_and_told_from_a_wrong_shape(small_file, tmp_path):
+def test_packed_fp4_is_read_and_an_expert_of_another_shape_is_named(small_file, tmp_path):
     packed, scale = mxfp4.quantise(torch.ones(18, 32))
-    names = ("layers.0.ffn.experts.1.w1.weight", "layers.0.ffn.experts.1.w1.scale")
-    with pytest.raises(ValueError, match=r"layers\.0\.ffn\.experts\.1\.w1\.weight is packed FP4; .*mxfp4"):
+    w1 = "layers.0.ffn.experts.1.w1.weight"
+    pairs = getattr(torch, "float4_e2m1fn_x2", torch.int8)  # of torch 2.8 and newer
+    for stored in (packed, packed.view(torch.uint8), packed.view(pairs)):
+        read = formats.from_stored({w1: stored, formats.scale_of(w1): scale})
+        assert torch.equal(read[w1], torch.ones(18, 32))
+    names = ("layers__0__ffn__experts__1__w1__weight", "layers__0__ffn__experts__1__w1__scale")
+    with pytest.raises(ValueError, match=r"layers\.0\.ffn\.experts\.N\.w1\.weight have shapes .*\(18, 32\)"):
         v4.load(changed(small_file, tmp_path, **dict(zip(names, (packed, scale)))))
+    with pytest.raises(ValueError, match=r"experts\.1\.w1\.scale: mxfp4: .*\(18, 2\).* need \(18, 1\)"):
+        formats.from_stored({w1: packed, formats.scale_of(w1): scale.repeat(1, 2)})
+    with pytest.raises(ValueError, match=r"experts\.1\.w1\.weight is torch\.int8; .*scale: missing"):
+        formats.from_stored({w1: packed})
+
+
+def test_routed_experts_and_nothing_else_can_be_stored_in_fp4(saved):
+    tensors = to_released(saved[0].state_dict())
+    as_fp4 = {name for name in tensors if formats.stored_as(name, "fp4") == "fp4"}
+    assert as_fp4 == {name for name in tensors if ".experts." in name} and as_fp4
+    assert (
+        formats.stored_as("layers.1.ffn.experts.w13", "fp4")
+        == formats.stored_as("mtp.0.ffn.experts.w2", "fp4")
+        == "fp4"
+    )
+    wide = {name: torch.ones(6, 64) if name in as_fp4 else tensor for name, tensor in tensors.items()}
+    stored, as_fp8 = formats.to_stored(wide, "fp4"), formats.to_stored(wide)
+    for name, tensor in stored.items():
+        owner = name.replace(".scale", ".weight")
+        if owner in as_fp4:
+            assert tuple(tensor.shape) == ((6, 32) if name == owner else (6, 2))
+        else:
+            assert torch.equal(tensor.float(), as_fp8[name].float()) and tensor.dtype == as_fp8[name].dtype
+    name = sorted(as_fp4)[0]
+    with pytest.raises(ValueError, match=rf"{name}: mxfp4: 24 columns do not fill groups of 32"):
+        formats.to_stored({name: torch.ones(3, 24)}, "fp4")
 
 
 def test_a_weight_that_is_not_finite_is_named_and_nothing_is_written(tmp_path):

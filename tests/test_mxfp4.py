@@ -46,7 +46,9 @@ def test_rounding_at_and_beside_every_tie_is_that_of_ml_dtypes():
 def test_every_number_of_16_bits_is_rounded_as_by_ml_dtypes_infinities_too(dtype):
     x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype).float()
     x = x[~x.isnan()]  # which has no code: its group's scale says it
-    assert np.array_equal(mxfp4.encode(x).numpy(), x.numpy().astype(ml_dtypes.float4_e2m1fn).view(np.uint8))
+    wanted = x.numpy().astype(ml_dtypes.float4_e2m1fn)
+    assert np.array_equal(mxfp4.encode(x).numpy(), wanted.view(np.uint8))
+    assert np.array_equal(mxfp4.nearest(x).numpy(), wanted.astype(np.float32))
 
 
 def test_the_even_index_lies_in_the_low_half_of_a_byte():

@@ -12,7 +12,6 @@ from minidsv4.lowbit import fp8
 GROUP = 32
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of codes 0 to 7; 8 more is the same below zero
 LARGEST = VALUES[-1]
-_MIDDLES = torch.tensor([(a + b) / 2 for a, b in zip(VALUES, VALUES[1:])])
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,8 +32,9 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def rounded(x: Tensor) -> Tensor:
     """Numbers [..., width] to MXFP4 and back, in their own dtype; the last group of a row may be smaller."""
-    rows = x.reshape(-1, x.shape[-1])
-    return read_groups(*round_groups(rows), x.dtype).view(x.shape)
+    rows = x.reshape(-1, x.shape[-1]).float()
+    scale = fp8.over_blocks(fp8.block_scales(rows, LARGEST, (1, GROUP)).float(), rows.shape, (1, GROUP))
+    return (nearest(rows / scale) * scale).view(x.shape).to(x.dtype)
 
 
 def round_groups(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,11 +81,20 @@ def to_fp8(packed: Tensor, scale: Tensor, block: tuple[int, int] = fp8.BLOCK) ->
     return weight, shared
 
 
+def nearest(x: Tensor) -> Tensor:
+    """The nearest FP4 numbers, ties to the even code; beyond 6 they are 6, and NaN stays NaN.
+
+    They stand at steps of 0.5 up to 2, of 1 up to 4, and of 2 up to 6.
+    """
+    step = torch.exp2(torch.frexp(x.abs().clamp(1.0, LARGEST)).exponent - 2.0)
+    return ((x / step).round() * step).clamp(-LARGEST, LARGEST)
+
+
 def encode(x: Tensor) -> Tensor:
-    """Codes 0 to 15 of the nearest FP4 numbers, ties to the even code; beyond 6 they are 6, and NaN has no code."""
-    size = x.float().abs()
-    low, high = (torch.bucketize(size, _MIDDLES.to(x.device), right=up) for up in (False, True))  # differ at a tie
-    return (torch.where(low % 2 == 0, low, high) + 8 * x.signbit()).to(torch.uint8)
+    """Codes 0 to 15 of the nearest FP4 numbers; NaN has no code, and is taken for 0."""
+    values = torch.tensor(VALUES, device=x.device)
+    place = torch.bucketize(nearest(x.float()).abs().nan_to_num(), values)
+    return (place + 8 * x.signbit()).to(torch.uint8)
 
 
 def decode(code: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
