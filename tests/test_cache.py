@@ -243,9 +243,9 @@ def test_the_cache_of_a_prefix_is_a_prefix_of_the_cache(model):
 # ---- snapshots ----
 
 
-@pytest.mark.parametrize("at", [0, 1, 11, 12, 20])
-def test_restoring_brings_back_every_bit_as_often_as_wanted(at, model):
-    ids_BT, cache = token_ids(2, N_TOKENS), model.new_cache(2)
+def assert_every_bit_comes_back(model, cache, at):
+    """Take in `at` tokens, go on, go back, go on with other tokens, go back again: bytes and logits are the same."""
+    ids_BT = token_ids(2, N_TOKENS)
     if at:
         in_chunks(model, ids_BT[:, :at], random_cuts(at, at), cache)
     snapshot, before, report = cache.snapshot(), contents(cache), cache.report()
@@ -256,6 +256,11 @@ def test_restoring_brings_back_every_bit_as_often_as_wanted(at, model):
         in_chunks(model, tail, 5, cache)  # something else, which must leave no trace
     cache.restore(snapshot)
     assert torch.equal(in_chunks(model, ids_BT[:, at:], 7, cache), expected)
+
+
+@pytest.mark.parametrize("at", [0, 1, 11, 12, 20])
+def test_restoring_brings_back_every_bit_as_often_as_wanted(at, model):
+    assert_every_bit_comes_back(model, model.new_cache(2), at)
 
 
 def test_many_snapshots_are_restored_from_the_newest_to_the_oldest(model):

@@ -13,6 +13,7 @@ import numpy as np
 from minidsv4.config import Config, LayerKind
 from minidsv4.cost.baselines import V32
 from minidsv4.cost.flops import visible
+from minidsv4.lowbit import entries
 
 ITEM = {"bf16": 2, "fp32": 4, "fp64": 8}  # bytes a number, where every number of an entry has one format
 
@@ -37,14 +38,13 @@ BF16 = Precision("bf16", "bf16")
 def entry_bytes(width: int, rotary: int, entry: str) -> int:
     """Bytes of one window or compressed entry of V4; production entries fill up to a multiple of 8."""
     if entry == "fp8":
-        plain = width - rotary
-        return math.ceil((plain + 2 * rotary + math.ceil(plain / 64)) / 8) * 8
+        return entries.entry_bytes(width, rotary)
     return width * ITEM[entry]
 
 
 def key_bytes(width: int, key: str) -> int:
     """Bytes of one indexer key."""
-    special = {"fp4": math.ceil(width / 2) + math.ceil(width / 32), "fp8": width + 4}
+    special = {"fp4": entries.key_bytes(width), "fp8": width + 4}
     return special[key] if key in special else width * ITEM[key]
 
 

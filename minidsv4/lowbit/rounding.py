@@ -12,13 +12,16 @@ neighbours of a row share one BF16 scale:
 
 import copy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from minidsv4.lowbit import mxfp4
 from minidsv4.lowbit.formats import stored_as
-from minidsv4.model.model import Model
+
+if TYPE_CHECKING:  # the model stands above this room: it is handed in
+    from minidsv4.model.model import Model
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ FORMATS = {one.bits: one for one in (Half(), Even(7, 16), Mxfp4(), Even(2, 16), 
 
 
 @torch.no_grad()
-def rounded(model: Model, bits: float) -> Model:
+def rounded(model: "Model", bits: float) -> "Model":
     """A copy of the model with the matrices that released checkpoints keep in FP8 or FP4 at so many bits a number.
 
     Embedding, head, compressors, router and norms are in BF16, and what is released in FP32 stays as it is.
@@ -88,7 +91,7 @@ def rounded(model: Model, bits: float) -> Model:
     return model
 
 
-def narrow_share(model: Model) -> float:
+def narrow_share(model: "Model") -> float:
     """The share of a model's parameters that `rounded` puts into the format asked for."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return sum(n for name, n in sizes.items() if stored_as(name) == "fp8") / sum(sizes.values())

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from minidsv4.config import Config, LayerKind
+from minidsv4.lowbit.entries import AS_COMPUTED, AS_MODEL, Form, Forms, forms_of
 
 KINDS = ("window", "tail state", "CSA entries", "indexer keys", "HCA entries")  # of bytes, in `Cache.report`
+Kinds = Sequence[LayerKind] | None  # of a cache's layers; None: all of the model's, without the MTP block
 MOST_SEQUENCES = 1 << 31  # side by side
 
 
@@ -24,26 +26,33 @@ class Series:
 
     Finished values are never overwritten: a full buffer is copied into one half as large again, so
     that appending costs O(1) a token on average and an older view (or snapshot) stays what it was.
+
+    form  how values are kept in `data`: as they are, or packed; what is read is what was kept
     """
 
-    def __init__(self, empty: Tensor):
-        self.data, self.low, self.high = empty, 0, 0
+    def __init__(self, empty: Tensor, form: Form = AS_COMPUTED):
+        self.form = form
+        self.data, self.low, self.high = form.pack(empty), 0, 0
 
     def __len__(self) -> int:
         return self.high - self.low
 
     def contents(self) -> Tensor:
         """Everything remembered, [B, S, width], oldest first."""
+        return self.form.unpack(self.held())
+
+    def held(self) -> Tensor:
+        """What is kept of it, [B, S, any]."""
         return self.data[:, self.low : self.high]
 
     def append(self, new: Tensor) -> Tensor:
         """Add `new` [B, T, width] and return everything remembered, the new part included."""
-        n_new = new.shape[1]
+        n_new, kept = new.shape[1], self.form.pack(new)
         if self.high == self.low:
-            self.data, self.low, self.high = new, 0, n_new  # nothing to join: no copy, and gradients flow
-            return new
+            self.data, self.low, self.high = kept, 0, n_new  # nothing to join: no copy, and gradients flow
+            return self.contents()
         self.extend(n_new)
-        self.data[:, self.high - n_new : self.high] = new
+        self.data[:, self.high - n_new : self.high] = kept
         return self.contents()
 
     def extend(self, n: int) -> None:
@@ -55,14 +64,14 @@ class Series:
 
     def _grow(self, needed: int) -> None:
         roomy = self.data.new_empty(self.data.shape[0], needed + needed // 2 + 8, self.data.shape[2])
-        roomy[:, : len(self)] = self.contents()
+        roomy[:, : len(self)] = self.held()
         self.data, self.low, self.high = roomy, 0, len(self)
 
     def drop(self, n: int) -> None:
         """Forget the oldest `n`; a buffer that is mostly forgotten is replaced by a small one."""
         self.low += n
         if self.data.shape[1] > 4 * len(self) + 64:
-            self.data, self.low, self.high = self.contents().clone(), 0, len(self)
+            self.data, self.low, self.high = self.held().clone(), 0, len(self)
 
     def keep(self, n: int) -> None:
         """Forget all but the newest `n`."""
@@ -83,7 +92,7 @@ class Series:
 
     def n_bytes(self) -> int:
         """Bytes of what is remembered, without the spare room of the buffer."""
-        return self.contents().nbytes
+        return self.held().nbytes
 
 
 SeriesState = tuple[Tensor, int, int]  # the buffer, and where what is remembered begins and ends in it
@@ -134,8 +143,9 @@ class Cache:
 
     config      of the model it belongs to
     batch_size  sequences side by side
-    kinds       LayerKinds of its layers; None: all of the model's, without the MTP block
-    raises      ValueError for a batch size that is no integer from 1, or other kinds
+    kinds       LayerKinds of its layers, or None for the model's own
+    precision   "model": entries as computed; "released": FP8 entries and FP4 indexer keys, in bytes
+    raises      ValueError for a batch size that is no integer from 1, other kinds or precisions
     """
 
     def __init__(
@@ -144,7 +154,8 @@ class Cache:
         batch_size: int,
         dtype: torch.dtype,
         device: torch.device,
-        kinds: Sequence[LayerKind] | None = None,
+        kinds: Kinds = None,
+        precision: str = "model",
     ):
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= MOST_SEQUENCES:
             raise ValueError(f"cache: batch_size = {batch_size!r} cannot be; it counts sequences, an integer from 1")
@@ -152,9 +163,11 @@ class Cache:
         self.batch_size = batch_size
         self.dtype = dtype
         self.device = device
+        self.precision = precision
         self.n_tokens = 0
         self.kinds = known_kinds(config.layer_types[: config.num_hidden_layers] if kinds is None else kinds)
-        self.layers = [new_layer_memory(config, kind, batch_size, dtype, device) for kind in self.kinds]
+        forms = forms_of(config, dtype, precision)
+        self.layers = [new_layer_memory(config, kind, batch_size, dtype, device, forms) for kind in self.kinds]
         self._numbers: list[int] = []  # of the snapshots that can still be restored, oldest first
         self._n_taken = 0
 
@@ -221,7 +234,7 @@ class Cache:
             series.set_ends(series_ends)
 
 
-def known_kinds(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
+def known_kinds(kinds: Kinds) -> tuple[LayerKind, ...]:
     """The kinds as a tuple, or ValueError unless they are LayerKinds, at least one."""
     if not isinstance(kinds, list | tuple) or not kinds or not all(isinstance(kind, LayerKind) for kind in kinds):
         raise ValueError(f"cache: kinds = {kinds!r} cannot be; give a list of LayerKinds, or None for the model's own")
@@ -229,20 +242,21 @@ def known_kinds(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
 
 
 def new_layer_memory(
-    config: Config, kind: LayerKind, batch_size: int, dtype: torch.dtype, device: torch.device
+    config: Config, kind: LayerKind, batch_size: int, dtype: torch.dtype, device: torch.device, forms: Forms = AS_MODEL
 ) -> LayerMemory:
     """Nothing kept yet, for a layer of this kind; raw series are float32 in 16-bit models."""
     raw = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
-    def series(width: int, dtype: torch.dtype = dtype) -> Series:
-        return Series(torch.empty(batch_size, 0, width, dtype=dtype, device=device))
+    def series(width: int, form: Form = AS_COMPUTED, dtype: torch.dtype = raw) -> Series:
+        return Series(torch.empty(batch_size, 0, width, dtype=dtype, device=device), form)
 
-    def compressor(width: int, n_halves: int) -> CompressorMemory:
-        return CompressorMemory(series(2 * n_halves * width, raw), series(2 * width, raw), series(width))
+    def compressor(width: int, n_halves: int, form: Form) -> CompressorMemory:
+        return CompressorMemory(series(2 * n_halves * width), series(2 * width), series(width, form, dtype))
 
-    window = series(config.head_dim)
+    window = series(config.head_dim, forms.entry, dtype)
     if kind is LayerKind.WINDOW:
         return LayerMemory(kind, window)
     if kind is LayerKind.CSA:
-        return LayerMemory(kind, window, compressor(config.head_dim, 2), compressor(config.index_head_dim, 2))
-    return LayerMemory(kind, window, compressor(config.head_dim, 1))
+        keys = compressor(config.index_head_dim, 2, forms.key)
+        return LayerMemory(kind, window, compressor(config.head_dim, 2, forms.entry), keys)
+    return LayerMemory(kind, window, compressor(config.head_dim, 1, forms.entry))

@@ -4,8 +4,6 @@ B batch, T tokens, N streams, D width, V vocabulary. Report section 2. Released 
 `layers`, `norm`, `head`, `hc_head_*`, `mtp.0`.
 """
 
-from collections.abc import Sequence
-
 import torch
 from einops import repeat
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ from minidsv4.config import Config, LayerKind
 from minidsv4.fast import FAST
 from minidsv4.model.autocast import linear
 from minidsv4.model.block import Block
-from minidsv4.model.cache import Cache
+from minidsv4.model.cache import Cache, Kinds
 from minidsv4.model.check import (
     check_cache,
     check_config,
@@ -174,15 +172,16 @@ class Model(Layer):
         else:
             check_cache(self, ids_BT, cache)
 
-    def new_cache(self, batch_size: int = 1, kinds: Sequence[LayerKind] | None = None) -> Cache:
-        """An empty cache in the model's dtype and on its device; `kinds` as in `Cache`."""
-        return Cache(self.config, batch_size, self.embed.weight.dtype, self.embed.weight.device, kinds)
+    def new_cache(self, batch_size: int = 1, kinds: Kinds = None, precision: str = "model") -> Cache:
+        """An empty cache in the model's dtype and on its device; `kinds`, `precision` as in `Cache`."""
+        weight = self.embed.weight
+        return Cache(self.config, batch_size, weight.dtype, weight.device, kinds, precision)
 
-    def new_draft_cache(self, batch_size: int = 1) -> Cache:
+    def new_draft_cache(self, batch_size: int = 1, precision: str = "model") -> Cache:
         """An empty memory of the MTP block's own, for `draft`."""
         if not self.mtp:
             raise ValueError("model: num_nextn_predict_layers = 0, so there is no MTP block; build the config with 1")
-        return self.new_cache(batch_size, [LayerKind.WINDOW])
+        return self.new_cache(batch_size, [LayerKind.WINDOW], precision)
 
 
 def initialise(model: Model) -> None:

@@ -53,7 +53,7 @@ class FusedStep:
         ids_BT   [1, 1], an integer in 0 .. V - 1
         cache    what came before; takes the token in, and stays as it was if anything fails
         returns  [1, 1, V], dtype of the model
-        raises   ValueError: more than one token or sequence, ids out of range, a cache of another model
+        raises   ValueError: more than one token or sequence, ids out of range, a cache of another model, a packed cache
         """
         self.check(ids_BT, cache)
         token, position = int(ids_BT), cache.n_tokens
@@ -73,6 +73,9 @@ class FusedStep:
             raise ValueError(f"ids: shape {tuple(ids_BT.shape)} is more than one token; the fused step takes [1, 1]")
         if cache is None:
             raise ValueError("cache: the fused step continues a cache; give this model's new_cache()")
+        if cache.precision != "model":
+            held = f"cache: precision = {cache.precision!r} packs what it holds"
+            raise ValueError(f"{held}, and the fused step reads numbers; run the model, or give it new_cache()")
         if self.places.changed():
             self.prepare()
 
