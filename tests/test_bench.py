@@ -15,9 +15,11 @@ from minidsv4 import Config, Model
 from minidsv4.__main__ import main
 from minidsv4.bench import implementations, limits, peak_memory, phases, report
 from minidsv4.bench.implementations import RECOMPUTED, SIZES, MiniDSV4, Transformers, load_size
-from minidsv4.bench.phases import Bench, Row
+from minidsv4.bench.phases import Bench
+from minidsv4.bench.rows import Row, fresh_bytes, run
 from minidsv4.cost import parameters
 from minidsv4.fast import FAST
+from minidsv4.fast.compiled.table import COMPILED
 from minidsv4.ops import PLAIN
 
 QUICK = ("--lengths", "24,40", "--repeats", "2")
@@ -133,20 +135,18 @@ def test_the_high_water_mark_of_a_fresh_process_sees_what_was_held_and_let_go():
 
 
 @pytest.mark.parametrize(
-    ("backend", "phase"),
-    [(None, "prefill"), (None, "train"), (None, RECOMPUTED), ("eager", "prefill"), ("eager", "train")],
+    ("way", "phase"),
+    [("FAST", "prefill"), ("COMPILED", "train"), ("FAST", RECOMPUTED), ("eager", "prefill"), ("eager", "train")],
 )
-def test_a_peak_is_what_rose_during_the_work_without_the_cache_and_no_less_than_a_page(
-    small, monkeypatch, backend, phase
-):
+def test_a_peak_is_what_rose_during_the_work_without_the_cache_and_no_less_than_a_page(small, monkeypatch, way, phase):
     config = load_size(small)
-    side = Transformers(config) if backend else MiniDSV4(config)
+    side = peak_memory.side_of(config, way)
     ids_BT = implementations.random_ids(config, (1, 40))
     held = side.cache_bytes(side.prefill(ids_BT, 16))[1] if phase == "prefill" else 0
     monkeypatch.setattr(peak_memory, "reset_peak", lambda: 50 << 20)
     for risen, wanted in ((8 << 20, (8 << 20) - held), (0, peak_memory.PAGE)):
         monkeypatch.setattr(peak_memory, "peak_bytes", lambda risen=risen: (50 << 20) + risen)
-        assert peak_memory.peak(config, backend, phase, 40, 16, 1) == wanted
+        assert peak_memory.peak(config, way, phase, 40, 16, 1) == wanted
 
 
 def test_a_system_without_proc_is_asked_for_its_own_mark(monkeypatch):
@@ -171,23 +171,35 @@ def _hold(n_bytes):
 
 def test_the_bench_prints_a_table_and_writes_every_value(small, tmp_path, capsys):
     file = tmp_path / "found.json"
-    asked = ["--size", small, "--phases", "prefill,decode,train,cache", *QUICK, "--profile", "--json", str(file)]
+    asked = ["--size", small, "--phases", "prefill,decode,train,cache", *QUICK, "--json", str(file)]
     assert main(["bench", *asked]) == 0
     out = capsys.readouterr().out
     assert "the same weights: logits differ by" in out and "transformers' experts: prefill" in out
     found = json.loads(file.read_text())
-    labels = [(row["phase"], row["n_tokens"], row["way"]) for row in found["rows"]]
-    prompts = [("prefill", n, way) for n in (24, 40) for way in ("whole", "chunks of 512")]
-    tokens = [("decode", n, way) for n in (24, 40) for way in ("", "fused")]
-    assert labels[:10] == [*prompts, *tokens, ("train", 24, ""), ("train", 24, "recomputed")]
+    labels = [(row["phase"], row["n_tokens"], row["way"], row["table"]) for row in found["rows"]]
+    tables = ("FAST", "COMPILED")
+    prompts = [("prefill", n, way, table) for n in (24, 40) for way in ("whole", "chunks of 512") for table in tables]
+    tokens = [("decode", n, way, "FAST") for n in (24, 40) for way in ("", "fused")]
+    steps = [("train", 24, way, table) for table in tables for way in ("", "recomputed")]
+    assert labels[:16] == [*prompts, *tokens, *steps]
     assert all(row["ratio"] > 0 and len(row["ours"]) == len(row["reference"]) for row in found["rows"])
     assert set(found["references"]["small"]["experts"]) == {"prefill", "decode", "train"}
     assert found["settings"]["threads"] == 1
     assert out.count("x  ") >= 9 and "tokens/s" in out
-    shares = [(use["phase"], use["n_tokens"], use["side"]) for use in found["uses"]]
-    assert len(shares) == len(set(shares)) == 2 * 3 + 2 * 3 + 3  # prefill, decode and train in three ways
-    eager = [use["phase"] == "decode" and use["side"] != "minidsv4 fused" for use in found["uses"]]
-    assert all(use["of_products"] > 0 and (use["of_calls"] > 0) == calls for use, calls in zip(found["uses"], eager))
+    timed = [row for row in found["rows"] if row["unit"] == "s"]
+    assert len(timed) == 16 and all(row["of_products"] > 0 and row["of_copy"] > 0 for row in timed)
+    assert all((row["of_calls"] > 0) == (row["phase"] == "decode" and row["way"] == "") for row in timed)
+    assert all(row["fresh"] >= 0 for row in timed)
+
+
+def test_fresh_pages_are_counted_once_each_when_they_are_first_touched():
+    n_bytes = 64 << 20
+    before = fresh_bytes()
+    room = torch.empty(n_bytes, dtype=torch.uint8)
+    assert fresh_bytes() - before < n_bytes // 8  # nothing is touched yet
+    touched = run(lambda: room.fill_(1))
+    assert 512 * touched.fresh >= n_bytes // 2 and touched.seconds > 0  # pages may be of 2 MB, which count as one
+    assert run(lambda: room.fill_(1)).fresh < n_bytes // 8
 
 
 @pytest.mark.parametrize("fused", [[], ["--fused"]], ids=["eager", "fused"])
@@ -207,18 +219,21 @@ def test_memory_rows_come_from_processes_of_their_own(small, monkeypatch):
     asked, bench = [], bench_of(small)
     monkeypatch.setattr(peak_memory, "run_alone", lambda work, *arguments: asked.append(arguments) or 1000)
     rows = [*phases.memory(bench, 40), *phases.training_memory(bench)]
-    assert [row.way for row in rows] == ["whole", phases.CHUNKS, "train", RECOMPUTED]
+    assert [row.way for row in rows] == [*["whole"] * 2, *[phases.CHUNKS] * 2, *["train", RECOMPUTED] * 2]
+    assert [row.table for row in rows] == [*["FAST", "COMPILED"] * 2, *["FAST"] * 2, *["COMPILED"] * 2]
     assert all(row.unit == "B" for row in rows)
-    assert [one[1] is not None for one in asked] == [False, True, True, True, False, False]  # backends of transformers
+    ours, theirs = ["FAST", "COMPILED"], bench.reference.backends
+    wanted = [*ours, *[theirs["prefill"]] * 2, theirs["train"], *[table for table in ours for _ in range(2)]]
+    assert [one[1] for one in asked] == wanted
 
 
 def test_what_transformers_cannot_hold_is_left_out_with_the_reason(small, monkeypatch):
     bench = bench_of(small)
     monkeypatch.setattr(phases, "WHOLE_AT_MOST", 30)
-    whole, chunks = phases.prefill(bench, 40)
+    whole, chunks = [row for row in phases.prefill(bench, 40) if row.table == "FAST"]
     assert "not run" in whole.why and not whole.reference and chunks.ratio() > 0
     monkeypatch.setattr(peak_memory, "memory_left", lambda: 10)
-    assert [row.why.split(" of")[0][:11] for row in phases.prefill(bench, 40)] == ["needs about"] * 2
+    assert [row.why.split(" of")[0][:11] for row in phases.prefill(bench, 40)] == ["needs about"] * 4
 
 
 def test_plain_operations_are_measured_beside_fast_up_to_a_thousand_tokens(small, monkeypatch):
@@ -235,15 +250,17 @@ def test_plain_operations_are_measured_beside_fast_up_to_a_thousand_tokens(small
 
 def test_attention_alone_gets_what_the_layer_with_the_most_entries_gets_from_both_tables(small, monkeypatch):
     asked, bench = [], bench_of(small, with_reference=False)
-    for name, table in (("FAST", FAST), ("PLAIN", PLAIN)):
+    for name, table in (("FAST", FAST), ("COMPILED", COMPILED), ("PLAIN", PLAIN)):
 
         def noted(*inputs, name=name, attend=table.attend):
             asked.append((name, inputs[3].n_entries))
             return attend(*inputs)
 
-        monkeypatch.setattr(phases, name, table._replace(attend=noted))
-    (row,) = phases.attend(bench, 24)
-    assert set(asked) == {("FAST", 8), ("PLAIN", 8)} and not row.reference and row.unit == "s"  # CSA pools 3 of 24
+        monkeypatch.setitem(phases.TABLES, name, table._replace(attend=noted))
+    rows = list(phases.attend(bench, 24))
+    assert set(asked) == {("FAST", 8), ("COMPILED", 8), ("PLAIN", 8)}  # CSA pools 3 of 24
+    assert [row.table for row in rows] == ["FAST", "COMPILED"]
+    assert not any(row.reference for row in rows) and {row.unit for row in rows} == {"s"}
 
 
 # --- limits ---
@@ -270,7 +287,7 @@ def test_without_transformers_the_bench_says_what_to_install_and_runs_alone(smal
     assert main(["bench", "--size", small, "--phases", "prefill,cache", *QUICK]) == 0
     said = capsys.readouterr()
     assert said.err.count("\n") == 1 and "pip install" in said.err
-    assert "prefill at 40" in said.out and "ratio" not in said.out
+    assert "prefill at 40" in said.out and "  ratio" not in said.out
 
 
 def test_without_numba_the_bench_says_what_to_install_and_has_no_fused_row(small, monkeypatch, capsys):

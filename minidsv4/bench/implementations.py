@@ -17,8 +17,11 @@ from torch import Tensor
 from minidsv4.checkpoint import from_released
 from minidsv4.config import Config
 from minidsv4.config_json import for_transformers
+from minidsv4.fast import FAST
+from minidsv4.fast.compiled.table import COMPILED
 from minidsv4.model.losses import text_loss
 from minidsv4.model.model import Model
+from minidsv4.ops import PLAIN
 from minidsv4.train.recompute import recomputing
 
 MINI = Config.flash().replace(
@@ -77,6 +80,7 @@ SIZES = {
 TRAINED = (4, 512)  # sequences and tokens of a training step
 CHUNK = 512  # tokens at a time where transformers' prompt is cut by hand
 FUSED = "fused"  # decoding in compiled loops
+TABLES = {"FAST": FAST, "COMPILED": COMPILED, "PLAIN": PLAIN}
 RECOMPUTED = "recomputed"  # a training step whose blocks are computed again for backward
 BACKENDS = ("eager", "batched_mm", "grouped_mm")  # of transformers' experts; only the first can do every width
 

@@ -6,9 +6,8 @@ residual streams read twice and written once at each of two sites a layer, and i
 
 import math
 import statistics
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,60 +15,43 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
 from minidsv4.bench import implementations
-from minidsv4.bench.implementations import FUSED
+from minidsv4.bench.implementations import FUSED, MiniDSV4
 from minidsv4.bench.peak_memory import FLOAT32, weight_bytes
-from minidsv4.bench.phases import Bench, Row
+from minidsv4.bench.phases import Bench
+from minidsv4.bench.rows import Row
 from minidsv4.config import Config
 from minidsv4.cost import flops, memory
 from minidsv4.cost.parameters import weights
-from minidsv4.cost.report import aligned
 from minidsv4.model.model import PREFILL_CHUNK
 
 
-@dataclass(frozen=True)
-class Use:
-    """FLOP/s and bytes/s of one run, and its shares of three limits.
+class Share(NamedTuple):
+    """What one of our runs reaches of three limits.
 
-    side         the implementation, and its way of doing it
     of_products  of the FLOP/s of a large product
-    of_memory    of the bytes/s of a copy that is as large as what is moved
+    of_copy      of the bytes/s of a copy that is as large as what is moved
     of_calls     time that the calls of its operations take by themselves, in eager decoding; 0 where not counted
     """
 
-    phase: str
-    n_tokens: int
-    side: str
-    flops: float
-    bytes: float
     of_products: float
-    of_memory: float
+    of_copy: float
     of_calls: float
 
 
-def uses(bench: Bench, rows: Iterable[Row]) -> list[Use]:
-    """The shares of every phase, length and implementation of which the rows have a time."""
-    found = {}
-    for row in rows:
-        if row.unit != "s" or row.phase == "attend":
-            continue
-        ours, theirs = ("", row.way) if row.phase == "prefill" else (row.way, "")
-        for side, times in ((f"minidsv4 {ours}", row.ours), (f"transformers {theirs}", row.reference)):
-            if times:
-                key = (row.phase, row.n_tokens, side.strip())
-                found[key] = use(bench, *key, statistics.median(times))
-    return list(found.values())
+def share(bench: Bench, row: Row) -> Share | None:
+    """The shares of the row's own time; transformers' are those over the row's ratio. None for bytes, and `attend`."""
+    if row.unit != "s" or row.phase == "attend":
+        return None
+    seconds = statistics.median(row.ours)
+    n_flops, n_bytes = work_of(bench.config, row.phase, row.n_tokens)
+    counted = row.phase == "decode" and row.way != FUSED
+    calls = calls_of_a_token(bench.ours, bench.ids(1, 256)) if counted else 0
+    return Share(*(ideal / seconds for ideal in times_at_the_limits(n_flops, n_bytes, calls)))
 
 
-def use(bench: Bench, phase: str, n_tokens: int, side: str, seconds: float) -> Use:
-    """The shares of one run that took so many seconds."""
-    n_flops, n_bytes = work_of(bench.config, phase, n_tokens)
-    counted = phase == "decode" and FUSED not in side
-    ideal = (
-        n_flops / product_rate(),
-        n_bytes / memory_rate(n_bytes),
-        calls_of_a_token(bench, side) * call_seconds() if counted else 0.0,
-    )
-    return Use(phase, n_tokens, side, n_flops / seconds, n_bytes / seconds, *(one / seconds for one in ideal))
+def times_at_the_limits(n_flops: float, n_bytes: float, n_calls: int) -> tuple[float, float, float]:
+    """Seconds that so many FLOPs, bytes and calls take at least."""
+    return n_flops / product_rate(), n_bytes / memory_rate(n_bytes), n_calls * call_seconds()
 
 
 def work_of(config: Config, phase: str, n_tokens: int) -> tuple[float, float]:
@@ -95,14 +77,11 @@ class Calls(TorchDispatchMode):
         return operation(*arguments, **(named or {}))
 
 
-def calls_of_a_token(bench: Bench, side: str, n_tokens: int = 256) -> int:
-    """Operations of one decoded token; a longer context changes their size and hardly their number."""
-    runner = bench.ours if side == "minidsv4" else bench.reference
-    context = runner.prefill(bench.ids(1, n_tokens))
-    if runner is bench.reference:
-        runner.use_backend(runner.backends["decode"])
+def calls_of_a_token(side: MiniDSV4, ids_BT: Tensor) -> int:
+    """Operations of one token decoded after these; a longer context changes their size and hardly their number."""
+    context = side.prefill(ids_BT)
     with Calls() as calls:
-        runner.step(bench.ids(1, 1), context)
+        side.step(ids_BT[:, :1], context)
     return calls.n
 
 
@@ -128,17 +107,3 @@ def memory_rate(n_bytes: float) -> float:
     """Bytes/s that a copy reads and writes, as large as `n_bytes` (1 to 256 MB): a small one stays in the caches."""
     source = torch.ones(int(min(max(n_bytes, 1e6), 256e6)) // 8)
     return 2 * source.nbytes / best_seconds("y.copy_(x)", x=source, y=torch.empty_like(source))
-
-
-def table(shares: list[Use]) -> str:
-    """What each phase reaches of the machine's limits, a line each."""
-    rows = [
-        (
-            f"{use.phase} at {use.n_tokens:,}, {use.side}",
-            f"{use.flops / 1e9:,.3g} GFLOP/s {use.of_products:7.1%}",
-            f"{use.bytes / 1e9:,.3g} GB/s {use.of_memory:7.1%}",
-            f"{use.of_calls:.0%} of the time" if use.of_calls else "",
-        )
-        for use in shares
-    ]
-    return aligned(("shares of limits", "of a large product's FLOPs", "of a copy's bytes", "calls alone"), rows)

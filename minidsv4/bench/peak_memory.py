@@ -14,7 +14,15 @@ from pathlib import Path
 import torch
 
 from minidsv4.bench import implementations
-from minidsv4.bench.implementations import RECOMPUTED, MiniDSV4, Transformers, random_ids
+from minidsv4.bench.implementations import (
+    BACKENDS,
+    RECOMPUTED,
+    TABLES,
+    Implementation,
+    MiniDSV4,
+    Transformers,
+    random_ids,
+)
 from minidsv4.config import Config, LayerKind
 from minidsv4.cost import memory
 from minidsv4.cost.flops import visible
@@ -119,24 +127,35 @@ def run_alone(work: Callable, *arguments):
         raise ValueError("bench: a measuring process was killed, most likely for want of memory") from error
 
 
-def peak(config: Config, backend: str | None, phase: str, n_tokens: int, chunk, n_threads: int) -> int:
+def peak(config: Config, way: str, phase: str, n_tokens: int, chunk, n_threads: int) -> int:
     """Bytes above weights and cache that one phase needs at most, measured in a process that does nothing else.
 
-    backend  of transformers' experts; None measures this package
-    phase    prefill, train or RECOMPUTED
+    way    a table of this package, or the backend of transformers' experts
+    phase  prefill, train or RECOMPUTED
     """
     torch.set_num_threads(n_threads)
-    side = Transformers(config) if backend else MiniDSV4(config)
-    if backend:
-        side.use_backend(backend)
+    small = side_of(implementations.SIZES["tiny"], way)  # brings in libraries and compiled loops, and holds little
+    small.prefill(random_ids(small.model.config, (1, 256)))
+    small.train(random_ids(small.model.config, (1, 128)))
+    side = side_of(config, way)
     ids_BT = random_ids(config, (1, n_tokens) if phase == "prefill" else implementations.TRAINED)
-    side.prefill(ids_BT[:1, :64])  # brings in the libraries
     before = reset_peak()
     if phase == "prefill":
         cache = side.prefill(ids_BT, chunk)
         return max(PAGE, peak_bytes() - before - side.cache_bytes(cache)[1])
     side.train(ids_BT, *[True] * (phase == RECOMPUTED))
     return max(PAGE, peak_bytes() - before)
+
+
+def side_of(config: Config, way: str) -> Implementation:
+    """This package with the table of this name, or transformers with this backend of its experts."""
+    if way in BACKENDS:
+        side = Transformers(config)
+        side.use_backend(way)
+        return side
+    side = MiniDSV4(config)
+    side.model.use(TABLES[way])
+    return side
 
 
 def peak_bytes() -> int:

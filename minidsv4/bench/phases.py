@@ -4,23 +4,24 @@ B batch, T tokens. A round runs every work once, so that a slow moment of the ma
 """
 
 import contextlib
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from minidsv4.bench import implementations, peak_memory
-from minidsv4.bench.implementations import CHUNK, FUSED, RECOMPUTED, MiniDSV4, Transformers, random_ids
+from minidsv4.bench.implementations import CHUNK, FUSED, RECOMPUTED, TABLES, MiniDSV4, Transformers, random_ids
+from minidsv4.bench.rows import Point, Row, Run, run
 from minidsv4.config import Config
-from minidsv4.fast import FAST
 from minidsv4.fast.compiled.numba_loops import numba_is_here, told_of_compiling
 from minidsv4.fast.compiled.step import FusedStep
 from minidsv4.fast.compiled.table import COMPILED
 from minidsv4.model.layer import watch
-from minidsv4.ops import PLAIN
 
 WHOLE_AT_MOST = 8192  # tokens that transformers takes whole: its time and memory grow with their square
 PLAIN_AT_MOST = 1024  # tokens that the plain operations take: their memory grows with the square, too
@@ -29,69 +30,6 @@ DECODED = 16  # tokens between two looks at the clock
 PATIENCE = 120.0  # seconds after which a row begins no further round
 BRIEF = 2.0  # seconds: a first round that took less warms up and does not count
 CHUNKS = f"chunks of {CHUNK}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the comparison, with every measured value.
-
-    phase      prefill, attend, decode, train, memory or cache
-    n_tokens   of the prompt, of the context, or of the training step
-    way        how transformers takes the prompt; FUSED or RECOMPUTED where this package has two ways
-    unit       "s" (of a token in decode, of a step in train) or "B"
-    ours       values of this package; with FAST where `plain` has values
-    reference  values of transformers, empty where it did not run; `why` then says why
-    plain      values of this package with the operations of PLAIN, empty where they were not measured
-    """
-
-    size: str
-    phase: str
-    n_tokens: int
-    way: str
-    unit: str
-    ours: list[float]
-    reference: list[float] = field(default_factory=list)
-    plain: list[float] = field(default_factory=list)
-    why: str = ""
-
-    def ratio(self) -> float | None:
-        """The reference's median over ours: above 1 is in our favour."""
-        return statistics.median(self.reference) / statistics.median(self.ours) if self.reference else None
-
-    def spread(self) -> tuple[float, float] | None:
-        """The lowest and the highest ratio of one round."""
-        rounds = [reference / ours for ours, reference in zip(self.ours, self.reference)]
-        return (min(rounds), max(rounds)) if rounds else None
-
-    def plain_over_fast(self) -> float | None:
-        """The median with PLAIN over that with FAST."""
-        return statistics.median(self.plain) / statistics.median(self.ours) if self.plain else None
-
-    def to_dict(self) -> dict:
-        """All fields, medians and ratios, as plain values."""
-        values = {"ours": self.ours, "reference": self.reference, "plain": self.plain}
-        medians = {f"{name}_median": statistics.median(found or [0]) for name, found in values.items()}
-        ratios = {"ratio": self.ratio(), "spread": self.spread(), "plain_over_fast": self.plain_over_fast()}
-        return asdict(self) | medians | ratios
-
-
-@dataclass(frozen=True)
-class Point:
-    """What a text of `n_tokens` costs this package.
-
-    size     with ", fused" where compiled loops ran
-    prefill  seconds a token, from the first one on
-    decode   seconds of one more token
-    cache    bytes of the cache's buffers
-    peak     the most bytes above the weights so far, the cache among them
-    """
-
-    size: str
-    n_tokens: int
-    prefill: float
-    decode: float
-    cache: int
-    peak: int
 
 
 @dataclass
@@ -109,26 +47,36 @@ class Bench:
         """Random token ids [B, T], the same each time."""
         return random_ids(self.config, (n_batch, n_tokens))
 
-    def rounds(self, works: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-        """Seconds of every work in each round."""
+    def rounds(self, works: dict[str, Callable[[], object]]) -> dict[str, list[Run]]:
+        """What every work takes in each round."""
         began = time.perf_counter()
-        taken = [{name: self.seconds(work) for name, work in works.items()}]
-        if sum(taken[0].values()) < BRIEF:
+        taken = [{name: run(work) for name, work in works.items()}]
+        if sum(one.seconds for one in taken[0].values()) < BRIEF:
             taken = []
         while not taken or (len(taken) < self.repeats and time.perf_counter() - began < PATIENCE):
-            taken.append({name: self.seconds(work) for name, work in works.items()})
+            taken.append({name: run(work) for name, work in works.items()})
         return {name: [one[name] for one in taken] for name in works}
 
-    def seconds(self, work: Callable[[], object]) -> float:
-        """Seconds of one run."""
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
+    def tables(self) -> list[str]:
+        """Names of the tables that ours is measured with."""
+        return ["FAST", "COMPILED"] if numba_is_here() else ["FAST"]
+
+    def with_table(self, table: str) -> MiniDSV4:
+        """Our side once more, with the same weights and the operations of this name."""
+        side = MiniDSV4(self.config)
+        side.model.use(TABLES[table])
+        return side
+
+    def row(self, phase: str, n_tokens: int, way: str, ours: list[Run], others: dict, **fields) -> Row:
+        """A row of measured times; `others` holds the runs of transformers and of PLAIN, where there are any."""
+        reference, plain = ([run.seconds for run in others.get(name, [])] for name in ("reference", "plain"))
+        times = [run.seconds for run in ours]
+        return Row(self.size, phase, n_tokens, way, "s", times, reference, plain, fresh=ours[-1].fresh, **fields)
 
     def peak(self, side: str, phase: str, n_tokens: int, chunk: int | None = None) -> int:
-        """Bytes above weights and cache that one phase of one side ("ours", "reference") needs at most."""
-        backend = self.reference.backends[phase] if side == "reference" else None
-        asked = (self.config, backend, phase, n_tokens, chunk, self.n_threads)
+        """Bytes above weights and cache that one phase of a side (a table's name, or "reference") needs at most."""
+        side = self.reference.backends[phase] if side == "reference" else side
+        asked = (self.config, side, phase, n_tokens, chunk, self.n_threads)
         return peak_memory.run_alone(peak_memory.peak, *asked)
 
     def prepare_reference(self, phase: str) -> None:
@@ -178,34 +126,34 @@ def agreement(bench: Bench, n_tokens: int = 512) -> float:
 def prefill(bench: Bench, n_tokens: int) -> Iterator[Row]:
     """A prompt and the logits of its last token: transformers as `generate` calls it, and in chunks."""
     ids_BT = bench.ids(1, n_tokens)
-    works = {"ours": lambda: bench.ours.prefill(ids_BT)}
-    if n_tokens <= PLAIN_AT_MOST:
-        plain = MiniDSV4(bench.config)
-        plain.model.use(PLAIN)
-        works["plain"] = lambda: plain.prefill(ids_BT)
+    plain = ["PLAIN"] if n_tokens <= PLAIN_AT_MOST else []
+    tables = bench.tables()
+    works = {table: partial(bench.with_table(table).prefill, ids_BT) for table in [*tables, *plain]}
     bench.prepare_reference("prefill")
     ways = bench.prompts(n_tokens)
     for way, (chunk, why) in ways.items():
         if not why:
-            works[way] = lambda chunk=chunk: bench.reference.prefill(ids_BT, chunk)
-    times = bench.rounds(works)
+            works[way] = partial(bench.reference.prefill, ids_BT, chunk)
+    runs = bench.rounds(works)
     for way, (_, why) in ways.items():
-        reference = times.get(way, [])
-        why = why if way else ""
-        yield Row(bench.size, "prefill", n_tokens, way, "s", times["ours"], reference, times.get("plain", []), why)
+        for table in tables:
+            others = {"reference": runs.get(way, []), "plain": runs.get("PLAIN", [])}
+            why = why if way else ""
+            yield bench.row("prefill", n_tokens, way, runs[table], others, why=why, table=table)
 
 
 def attend(bench: Bench, n_tokens: int) -> Iterator[Row]:
-    """Core attention of the layer that sees the most entries, FAST beside PLAIN, on what it gets in a prompt."""
+    """Core attention of the layer that sees the most entries, beside PLAIN's, on what it gets in a prompt."""
     with watch(bench.ours.model, "attend") as calls:
         bench.ours.prefill(bench.ids(1, n_tokens))
     inputs = max((arguments for _, arguments, _ in calls), key=lambda arguments: arguments[3].n_entries)
-    works = {"ours": lambda: FAST.attend(*inputs)}
-    if n_tokens <= PLAIN_AT_MOST:
-        works["plain"] = lambda: PLAIN.attend(*inputs)
+    plain = ["PLAIN"] if n_tokens <= PLAIN_AT_MOST else []
+    tables = bench.tables()
+    works = {table: partial(TABLES[table].attend, *inputs) for table in [*tables, *plain]}
     with torch.inference_mode():
-        times = bench.rounds(works)
-    yield Row(bench.size, "attend", n_tokens, "", "s", times["ours"], plain=times.get("plain", []))
+        runs = bench.rounds(works)
+    for table in tables:
+        yield bench.row("attend", n_tokens, "", runs[table], {"plain": runs.get("PLAIN", [])}, table=table)
 
 
 @torch.inference_mode()
@@ -221,27 +169,28 @@ def decode(bench: Bench, n_tokens: int) -> Iterator[Row]:
     works = {"": writer(bench.ours, bench.ours.step)}
     if numba_is_here():
         works[FUSED] = writer(bench.ours, FusedStep(bench.ours.model))
-        with told_of_compiling():
-            works[FUSED]()
     bench.prepare_reference("prefill")
     if bench.reference is not None:
         works["reference"] = writer(bench.reference, bench.reference.step)
         bench.reference.choose_backend("decode", works["reference"])
-    times = {name: [one / DECODED for one in found] for name, found in bench.rounds(works).items()}
-    reference = times.pop("reference", [])
-    yield from (Row(bench.size, "decode", n_tokens, way, "s", ours, reference) for way, ours in times.items())
+    found = bench.rounds(works)
+    runs = {way: [Run(one.seconds / DECODED, one.fresh // DECODED) for one in taken] for way, taken in found.items()}
+    for way in [way for way in works if way != "reference"]:
+        yield bench.row("decode", n_tokens, way, runs[way], runs)
 
 
 def train(bench: Bench) -> Iterator[Row]:
     """One training step: main loss, gradients, AdamW; ours as it is, and with its blocks recomputed."""
     ids_BT = bench.ids(*implementations.TRAINED)
-    works = {way: lambda way=way: bench.ours.train(ids_BT, way == RECOMPUTED) for way in ("", RECOMPUTED)}
+    works = {}
+    for table, way in itertools.product(bench.tables(), ("", RECOMPUTED)):
+        works[table, way] = partial(bench.with_table(table).train, ids_BT, way == RECOMPUTED)
     bench.prepare_reference("train")
     if bench.reference is not None:
         works["reference"] = lambda: bench.reference.train(ids_BT)
-    times = bench.rounds(works)
-    reference = times.pop("reference", [])
-    yield from (Row(bench.size, "train", ids_BT.numel(), way, "s", ours, reference) for way, ours in times.items())
+    runs = bench.rounds(works)
+    for table, way in itertools.product(bench.tables(), ("", RECOMPUTED)):
+        yield bench.row("train", ids_BT.numel(), way, runs[table, way], runs, table=table)
 
 
 @torch.inference_mode()
@@ -262,11 +211,11 @@ def curve(size: str, config: Config, n_threads: int, lengths: tuple[int, ...], f
     spent = 0.0
     points = []
     for n_tokens in lengths:
-        spent += bench.seconds(lambda n=n_tokens: ours.model.prefill(ids_BT[:, cache.n_tokens : n], cache))
+        spent += run(lambda n=n_tokens: ours.model.prefill(ids_BT[:, cache.n_tokens : n], cache)).seconds
         peak = max(0, peak_memory.peak_bytes() - before)
         held = ours.cache_bytes(cache)[1]
         here = cache.snapshot()
-        turns = [bench.seconds(lambda: [step(ids_BT[:, :1], cache) for _ in range(DECODED)]) for _ in range(3)]
+        turns = [run(lambda: [step(ids_BT[:, :1], cache) for _ in range(DECODED)]).seconds for _ in range(3)]
         cache.restore(here)
         a_token = statistics.median(turns) / DECODED
         points.append(Point(size + ", fused" * fused, n_tokens, spent / n_tokens, a_token, held, peak))
@@ -281,10 +230,12 @@ def curve(size: str, config: Config, n_threads: int, lengths: tuple[int, ...], f
 def memory(bench: Bench, n_tokens: int) -> Iterator[Row]:
     """Peak memory above weights and cache of a prompt."""
     bench.prepare_reference("prefill")
-    ours = [bench.peak("ours", "prefill", n_tokens)]
+    ours = {table: [bench.peak(table, "prefill", n_tokens)] for table in bench.tables()}
     for way, (chunk, why) in bench.prompts(n_tokens).items():
         reference = [] if why else [bench.peak("reference", "prefill", n_tokens, chunk)]
-        yield Row(bench.size, "memory", n_tokens, way, "B", ours, reference, why=why if way else "")
+        for table in ours:
+            why = why if way else ""
+            yield Row(bench.size, "memory", n_tokens, way, "B", ours[table], reference, why=why, table=table)
 
 
 def training_memory(bench: Bench) -> Iterator[Row]:
@@ -292,9 +243,9 @@ def training_memory(bench: Bench) -> Iterator[Row]:
     n_tokens = implementations.TRAINED[0] * implementations.TRAINED[1]
     bench.prepare_reference("train")
     reference = [bench.peak("reference", "train", n_tokens)] if bench.reference else []
-    for way in ("train", RECOMPUTED):
-        ours = [bench.peak("ours", way, n_tokens)]
-        yield Row(bench.size, "memory", n_tokens, way, "B", ours, reference)
+    for table, way in itertools.product(bench.tables(), ("train", RECOMPUTED)):
+        ours = [bench.peak(table, way, n_tokens)]
+        yield Row(bench.size, "memory", n_tokens, way, "B", ours, reference, table=table)
 
 
 def cache(bench: Bench, n_tokens: int) -> Iterator[Row]:

@@ -1,6 +1,7 @@
 """The command `python -m minidsv4 bench`: its options, its refusals, its tables and its JSON."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -16,11 +17,12 @@ import torch
 from minidsv4 import options
 from minidsv4.bench import implementations, limits, peak_memory, phases
 from minidsv4.bench.implementations import RECOMPUTED, SIZES, MiniDSV4, Transformers, reference_is_here
-from minidsv4.bench.phases import Bench, Row
+from minidsv4.bench.phases import Bench
+from minidsv4.bench.rows import Point, Row
 from minidsv4.config import Config
 from minidsv4.cost import parameters
 from minidsv4.cost.report import length
-from minidsv4.fast.compiled.numba_loops import numba_is_here
+from minidsv4.fast.compiled.numba_loops import numba_is_here, told_of_compiling
 
 PHASES = {  # lengths that are measured unless others are asked for
     "attend": (64, 256, 1024),
@@ -32,6 +34,11 @@ PHASES = {  # lengths that are measured unless others are asked for
 }
 INSTALL = "bench: transformers is not installed, so minidsv4 runs alone; `pip install 'transformers>=5.23'` adds it."
 NO_FUSED = "bench: numba is not installed, so no decoding step is fused; `pip install 'minidsv4[fast]'` adds it."
+HEADING = ("", "minidsv4", "PLAIN/it", "FLOPs, bytes", "fresh", "calls", "transformers", "ratio")
+WIDTHS = (57, 26, 8, 12, 8, 5, 26, 6, 14)
+LEGEND = """FLOPs, bytes: those it needs, as shares of what a large product and a copy do in that time on this machine.
+fresh: pages that the system hands out anew in one run. calls: share that calling its operations takes by itself.
+"""
 CURVE_HEADING = ("tokens", "prefill, us/token", "decode, ms/token", "cache, MB", "peak, MB")
 
 
@@ -44,7 +51,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=options.count, default=1, help="of both implementations")
     parser.add_argument("--repeats", type=options.count, default=5, help="rounds; medians are compared")
     parser.add_argument("--alone", action="store_true", help="without transformers")
-    parser.add_argument("--profile", action="store_true", help="shares of the machine's limits, for every phase")
     parser.add_argument("--curve", action="store_true", help="only what 1K to 1M tokens cost, minidsv4 alone: minutes")
     parser.add_argument("--fused", action="store_true", help="with --curve: pick and decode in compiled loops (numba)")
     parser.add_argument("--json", help="file for every measured value")
@@ -66,14 +72,14 @@ def lengths(text: str) -> list[int]:
 
 @dataclass
 class Found:
-    """Rows of the comparison, shares of the limits, cost curves, and how the reference ran.
+    """Rows of the comparison, their shares of the machine's limits, cost curves, and how the reference ran.
 
     references  size: largest difference of logits, backends of the experts
     """
 
     rows: list[Row] = field(default_factory=list)
-    uses: list[limits.Use] = field(default_factory=list)
-    points: list[phases.Point] = field(default_factory=list)
+    shares: list[limits.Share | None] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
     references: dict[str, dict] = field(default_factory=dict)
 
 
@@ -92,6 +98,7 @@ def run(arguments: argparse.Namespace) -> Found:
         print(NO_FUSED, file=sys.stderr)
     torch.set_num_threads(arguments.threads)
     print(machine(arguments, alone))
+    print("" if arguments.curve else LEGEND, end="")
     for name, config in configs.items():
         print(f"\n{describe(name, config)}", flush=True)
         if arguments.curve:
@@ -143,17 +150,14 @@ def compare(name: str, config: Config, arguments: argparse.Namespace, alone: boo
         difference = phases.agreement(bench)
         found.references[name] = {"difference": difference, "experts": reference.backends}
         print(f"the same weights: logits differ by {difference:.1g} at most")
-    print(line("", "minidsv4", "PLAIN/FAST", *([] if alone else ["transformers", "ratio"])), flush=True)
-    first = len(found.rows)
-    for row in every_row(bench, arguments):
-        print(row_line(row), flush=True)
-        found.rows.append(row)
+    print(line(*HEADING[: 6 if alone else None]), flush=True)
+    with told_of_compiling() if numba_is_here() else contextlib.nullcontext():
+        for row in every_row(bench, arguments):
+            found.rows.append(row)
+            found.shares.append(limits.share(bench, row))
+            print(row_line(row, found.shares[-1]), flush=True)
     if reference is not None:
         print("transformers' experts:", ", ".join(f"{kind} {backend}" for kind, backend in reference.backends.items()))
-    if arguments.profile:
-        shares = limits.uses(bench, found.rows[first:])
-        found.uses += shares
-        print(f"\n{limits.table(shares)}", flush=True)
 
 
 def every_row(bench: Bench, arguments: argparse.Namespace) -> Iterator[Row]:
@@ -187,15 +191,17 @@ def describe(name: str, config: Config) -> str:
 
 def line(*cells: str) -> str:
     """Cells in the table's columns."""
-    return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, (36, 28, 10, 28, 8, 14))).rstrip()
+    return "  ".join(f"{cell:{width}}" for cell, width in zip(cells, WIDTHS)).rstrip()
 
 
 def label(row: Row) -> str:
-    """'prefill at 8,192, whole'."""
+    """'prefill at 8,192, whole, compiled'."""
+    words = [f"{row.phase} at {row.n_tokens:,}", row.way]
     if "train" in (row.phase, row.way) or row.way == RECOMPUTED:
-        step = f"step of {' x '.join(map(str, implementations.TRAINED))}" + f", {RECOMPUTED}" * (row.way == RECOMPUTED)
-        return f"train, {step}" if row.phase == "train" else f"memory of training, {step}"
-    return f"{row.phase} at {row.n_tokens:,}" + f", {row.way}" * bool(row.way)
+        step = " x ".join(map(str, implementations.TRAINED))
+        recomputed = RECOMPUTED if row.way == RECOMPUTED else ""
+        words = ["train" if row.phase == "train" else "memory of training", f"step of {step}", recomputed]
+    return ", ".join([*filter(None, words), *["compiled"] * (row.table == "COMPILED")])
 
 
 def amount(row: Row, values: list[float]) -> str:
@@ -209,9 +215,12 @@ def amount(row: Row, values: list[float]) -> str:
     return "{:.3g} s ({:.3g}-{:.3g})".format(*found)
 
 
-def row_line(row: Row) -> str:
+def row_line(row: Row, share: limits.Share | None) -> str:
     """A row of the table."""
     cells = [label(row), amount(row, row.ours), f"{row.plain_over_fast():.2g}" if row.plain else ""]
+    cells.append(f"{share.of_products:.0%}, {share.of_copy:.0%}" if share else "")
+    cells.append("" if row.fresh is None else peak_memory.readable(row.fresh))
+    cells.append(f"{share.of_calls:.0%}" if share and share.of_calls else "")
     if not row.reference:
         return line(*cells, row.why)
     low, high = row.spread()
@@ -224,5 +233,7 @@ def to_json(found: Found, arguments: argparse.Namespace) -> str:
     settings = {name: getattr(arguments, name) for name in ("threads", "repeats")}
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {"transformers": importlib.metadata.version("transformers")} if found.references else {}
-    measured = asdict(found) | {"rows": [row.to_dict() for row in found.rows]}
+    shares = [share._asdict() if share else {} for share in found.shares]
+    rows = [row.to_dict() | of_limits for row, of_limits in zip(found.rows, shares)]
+    measured = {"rows": rows, "points": [asdict(point) for point in found.points], "references": found.references}
     return json.dumps({"settings": settings, "versions": versions} | measured, indent=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from minidsv4.bench.phases import Point
+from minidsv4.bench.rows import Point
 from minidsv4.config import Config
 from minidsv4.cost import V32, flops, megamoe, memory, schedule
 from minidsv4.cost.hardware import DEVICES

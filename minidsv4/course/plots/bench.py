@@ -11,7 +11,7 @@ from minidsv4.course.plots.style import COMPRESSED, HEADING, KEY, QUERY, SINK
 def bench_curves(points):
     """What a length costs: time a token of reading and of writing, and memory, all on log scales.
 
-    points   minidsv4.bench.phases.Point of one or more sizes
+    points   minidsv4.bench.rows.Point of one or more sizes
     returns  a matplotlib Figure of three panels; a line style a size
     """
     figure = Figure(figsize=(7.2, 2.8))
