@@ -28,7 +28,8 @@ from transformers import AutoModelForCausalLM, modeling_rope_utils
 import minidsv4 as v4
 from minidsv4 import checkpoint
 from minidsv4.__main__ import main
-from minidsv4.checkpoint import from_released, to_released
+from minidsv4.checkpoint import from_released, loading, to_released
+from minidsv4.checkpoint.shards import Shards
 from minidsv4.cost.parameters import checkpoint_bytes, with_experts_in
 from minidsv4.cost.parameters import weights as bill_of
 from minidsv4.lowbit import formats, fp8, mxfp4
@@ -36,7 +37,7 @@ from minidsv4.train import ship
 from minidsv4.train.recompute import recomputing
 from minidsv4.train.tokenizer import Tokenizer
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX, SUMS = "model.safetensors", "model.safetensors.index.json", "SHA256SUMS"
 
 
 def names_in(folder):
@@ -145,7 +146,7 @@ def test_an_mtp_block_that_the_config_denies_is_refused_and_not_left_out_in_sile
 
 def test_saving_leaves_nothing_else_in_the_folder(tmp_path):
     v4.save(small_model(dtype=torch.float32), tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["config.json", WEIGHTS]
+    assert sorted(os.listdir(tmp_path)) == [SUMS, "config.json", WEIGHTS]
 
 
 # ---- folders of transformers ----
@@ -555,7 +556,7 @@ LETTERS = {"F8_E4M3": "fp8", "F8_E8M0": "scale", "BF16": "bf16", "F32": "fp32", 
 def small_file(tmp_path_factory):
     """A float64 model and the folder it was saved into in the released formats; read only."""
     model, folder = small_model(), tmp_path_factory.mktemp("small")
-    v4.save(model, folder, weights="fp8")
+    v4.save(model, folder, precision="fp8")
     return model, folder
 
 
@@ -593,7 +594,7 @@ def test_what_is_read_back_is_float32_and_what_fp8_and_bf16_leave_of_the_weights
 
 def test_saving_what_was_loaded_from_fp8_gives_the_same_model_again(small_file, tmp_path):
     back = v4.load(small_file[1])
-    v4.save(back, tmp_path, weights="fp8")
+    v4.save(back, tmp_path, precision="fp8")
     assert same_weights(v4.load(tmp_path), back)
 
 
@@ -625,7 +626,7 @@ def test_a_part_of_the_experts_is_read_with_its_scales(small_file):
     def keep(name):
         return name if "layers.1.ffn.experts.3" in name else None
 
-    read = formats.from_stored(checkpoint._read(small_file[1], keep))
+    read = loading.numbers(Shards(small_file[1]), keep)
     assert sorted(read) == [f"layers.1.ffn.experts.3.w{n}.weight" for n in (1, 2, 3)]
     w2 = v4.load(small_file[1]).layers[1].ffn.experts.w2[3]
     assert torch.equal(read["layers.1.ffn.experts.3.w2.weight"], w2)
@@ -682,17 +683,15 @@ def test_a_scale_beside_a_weight_in_16_bits_is_named(owner, small_file, tmp_path
 def test_packed_fp4_is_read_and_an_expert_of_another_shape_is_named(small_file, tmp_path):
     packed, scale = mxfp4.quantise(torch.ones(18, 32))
     w1 = "layers.0.ffn.experts.1.w1.weight"
-    pairs = getattr(torch, "float4_e2m1fn_x2", torch.int8)  # of torch 2.8 and newer
-    for stored in (packed, packed.view(torch.uint8), packed.view(pairs)):
-        read = formats.from_stored({w1: stored, formats.scale_of(w1): scale})
-        assert torch.equal(read[w1], torch.ones(18, 32))
+    for stored in (packed, packed.view(torch.uint8)):
+        assert torch.equal(loading.widened({w1: stored, formats.scale_of(w1): scale})[w1], torch.ones(18, 32))
     names = ("layers__0__ffn__experts__1__w1__weight", "layers__0__ffn__experts__1__w1__scale")
     with pytest.raises(ValueError, match=r"layers\.0\.ffn\.experts\.N\.w1\.weight have shapes .*\(18, 32\)"):
         v4.load(changed(small_file, tmp_path, **dict(zip(names, (packed, scale)))))
-    with pytest.raises(ValueError, match=r"experts\.1\.w1\.scale: mxfp4: .*\(18, 2\).* need \(18, 1\)"):
-        formats.from_stored({w1: packed, formats.scale_of(w1): scale.repeat(1, 2)})
+    with pytest.raises(ValueError, match=r"experts\.1\.w1\.scale: .*\(18, 2\).* needs \(18, 1\)"):
+        loading.widened({w1: packed, formats.scale_of(w1): scale.repeat(1, 2)})
     with pytest.raises(ValueError, match=r"experts\.1\.w1\.weight is torch\.int8; .*scale: missing"):
-        formats.from_stored({w1: packed})
+        loading.widened({w1: packed})
 
 
 def test_routed_experts_and_nothing_else_can_be_stored_in_fp4(saved):
@@ -722,13 +721,13 @@ def test_a_weight_that_is_not_finite_is_named_and_nothing_is_written(tmp_path):
     with torch.no_grad():
         model.layers[2].ffn.experts.w2[7, 3, 2] = torch.nan
     with pytest.raises(ValueError, match=r"layers\.2\.ffn\.experts\.7\.w2\.weight: .*NaN"):
-        v4.save(model, tmp_path, weights="fp8")
+        v4.save(model, tmp_path, precision="fp8")
     assert not list(tmp_path.iterdir())
 
 
 def test_other_formats_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="weights = 'fp4' is not known"):
-        v4.save(small_model(), tmp_path, weights="fp4")
+    with pytest.raises(ValueError, match="precision = 'fp4' is not known"):
+        v4.save(small_model(), tmp_path, precision="fp4")
 
 
 # ---- the checkpoint that the package ships ----
@@ -746,7 +745,7 @@ def finished(tmp_path):
 def test_a_finished_run_is_shipped_and_loads_with_its_tokenizer(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ship, "SHIPPED", tmp_path / "package" / "mini")
     assert main(["ship", str(finished), "--out", str(ship.SHIPPED)]) == 0
-    assert sorted(os.listdir(ship.SHIPPED)) == ["config.json", WEIGHTS, "tokenizer.json"]
+    assert sorted(os.listdir(ship.SHIPPED)) == [SUMS, "config.json", WEIGHTS, "tokenizer.json"]
     size = sum(path.stat().st_size for path in ship.SHIPPED.iterdir())
     assert f"{size:,} bytes of at most 12,000,000" in capsys.readouterr().out
     run = v4.load(finished)
@@ -817,9 +816,9 @@ def test_a_failed_save_leaves_the_old_checkpoint_as_it_was(broken, weights, tmp_
             args[0].write_bytes(b"half a file")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os if broken == "os.replace" else checkpoint, broken.split(".")[-1], fail)
+    monkeypatch.setattr(os if broken == "os.replace" else checkpoint.saving, broken.split(".")[-1], fail)
     with pytest.raises(OSError, match="what stood there is untouched"):
-        v4.save(small_model(seed=1, dtype=torch.float32), tmp_path, weights=weights)
+        v4.save(small_model(seed=1, dtype=torch.float32), tmp_path, precision=weights)
     monkeypatch.undo()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert same_weights(v4.load(tmp_path), old)
@@ -856,7 +855,7 @@ def test_two_processes_write_the_same_bytes(weights, tmp_path):
     program = (
         "import sys, torch, minidsv4 as v4; torch.manual_seed(0); "
         "model = v4.Model(v4.Config.tiny().replace(n_routed_experts=2)); "
-        f"[v4.save(model, f'{{sys.argv[1]}}{{n}}', weights={weights!r}) for n in range(6)]"
+        f"[v4.save(model, f'{{sys.argv[1]}}{{n}}', precision={weights!r}) for n in range(6)]"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "folder")], check=True)
     assert len({(tmp_path / f"folder{n}" / WEIGHTS).read_bytes() for n in range(6)}) == 1

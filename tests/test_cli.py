@@ -26,7 +26,7 @@ from minidsv4.train.plan import Plan
 from minidsv4.train.pretrain import Batcher
 from minidsv4.train.programs import programs
 
-FILES = {"config.json", "log.jsonl", "model.safetensors", "tokenizer.json", "tour.png", "training.pt"}
+FILES = {"SHA256SUMS", "config.json", "log.jsonl", "model.safetensors", "tokenizer.json", "tour.png", "training.pt"}
 SMALL = {  # the tour at a hundredth of its size: a model of 60 thousand parameters
     "config": {"size": "tiny", "vocab_size": 300},
     "seed": 0,

@@ -170,7 +170,7 @@ def test_what_is_counted_is_what_is_counted_on_the_cpu(models):
 def test_a_model_is_saved_from_its_device(models, tmp_path):
     for name, model in zip("ab", models):
         v4.save(model, tmp_path / name)
-        v4.save(model, tmp_path / f"{name}8", weights="fp8")
+        v4.save(model, tmp_path / f"{name}8", precision="fp8")
         v4.export_hf(model, tmp_path / f"{name}hf")
     for kind in ("", "8", "hf"):
         files = [(tmp_path / f"{name}{kind}" / "model.safetensors").read_bytes() for name in "ab"]

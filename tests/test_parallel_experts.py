@@ -9,7 +9,8 @@ import pytest
 import torch
 from small import EXACT, TINY, assert_same_gradients, disturb, normal, off, small_model, token_ids
 
-from minidsv4 import checkpoint, load, save
+from minidsv4 import load, save
+from minidsv4.checkpoint import loading
 from minidsv4.model.moe import Experts
 from minidsv4.parallel import (
     Layout,
@@ -318,8 +319,8 @@ def test_each_rank_reads_its_share_of_a_checkpoint_and_no_other_expert(tmp_path)
 
     def work(group):
         rank = group.rank()
-        read, stack = [], checkpoint.from_released
-        checkpoint.from_released = lambda tensors: read.extend(tensors) or stack(tensors)
+        read, stack = [], loading.from_released
+        loading.from_released = lambda tensors: read.extend(tensors) or stack(tensors)
         model = load_spread(tmp_path, group, seats=seats)
         return model(ids_BT[rank : rank + 1]).detach(), read, model.layers[1].ffn.experts.w13.detach()
 

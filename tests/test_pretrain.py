@@ -109,7 +109,7 @@ def test_the_folder_opens_as_a_model_with_its_tokenizer(straight):
     model = load(straight.folder)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), straight.model.parameters()))
     assert {path.name for path in straight.folder.iterdir()} == {
-        *("config.json", "model.safetensors", "tokenizer.json", "training.pt", "log.jsonl")
+        *("config.json", "model.safetensors", "SHA256SUMS", "tokenizer.json", "training.pt", "log.jsonl")
     }
 
 

@@ -60,48 +60,6 @@ def to_stored(tensors: dict[str, Tensor], experts: str = "fp8") -> dict[str, Ten
     return out
 
 
-def from_stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors without scales: in float32 where some are in FP8 or FP4, and as they are where none is.
-
-    raises  ValueError, with the name, for a scale that is missing, of another type or shape, or one too many
-    """
-    small = [name for name, tensor in tensors.items() if is_scaled(name, tensor)]
-    scales = {scale_of(name) for name in tensors if name.endswith(".weight")} & set(tensors)
-    if strange := sorted(scales - {scale_of(name) for name in small}):
-        raise ValueError(f"checkpoint: {strange[0]} stands beside a weight that is not in FP8; only those have a scale")
-    out = {name: tensor for name, tensor in tensors.items() if name not in scales}
-    if not small:
-        return out
-    out |= {name: _wide(name, tensors) for name in small}
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in out.items()}
-
-
-def is_scaled(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor's numbers are those of its scale: FP8, or packed FP4."""
-    return tensor.dtype == torch.float8_e4m3fn or is_packed(name, tensor)
-
-
-def is_packed(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor holds two FP4 numbers a byte."""
-    by_twos = tensor.dtype in (torch.int8, torch.uint8) or "float4" in str(tensor.dtype)  # whose name is newer
-    return name.endswith(".weight") and by_twos
-
-
-def _wide(name: str, tensors: dict[str, Tensor]) -> Tensor:
-    """A tensor in FP8 or FP4 with its scale, in float32."""
-    scale = tensors.get(scale_of(name))
-    if scale is None:
-        raise ValueError(f"checkpoint: {name} is {tensors[name].dtype}; dequantise needs {scale_of(name)}: missing")
-    if not scale.is_floating_point():
-        raise ValueError(f"checkpoint: {scale_of(name)} is {scale.dtype}; scales are float8_e8m0fnu or wider floats")
-    try:
-        if is_packed(name, tensors[name]):
-            return mxfp4.dequantise(tensors[name].view(torch.int8), scale)
-        return fp8.dequantise(tensors[name], scale)
-    except ValueError as error:
-        raise ValueError(f"checkpoint: {scale_of(name)}: {error}") from error
-
-
 def scale_of(name: str) -> str:
     """The name of a weight's scale."""
     return name.removesuffix("weight") + "scale"

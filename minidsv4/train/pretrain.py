@@ -30,7 +30,7 @@ from minidsv4.train.programs import document, programs
 from minidsv4.train.tokenizer import Tokenizer
 
 STATE, LOG, TOKENIZER, PICTURE = "training.pt", "log.jsonl", "tokenizer.json", "tour.png"
-MADE = ("config.json", "model.safetensors", TOKENIZER, PICTURE)  # at the end of a run
+MADE = ("config.json", "model.safetensors", "SHA256SUMS", TOKENIZER, PICTURE)  # at the end of a run
 HELD_OUT_PROGRAMS = 200
 REHEARSED = 3  # steps of each stage that are timed to tell how many fit into the minutes asked for
 
@@ -138,8 +138,8 @@ class Run:
             self.log.write(self.header())
         finished = self.trainer.train()
         self.keep()
+        self.tokenizer.save(self.folder / TOKENIZER)  # first, so that the checksums cover it
         save(self.model, self.folder)
-        self.tokenizer.save(self.folder / TOKENIZER)
         return finished
 
     def stage_at(self, step: int) -> str:

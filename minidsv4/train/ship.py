@@ -13,7 +13,7 @@ from minidsv4.train.tokenizer import Tokenizer
 SHIPPED = Path(str(resources.files("minidsv4"))) / "assets" / "mini"
 TOKENIZER = "tokenizer.json"
 FILES = ("config.json", "model.safetensors", TOKENIZER)
-LIMIT = 12_000_000  # bytes of the three files together
+LIMIT = 12_000_000  # bytes of all files together
 
 
 def load_pretrained() -> Model:
@@ -46,7 +46,7 @@ def _shipped() -> Path:
 
 
 def ship(run: str | Path, folder: str | Path) -> dict[str, int]:
-    """Turn the folder of a finished run into one to be shipped: matrices in FP8, and nothing but `FILES`.
+    """Turn the folder of a finished run into one to be shipped: matrices in FP8; `FILES` and their checksums.
 
     run      holds a model and its tokenizer.json
     folder   gets the files once all are whole and small enough; other files in it are left alone
@@ -57,9 +57,9 @@ def ship(run: str | Path, folder: str | Path) -> dict[str, int]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as scratch:
-        save(model, scratch, weights="fp8")
-        tokenizer.save(scratch / TOKENIZER)
-        sizes = {name: (scratch / name).stat().st_size for name in FILES}
+        tokenizer.save(scratch / TOKENIZER)  # first, so that the checksums cover it
+        save(model, scratch, precision="fp8")
+        sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
         if sum(sizes.values()) > LIMIT:
             raise ValueError(f"ship: {sum(sizes.values()):,} bytes are too many; at most {LIMIT:,} are shipped")
     return sizes
