@@ -49,6 +49,7 @@ COMMANDS = {
     "tour": Command("train a small V4 on this machine's Python, and see what it learns", "course.tour", True),
     "train": Command("train by a recipe, with a log and checkpoints", "train.pretrain", True),
     "ship": Command("make the small checkpoint of the package from a run", "train.ship"),
+    "mint": Command("write random weights in the exact layout of the released files", "train.mint"),
     "generate": Command("write with a model", "serve.completion", True),
     "bench": Command("speed and memory, beside transformers on the same weights", "course.bench"),
     "bill": Command("what a model costs: parameters, FLOPs, bytes, time, dollars", "cost.report"),

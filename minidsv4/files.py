@@ -7,7 +7,7 @@ one that finishes wins.
 import os
 import reprlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,11 +36,35 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
         yield Path(scratch)
         written = sorted(Path(scratch).iterdir(), reverse=True)
-        for path in written:
-            with path.open("r+b") as file:
-                os.fsync(file.fileno())
+        to_disk(written)
         for path in written:
             os.replace(path, Path(folder, path.name))
+
+
+def to_disk(paths: Iterable[Path]) -> None:
+    """Wait until the files are on the disk."""
+    for path in paths:
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder, which takes the name `folder` as a whole when the block ends; after an error it is gone.
+
+    folder  does not exist; those above it are made
+    raises  OSError where nothing can be written, or where the folder exists in the end
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder.parent) as scratch:
+        made = Path(scratch, folder.name)
+        made.mkdir()
+        yield made
+        to_disk(made.iterdir())
+        if folder.exists():
+            raise FileExistsError(f"{folder} exists by now")
+        os.rename(made, folder)
 
 
 @contextmanager

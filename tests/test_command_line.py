@@ -252,7 +252,7 @@ VALUES += "0 -1 1 7 inf nan x 1e400 % %s - -- = é ∑ pro --help tiny, tiny,non
 OPTIONS = """
     --out --minutes --seed --resume --overwrite --steps --threads --recipe --model --tokens --temperature --top-p
     --fused --plain --size --phases --lengths --repeats --json --plot --ranks --waves --device --seconds --rounds
-    --version --nothing
+    --like --layers --width --version --nothing
 """.split()
 
 
@@ -272,6 +272,7 @@ def test_200_lines_of_any_words_are_done_or_refused_in_a_sentence(tmp_path, monk
         ("minidsv4.course.tour", "begin"),
         ("minidsv4.serve.completion", "complete"),
         ("minidsv4.cost.ranks", "strategies"),
+        ("minidsv4.train.mint", "draw"),
         ("minidsv4.bench.report", "machine"),
     ):
         monkeypatch.setattr(f"{place}.{name}", stop)

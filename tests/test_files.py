@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from minidsv4.files import atomic_file, atomic_folder, writable_folder
+from minidsv4.files import atomic_file, atomic_folder, new_folder, writable_folder
 
 
 def contents(folder):
@@ -81,6 +81,33 @@ def test_an_error_at_the_second_file_moves_the_first_one_neither(tmp_path):
         (scratch / "a").write_text("new")
         (scratch / "b").write_text(str(1 / 0))
     assert contents(tmp_path) == {"a": "old"}
+
+
+# --- a new folder ---
+
+
+def test_a_new_folder_appears_as_a_whole_with_those_above_it(tmp_path):
+    with new_folder(tmp_path / "deep" / "new") as scratch:
+        (scratch / "a").write_text("a")
+        assert not (tmp_path / "deep" / "new").exists()
+    assert contents(tmp_path / "deep" / "new") == {"a": "a"} and len(list((tmp_path / "deep").iterdir())) == 1
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "plain").stat().st_mode == (tmp_path / "deep" / "new").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_an_error_leaves_no_new_folder(error, tmp_path):
+    with pytest.raises(type(error)), new_folder(tmp_path / "new") as scratch:
+        (scratch / "a").write_text("a")
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_came_to_be_in_the_meantime_is_left_as_it_is(tmp_path):
+    with pytest.raises(FileExistsError, match="exists by now"), new_folder(tmp_path / "new") as scratch:
+        (scratch / "a").write_text("a")
+        (tmp_path / "new").mkdir()
+    assert not list((tmp_path / "new").iterdir()) and len(list(tmp_path.iterdir())) == 1
 
 
 # --- two writers ---

@@ -129,11 +129,16 @@ def _check_scale(name: str, kind: str, found: Mapping[str, Held]) -> None:
         raise ValueError(f"checkpoint: {name} is {held.dtype} of shape {shape}; only V4's large matrices are")
     if not scale.dtype.is_floating_point:
         raise ValueError(f"checkpoint: {scale_of(name)} is {scale.dtype}; scales are float8_e8m0fnu or wider floats")
-    block = (1, mxfp4.GROUP) if kind == "fp4" else fp8.BLOCK
-    right = tuple(math.ceil(size / of) for size, of in zip(shape, block))
+    right = scale_shape(kind, shape)
     if tuple(scale.shape) != right:
         given = tuple(scale.shape)
         raise ValueError(f"checkpoint: {scale_of(name)}: scale has shape {given}; {name} {shape} needs {right}")
+
+
+def scale_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the scale of a matrix in FP4 or FP8: a number a block, of which the last may be smaller."""
+    block = (1, mxfp4.GROUP) if kind == "fp4" else fp8.BLOCK
+    return tuple(math.ceil(size / of) for size, of in zip(shape, block))
 
 
 def layout(config: Config) -> dict[str, tuple[int, ...]]:

@@ -135,7 +135,10 @@ def shard_name(n: int, n_shards: int) -> str:
 
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write one safetensors file with the checksums of its tensors."""
+    path.touch()
+    mode = path.stat().st_mode
     save_file(tensors, path, metadata=checksums.metadata(tensors))
+    path.chmod(mode)  # as readable as other files: the library leaves them to their owner
     checksums.sort_metadata(path)
 
 
