@@ -2,6 +2,8 @@
 
 nbval compares text only: a wrong picture, another picture and no picture pass. The comparison is added here, for
 pictures that the same release of matplotlib drew; another release shapes its letters otherwise.
+
+Each notebook has a kernel of its own, a fork of one process that has imported what they all need: tests/forks.py.
 """
 
 import os
@@ -15,6 +17,7 @@ os.environ["MINIDSV4_STATIC"] = "1"  # no widgets in a checked notebook: minidsv
 import base64  # noqa: E402
 import io  # noqa: E402
 
+import forks  # noqa: E402
 import numpy as np  # noqa: E402
 from nbval.plugin import IPyNbCell  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -57,6 +60,7 @@ def compare_outputs_and_pictures(cell, test, ref, skip_compare=None, compare_tex
 
 
 IPyNbCell.compare_outputs = compare_outputs_and_pictures
+forks.fork_kernels()
 
 
 def pytest_collection_modifyitems(items):

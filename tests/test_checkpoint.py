@@ -10,13 +10,12 @@ import logging
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
+import forks
 import pytest
 import torch
 from oracle import pair
@@ -857,7 +856,7 @@ def test_two_processes_write_the_same_bytes(weights, tmp_path):
         "model = v4.Model(v4.Config.tiny().replace(n_routed_experts=2)); "
         f"[v4.save(model, f'{{sys.argv[1]}}{{n}}', precision={weights!r}) for n in range(6)]"
     )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "folder")], check=True)
+    forks.python(program, str(tmp_path / "folder")).check_returncode()
     assert len({(tmp_path / f"folder{n}" / WEIGHTS).read_bytes() for n in range(6)}) == 1
 
 

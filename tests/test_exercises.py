@@ -5,10 +5,9 @@ The convention stands in minidsv4/course/checks.py.
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import nbformat
 import pytest
 from nbformat import v4
@@ -92,7 +91,7 @@ def exercise_faults(notebook, solutions):
 
 def run_script(source):
     """What a script prints, run in a process of its own because a set-up cell changes torch's defaults."""
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT)
+    done = forks.python(source, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

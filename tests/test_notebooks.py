@@ -276,7 +276,8 @@ def test_a_cell_of_unknown_kind_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_pytest_compares_pictures_by_their_pixels(tmp_path):
-    shutil.copy(ROOT / "conftest.py", tmp_path)
+    for file in ("conftest.py", "tests/forks.py"):
+        shutil.copy(ROOT / file, tmp_path)
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "conftest.py").write_text(REPORT_TIMEOUT)
     same, other = tmp_path / "inner" / "same.ipynb", tmp_path / "other.ipynb"

@@ -8,13 +8,13 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import forks
 import pytest
 import torch
 
@@ -118,8 +118,7 @@ def test_the_folder_opens_as_a_model_with_its_tokenizer(straight):
 
 def test_a_run_killed_between_two_checkpoints_goes_on_bit_for_bit(recipe, straight, tmp_path):
     out = tmp_path / "killed"
-    words = [sys.executable, "-c", KILLED, str(recipe), str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = forks.python(KILLED, str(recipe), str(out))
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [record["step"] for record in read_log(out / "log.jsonl")][-1] == 13  # and a cut line after it
     assert not (out / "log.jsonl").read_text().endswith("\n")

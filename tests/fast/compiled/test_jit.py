@@ -2,9 +2,8 @@
 
 import contextlib
 import os
-import subprocess
-import sys
 
+import forks
 import pytest
 
 from minidsv4 import Config
@@ -37,7 +36,8 @@ def run(folder, name="Pair"):
     (folder / "types_of_it.py").write_text(TYPES.replace("Pair", name))
     (folder / "program.py").write_text(PROGRAM.replace("Pair", name))
     settings = {**os.environ, "NUMBA_CACHE_DIR": str(folder / "kept")}
-    return subprocess.run([sys.executable, folder / "program.py"], capture_output=True, text=True, env=settings)
+    source = "import runpy, sys; sys.path.insert(0, '.'); runpy.run_path('program.py')"
+    return forks.python(source, cwd=folder, env=settings)
 
 
 TOLD = """
