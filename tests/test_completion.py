@@ -31,7 +31,7 @@ def untrained():
 def write(monkeypatch, ids, **options):
     """What `complete` makes of these token ids, whichever model they come from, and its pieces."""
 
-    def generate(model, prompt, n_tokens, temperature, top_p, seed, speculate, stream, stop, fused):
+    def generate(model, prompt, n_tokens, temperature, top_p, seed, speculate, stream, stop, *others):
         for token in ids[:n_tokens]:
             stream(token)
             if token == stop:

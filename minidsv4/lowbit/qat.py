@@ -27,16 +27,24 @@ def as_fp4(x: Tensor) -> Tensor:
     return straight_through(mxfp4.rounded, x)
 
 
-def fp4_ops(table: Ops) -> Ops:
+def fp4_ops(table: Ops, rounded: Callable[[Tensor], Tensor] = mxfp4.rounded) -> Ops:
     """The table with routed experts, index queries and index keys in MXFP4; shared experts are FP8 when released.
 
     Ranks that spread experts (`parallel/experts.py`) hold their own products, which read the masters.
 
-    table  PLAIN, FAST, or what replaces either
+    table    PLAIN, FAST, or what replaces either
+    rounded  another rounding of the experts' matrices, such as `rounding.FORMATS[2.5].round`
     """
 
     def experts(x: Tensor, picked: Tensor, weight: Tensor, w13_EFD: Tensor, w2_EDF: Tensor, limit: float) -> Tensor:
-        return table.experts(x, picked, weight, as_fp4(w13_EFD), as_fp4(w2_EDF), limit)
+        w13_EFD, w2_EDF = straight_through(rounded, w13_EFD), straight_through(rounded, w2_EDF)
+        return table.experts(x, picked, weight, w13_EFD, w2_EDF, limit)
+
+    return fp4_index_ops(table)._replace(experts=experts)
+
+
+def fp4_index_ops(table: Ops) -> Ops:
+    """The table with index queries and index keys in MXFP4, after the Hadamard matrix; weights as they are."""
 
     def top_entries(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, sees: Visibility, k: int) -> Tensor:
         return table.top_entries(as_fp4(query_BTUZ), weight_BTU, as_fp4(keys_BCZ), sees, k)
@@ -45,4 +53,4 @@ def fp4_ops(table: Ops) -> Ops:
         query_BTUZ, weight_BTU, keys_BCZ = indexed
         return table.index_loss(attended, (as_fp4(query_BTUZ), weight_BTU, as_fp4(keys_BCZ)))
 
-    return table._replace(experts=experts, top_entries=top_entries, index_loss=index_loss)
+    return table._replace(top_entries=top_entries, index_loss=index_loss)

@@ -11,6 +11,7 @@ import torch
 from minidsv4 import options
 from minidsv4.checkpoint import load
 from minidsv4.fast.compiled.numba_loops import told_of_compiling
+from minidsv4.lowbit.released import PRECISIONS, in_precision
 from minidsv4.model.model import Model
 from minidsv4.ops import PLAIN
 from minidsv4.serve.checks import (
@@ -40,6 +41,7 @@ def complete(
     seed: int = 0,
     speculate: bool | int | Speculation = False,
     fused: bool = False,
+    cache_precision: str = "model",
 ) -> str:
     """The text that the model writes after a prompt, up to EOS or `n_tokens`; the prompt is not part of it.
 
@@ -70,7 +72,7 @@ def complete(
             stream(piece)
 
     ids = [tokenizer.bos_id, *tokenizer.encode(check_text(prompt))]
-    generate(model, ids, n_tokens, temperature, top_p, seed, speculate, take, tokenizer.eos_id, fused)
+    generate(model, ids, n_tokens, temperature, top_p, seed, speculate, take, tokenizer.eos_id, fused, cache_precision)
     return "".join(pieces)
 
 
@@ -117,6 +119,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=top_p, default=1.0, help="sample among the likeliest tokens of this share")
     seed = options.checked(int, check_seed)
     parser.add_argument("--seed", type=seed, default=0, help="the same seed writes the same")
+    says = "fp32, bf16, or released: FP4, FP8 and BF16, and a packed cache; as the files hold it if not given"
+    parser.add_argument("--precision", choices=PRECISIONS, help=says)
     parser.add_argument("--fused", action="store_true", help="compiled decoding; needs numba, compiles the first time")
 
 
@@ -124,20 +128,24 @@ def main(arguments: argparse.Namespace) -> int:
     """Print the prompt and go on from it, character by character."""
     if arguments.fused and arguments.ops is PLAIN:
         raise ValueError("generate: --fused runs compiled loops and --plain the operations to read; give one of them")
+    if arguments.fused and arguments.precision == "released":
+        raise ValueError("generate: --fused reads numbers and --precision released packs them; give one of them")
     torch.set_num_threads(1)
     model, tokenizer = with_tokenizer(arguments.model)
+    model = in_precision(model.use(arguments.ops), arguments.precision)
     compiling = told_of_compiling() if arguments.fused else contextlib.nullcontext()
     with compiling, typewriter(check_text(arguments.prompt)) as show:
         complete(
             arguments.prompt,
             arguments.tokens,
-            model=model.use(arguments.ops),
+            model=model,
             tokenizer=tokenizer,
             stream=show,
             temperature=arguments.temperature,
             top_p=arguments.top_p,
             seed=arguments.seed,
             fused=arguments.fused,
+            cache_precision="released" if arguments.precision == "released" else "model",
         )
     return 0
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minidsv4.fast.compiled.step import FusedStep
+from minidsv4.model.cache import Cache
 from minidsv4.model.model import Model
 from minidsv4.serve import checks
 from minidsv4.serve.sampling import probabilities, sample
@@ -28,6 +29,7 @@ def generate(
     stream: Callable[[int], object] | None = None,
     stop: int | Collection[int] | None = None,
     fused: bool = False,
+    cache_precision: str = "model",
 ) -> list[int]:
     """New token ids after a prompt, by cached decoding; the last one is a stop token where one was met.
 
@@ -41,6 +43,7 @@ def generate(
     stream       called with each new token id at once
     stop         a token id, or several, after which nothing more is written, such as EOS
     fused        decode in compiled loops: faster, and the same but for rounding; on the CPU, with numba, one by one
+    cache_precision  "model", or "released": FP8 entries and FP4 indexer keys, as `Model.new_cache` packs them
     raises       ValueError: an argument of a wrong kind or range, no MTP block, no fused step, NaN in weights or logits
     """
     model = checks.check_model(model)
@@ -49,7 +52,7 @@ def generate(
     checks.check_context(len(prompt_T), n_tokens, model)
     stops = checks.check_stop(stop, model.config.vocab_size)
     checks.check_stream(stream)
-    tokens = _tokens(model, prompt_T, temperature, top_p, seed, speculate, fused)
+    tokens = _tokens(model, prompt_T, temperature, top_p, seed, speculate, fused, cache_precision)
     checks.check_weights(model)
     written: list[int] = []
     for token in itertools.islice(tokens, n_tokens):
@@ -69,6 +72,7 @@ def _tokens(
     seed: int,
     speculate: bool | int | Speculation,
     fused: bool,
+    cache_precision: str,
 ) -> Iterator[int]:
     """The tokens after a prompt, without end; arguments are checked at once, not with the first token."""
     temperature = checks.check_temperature(temperature)
@@ -80,16 +84,22 @@ def _tokens(
         several = f"speculate = {checks.shown(speculate)} verifies several tokens a pass"
         raise ValueError(f"generate: {several}; fused = True takes one")
     if speculate is False:
-        return _one_by_one(model, FusedStep(model) if fused else model, ids_T, temperature, top_p, generator)
+        cache = model.new_cache(precision=cache_precision)
+        return _one_by_one(model, FusedStep(model) if fused else model, ids_T, cache, temperature, top_p, generator)
     speculation = speculate if isinstance(speculate, Speculation) else Speculation(depth=speculate)
-    return Speculator(model, speculation, temperature, top_p, generator).write(ids_T)
+    return Speculator(model, speculation, temperature, top_p, generator, cache_precision).write(ids_T)
 
 
 def _one_by_one(
-    model: Model, step: Callable, ids_T: Tensor, temperature: float, top_p: float, generator: torch.Generator
+    model: Model,
+    step: Callable,
+    ids_T: Tensor,
+    cache: Cache,
+    temperature: float,
+    top_p: float,
+    generator: torch.Generator,
 ) -> Iterator[int]:
-    """One token a pass, without end; `step` is the model, or does what it does."""
-    cache = model.new_cache(batch_size=1)
+    """One token a pass, without end; `step` is the model, or does what it does, and the cache is empty."""
     logits_V = model.prefill(ids_T[None], cache)[0]
     while True:
         token = sample(probabilities(logits_V, temperature, top_p), generator)

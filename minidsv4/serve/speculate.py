@@ -93,11 +93,18 @@ class Speculator:
     generator    random numbers; a round takes up to 2 a draft and one more
     cache        the model's: a prefix of the text, all but the pending tokens
     draft_cache  the MTP block's: every position that it has read from the model's streams
+    cache_precision  of both, as in `generate`
     raises       ValueError where the model has no MTP block
     """
 
     def __init__(
-        self, model: Model, speculation: Speculation, temperature: float, top_p: float, generator: torch.Generator
+        self,
+        model: Model,
+        speculation: Speculation,
+        temperature: float,
+        top_p: float,
+        generator: torch.Generator,
+        cache_precision: str = "model",
     ):
         self.model = model
         self.speculation = speculation
@@ -105,8 +112,8 @@ class Speculator:
         self.top_p = top_p
         self.generator = generator
         self.state: State | None = None
-        self.cache = model.new_cache()
-        self.draft_cache = model.new_draft_cache()
+        self.cache = model.new_cache(precision=cache_precision)
+        self.draft_cache = model.new_draft_cache(precision=cache_precision)
 
     def write(self, ids_T: Tensor) -> Iterator[int]:
         """Tokens after a prompt, without end."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from minidsv4 import options
 from minidsv4.checkpoint import load, save
 from minidsv4.files import atomic_folder
+from minidsv4.lowbit.released import in_precision
 from minidsv4.model.model import Model
 from minidsv4.train.tokenizer import Tokenizer
 
@@ -16,15 +17,16 @@ FILES = ("config.json", "model.safetensors", TOKENIZER)
 LIMIT = 12_000_000  # bytes of all files together
 
 
-def load_pretrained() -> Model:
+def load_pretrained(precision: str = "fp32") -> Model:
     """The small V4 that the package ships, trained on Python source and generated programs; needs no network.
 
     Its tokenizer is `pretrained_tokenizer()`. The matrices are stored in FP8.
 
-    returns  a model in float32
-    raises   ValueError where this copy of the package came without it
+    precision  "fp32", "bf16", or "released": experts in MXFP4, activations in FP8, for inference
+    returns    a model in float32, or in bfloat16 with islands of float32
+    raises     ValueError where this copy of the package came without it, and for another precision
     """
-    return load(_shipped())
+    return in_precision(load(_shipped()), precision)
 
 
 def pretrained_tokenizer() -> Tokenizer:
