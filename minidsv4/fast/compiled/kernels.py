@@ -347,8 +347,8 @@ def pick_entries(x_D, latent_Q, cos_R, sin_R, attn, key_CZ, sizes):
         rotate(query_UZ[u], cos_R, sin_R)
         fill(query_UZ[u], hadamard(query_UZ[u], attn.index_signs))
     weight_U = product(attn.index_weights_proj, x_D) * x_D.dtype.type((width * n_heads) ** -0.5)
-    picks_P, visible = np.empty(sizes.index_topk, np.int64), np.array([len(key_CZ)])
-    pick_share(query_UZ[None], weight_U[None], visible, picks_P.reshape(1, -1), key_CZ)
+    picks_P, first, stop = np.empty(sizes.index_topk, np.int64), np.array([0]), np.array([len(key_CZ)])
+    pick_share(query_UZ[None], weight_U[None], first, stop, picks_P.reshape(1, -1), key_CZ)
     return picks_P
 
 

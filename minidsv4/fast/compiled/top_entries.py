@@ -20,27 +20,38 @@ QUERIES = 512  # that pass over the keys together: turning a tile of keys is the
 def top_entries(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, sees: Visibility, k: int) -> Tensor:
     """`ops.top_entries` in loops that score and compare in one go: `picks_BTP`, ascending.
 
-    Packed documents, 16 bits and other devices than the CPU go the way of `FAST`.
+    16 bits and other devices than the CPU go the way of `FAST`.
 
     raises  ValueError: numba is missing
     """
     pick_share = loops().pick_share
     known = keys_BCZ.dtype in DTYPES and keys_BCZ.device.type == "cpu" and weight_BTU.dtype == keys_BCZ.dtype
-    if not known or sees.document_BT is not None or keys_BCZ.shape[1] <= k:
+    if not known or keys_BCZ.shape[1] <= k:
         return FAST.top_entries(query_BTUZ, weight_BTU, keys_BCZ, sees, k)
     picks_BTP = torch.empty(*weight_BTU.shape[:2], k, dtype=torch.int64)
-    visible_T = sees.visible_counts()
+    first_BT = first_entries_seen(sees).expand(weight_BTU.shape[:2])
+    stop_BT = sees.visible_counts().expand(weight_BTU.shape[:2])
     for first in range(0, sees.n_queries, QUERIES):
         part = slice(first, first + QUERIES)
-        for query, weight, keys, picks in zip(query_BTUZ, weight_BTU, keys_BCZ, picks_BTP):
-            per_token = [x.detach().numpy() for x in (query[part], weight[part], visible_T[part], picks[part])]
-            with_threads(pick_share, per_token, keys.detach().numpy())
+        for *per_token, keys in zip(query_BTUZ, weight_BTU, first_BT, stop_BT, picks_BTP, keys_BCZ):
+            shares = [x[part].detach().numpy() for x in per_token]
+            with_threads(pick_share, shares, keys.detach().numpy())
     return picks_BTP
+
+
+def first_entries_seen(sees: Visibility) -> Tensor:
+    """The first entry of each query's document [1 or B, T]."""
+    if sees.document_BT is None:
+        return torch.zeros(1, sees.n_queries, dtype=torch.int64)
+    return (sees.document_BT + sees.ratio - 1) // sees.ratio
 
 
 def with_threads(work: Callable, per_token: list[np.ndarray], keys_CZ: np.ndarray) -> None:
     """Call `work` on as many shares of the tokens as torch uses threads, at once; compiled loops run side by side."""
     n_shares = min(torch.get_num_threads(), len(per_token[0]))
+    if n_shares == 1:
+        work(*per_token, keys_CZ)
+        return
     shares = zip(*(np.array_split(part, n_shares) for part in per_token))
     with ThreadPoolExecutor(n_shares) as pool:
         list(pool.map(lambda share: work(*share, keys_CZ), shares))

@@ -64,10 +64,20 @@ def test_a_model_with_compiled_indexers_computes_the_same_logits():
     torch.testing.assert_close(after, before, rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_packed_rows_and_16_bits_go_the_way_of_fast(dtype, monkeypatch):
+def test_16_bits_go_the_way_of_fast(monkeypatch):
     monkeypatch.setattr(module, "with_threads", lambda *_: pytest.fail("the loops ran"))
-    query, weight, keys = torch.ones(1, 2, 1, 4, dtype=dtype), torch.ones(1, 2, 1), torch.ones(1, 9, 4, dtype=dtype)
-    documents = None if dtype == torch.bfloat16 else torch.zeros(1, 2, dtype=torch.long)
-    sees = Visibility(9, 2, 1, 1, CPU, ratio=1, n_entries=9, document_BT=documents)
+    query, weight, keys = torch.ones(1, 2, 1, 4).bfloat16(), torch.ones(1, 2, 1), torch.ones(1, 9, 4).bfloat16()
+    sees = Visibility(9, 2, 1, 1, CPU, ratio=1, n_entries=9)
     assert v4.COMPILED.top_entries(query, weight, keys, sees, 2).tolist() == [[[0, 1], [0, 1]]]
+
+
+@pytest.mark.parametrize("sick", [torch.nan, torch.inf, -torch.inf])
+def test_picks_among_documents_and_sick_keys_are_those_of_plain_hidden_ones_included(sick):
+    draw = torch.Generator().manual_seed(3)
+    query, weight = torch.randn(2, 300, 4, 6, generator=draw).double(), torch.rand(2, 300, 4, generator=draw).double()
+    keys = torch.randn(2, 300, 6, generator=draw).double()
+    keys[1, 40:300:9, 2] = sick
+    document_BT = torch.tensor([[0], [1]]) * (torch.arange(300) // 150 * 150)
+    sees = Visibility(0, 300, 1, 1, CPU, ratio=1, n_entries=300, document_BT=document_BT)
+    plain, compiled = (table.top_entries(query, weight, keys, sees, 7) for table in (v4.PLAIN, v4.COMPILED))
+    assert torch.equal(plain, compiled)
