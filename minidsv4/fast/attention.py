@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minidsv4.fast.function import FastFunction, cached, first_derivative_only
+from minidsv4.fast.products import linear
 from minidsv4.ops import teacher, upcast
 from minidsv4.visibility import Visibility
 
@@ -150,12 +151,14 @@ def put_scores(score_BTHS: Tensor, query_BTHK: Tensor, entries: Tensor) -> None:
     if entries.ndim == 4:
         score_BTHS.copy_(query_BTHK @ entries.mT)
     else:
-        torch.bmm(query_BTHK.flatten(1, 2), entries.mT, out=score_BTHS.flatten(1, 2))
+        for score_THS, query_THK, entries_SK in zip(score_BTHS, query_BTHK, entries):
+            score_THS.copy_(linear(query_THK.flatten(0, 1), entries_SK).view_as(score_THS))
 
 
 def mix(near_BTHS: Tensor, near_BSK: Tensor, far: Tensor, far_entries: Tensor) -> Tensor:
     """Entries weighted by their share, near and far ones: the values are the keys."""
-    mixed = torch.bmm(near_BTHS.flatten(1, 2), near_BSK).view(*near_BTHS.shape[:3], -1)
+    parts = [linear(share_THS.flatten(0, 1), near_SK.T) for share_THS, near_SK in zip(near_BTHS, near_BSK)]
+    mixed = torch.stack(parts).view(*near_BTHS.shape[:3], -1)
     axes = (1, 2) if far_entries.ndim == 3 else (0, 1)
     flat = mixed.flatten(*axes)
     return torch.baddbmm(flat, far.flatten(*axes), far_entries.flatten(0, -3), out=flat).view_as(mixed)

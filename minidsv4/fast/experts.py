@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from minidsv4.fast.function import FastFunction, first_derivative_only, need_numbers
+from minidsv4.fast.products import linear
 from minidsv4.ops import swiglu, upcast
 
 
 def experts(x: Tensor, picked: Tensor, weight: Tensor, w13_EFD: Tensor, w2_EDF: Tensor, limit: float) -> Tensor:
-    """`ops.experts` in A of E of its products; each token's experts are summed in the order of its picks."""
+    """`ops.experts` in A of E of its products; each token's experts are summed in their order."""
     need_numbers(x)
     expert, order = picked.flatten().sort(stable=True)
     visited, counts = expert.unique_consecutive(return_counts=True)
@@ -30,21 +31,18 @@ class PickedExperts(FastFunction):
 
     @staticmethod
     def forward(ctx, x_TD, weight_TA, w13, w2, order, visits: list[tuple[int, int]], limit: float, learning: bool):
-        n_active = weight_TA.shape[1]
-        counts = [count for _, count in visits]
-        rows = x_TD.index_select(0, order // n_active)
-        weights = weight_TA.flatten()[order, None]
-        raws, outs = [], []
-        for (e, _), x, weight in zip(visits, rows.split(counts), weights.split(counts)):
-            raw = x @ w13[e].T
-            inner = swiglu(*raw.chunk(2, dim=-1), limit) * weight
-            outs.append(inner.to(x.dtype) @ w2[e].T)
+        out_TD, raws = torch.zeros_like(upcast(x_TD)), []
+        pairs = order.split([count for _, count in visits])
+        for (e, _), pair in zip(visits, pairs):
+            token = pair // weight_TA.shape[1]
+            raw = linear(x_TD.index_select(0, token), w13[e])
+            inner = swiglu(*raw.chunk(2, dim=-1), limit).mul_(weight_TA.flatten()[pair, None])
+            out_TD.index_add_(0, token, upcast(linear(inner.to(x_TD.dtype), w2[e])))
             if learning:
                 raws.append(raw)
         ctx.save_for_backward(x_TD, weight_TA, w13, w2, order, *raws)
         ctx.visits, ctx.limit = visits, limit
-        out = torch.empty_like(rows).index_copy_(0, order, torch.cat(outs))
-        return upcast(out).unflatten(0, (-1, n_active)).sum(1).to(x_TD.dtype)
+        return out_TD.to(x_TD.dtype)
 
     @staticmethod
     @first_derivative_only
