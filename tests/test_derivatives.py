@@ -16,7 +16,18 @@ from minidsv4.visibility import Visibility
 
 CPU = torch.device("cpu")
 CHOICES = ("top_entries", "stable_topk")  # indices: no derivative at all
-BY_HAND = ("attend", "sinkhorn", "affinities", "experts", "cross_entropy")  # of FAST: their gradients are written out
+BY_HAND = (  # of FAST: their gradients are written out
+    "rms_norm",
+    "attend",
+    "stream_logits",
+    "sinkhorn",
+    "collapse",
+    "write",
+    "affinities",
+    "swiglu",
+    "experts",
+    "cross_entropy",
+)
 SEES = Visibility(2, 3, window=2, n_window=4, device=CPU, ratio=2, n_entries=2)
 
 

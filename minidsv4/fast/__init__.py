@@ -7,13 +7,16 @@ the two equal to 1e-10 in float64, outputs and gradients. These forms give first
 from minidsv4.fast.attention import attend, index_loss
 from minidsv4.fast.cross_entropy import cross_entropy
 from minidsv4.fast.experts import experts
+from minidsv4.fast.rms_norm import rms_norm
 from minidsv4.fast.rotary import rotate
 from minidsv4.fast.router import affinities, routing_weights
 from minidsv4.fast.streams import collapse, sinkhorn, stream_logits, write
+from minidsv4.fast.swiglu import swiglu
 from minidsv4.fast.top_entries import stable_topk, top_entries
 from minidsv4.ops import PLAIN
 
 FAST = PLAIN._replace(
+    rms_norm=rms_norm,
     rotate=rotate,
     stable_topk=stable_topk,
     top_entries=top_entries,
@@ -25,6 +28,7 @@ FAST = PLAIN._replace(
     write=write,
     affinities=affinities,
     routing_weights=routing_weights,
+    swiglu=swiglu,
     experts=experts,
     cross_entropy=cross_entropy,
 )

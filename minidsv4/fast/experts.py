@@ -8,6 +8,7 @@ from torch import Tensor
 
 from minidsv4.fast.function import FastFunction, first_derivative_only, need_numbers
 from minidsv4.fast.products import linear
+from minidsv4.fast.swiglu import swiglu_with_gradients
 from minidsv4.ops import swiglu, upcast
 
 
@@ -48,19 +49,17 @@ class PickedExperts(FastFunction):
     @first_derivative_only
     def backward(ctx, grad_TD: Tensor):
         x_TD, weight_TA, w13, w2, order, *raws = ctx.saved_tensors
-        d_x, d_weight, d_w13, d_w2 = (torch.zeros_like(part) for part in (upcast(x_TD), weight_TA, w13, w2))
+        d_x, d_weight = torch.zeros_like(upcast(x_TD)), torch.empty_like(weight_TA)
+        d_w13, d_w2 = (torch.zeros_like(w) for w in (w13, w2))
         pairs = order.split([count for _, count in ctx.visits])
         for (e, _), pair, raw in zip(ctx.visits, pairs, raws):
             token = pair // weight_TA.shape[1]
             weight = weight_TA.flatten()[pair, None]
             rows, grad = x_TD.index_select(0, token), grad_TD.index_select(0, token)
-            with torch.enable_grad():
-                raw = raw.detach().requires_grad_()
-                inner = swiglu(*raw.chunk(2, dim=-1), ctx.limit)
-            d_inner = upcast(grad @ w2[e])
-            d_raw = torch.autograd.grad(inner, raw, d_inner * weight)[0]
-            d_weight.view(-1)[pair] = (d_inner * inner).sum(-1)
-            torch.mm(grad.T, (inner * weight).to(grad.dtype), out=d_w2[e])
+            d_inner, d_raw = upcast(grad @ w2[e]), torch.empty_like(raw)
+            inner = swiglu_with_gradients(*raw.chunk(2, -1), ctx.limit, d_inner * weight, *d_raw.chunk(2, -1))
+            d_weight.view(-1)[pair] = torch.linalg.vecdot(d_inner, inner)
+            torch.mm(grad.T, inner.mul_(weight).to(grad.dtype), out=d_w2[e])
             torch.mm(d_raw.T, rows, out=d_w13[e])
             d_x.index_add_(0, token, upcast(d_raw @ w13[e]))
         return d_x.to(x_TD.dtype), d_weight, d_w13, d_w2, None, None, None, None

@@ -1,0 +1,48 @@
+"""SwiGLU with a gradient written by hand: of all that is computed in between nothing is kept.
+
+F expert width.
+"""
+
+import torch
+from torch import Tensor
+
+from minidsv4 import ops
+from minidsv4.fast.function import FastFunction, first_derivative_only
+from minidsv4.fast.parts import parts
+from minidsv4.ops import upcast
+
+
+def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    """`ops.swiglu` that keeps its two inputs alone; autograd keeps five tensors."""
+    return SwiGLU.run(gate, up, limit)
+
+
+class SwiGLU(FastFunction):
+    """`swiglu`; its gradient computes it anew."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.limit = limit
+        return ops.swiglu(gate, up, limit)
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows = [x.reshape(-1, x.shape[-1]) for x in (*ctx.saved_tensors, grad)]
+        d_gate, d_up = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in rows[:2])
+        for part in parts(d_gate):
+            gate, up, pull = (x[part] for x in rows)
+            swiglu_with_gradients(gate, up, ctx.limit, pull, d_gate[part], d_up[part])
+        return d_gate.view_as(grad), d_up.view_as(grad), None
+
+
+def swiglu_with_gradients(gate: Tensor, up: Tensor, limit: float, pull: Tensor, d_gate: Tensor, d_up: Tensor) -> Tensor:
+    """`ops.swiglu`, and into `d_gate` and `d_up` the gradients that `pull` on it gives; 0 beyond the clamps."""
+    gate, up = upcast(gate), upcast(up)
+    low_gate, low_up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    silu = torch.nn.functional.silu(low_gate)
+    slope = torch.ops.aten.silu_backward(pull * low_up, low_gate)
+    d_gate.copy_(slope.masked_fill_(gate != low_gate, 0.0))
+    d_up.copy_((pull * silu).masked_fill_(up != low_up, 0.0))
+    return silu.mul_(low_up)
