@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minidsv4.fast.function import FastFunction, first_derivative_only
+from minidsv4.fast.products import linear, over_rows
 from minidsv4.ops import NO_TARGET, upcast
 
 TOKENS = 256  # whose logits exist at one time
@@ -32,12 +33,12 @@ class CrossEntropy(FastFunction):
         for first in range(0, len(hidden_TD), TOKENS):
             part = slice(first, first + TOKENS)
             hidden = upcast(hidden_TD[part])
-            log_p = (hidden @ head.T).log_softmax(-1)
+            log_p = linear(hidden, head).log_softmax(-1)
             nats -= (log_p.gather(1, target[part]) * share[part]).sum()
             if learning:
-                slope = log_p.exp_().scatter_add_(1, target[part], -torch.ones_like(share[part])).mul_(share[part])
-                torch.mm(slope, head, out=d_hidden[part])
-                d_head.addmm_(slope.T, hidden)
+                slope = log_p.exp_().scatter_add_(1, target[part], -torch.ones_like(share[part]))
+                torch.mul(linear(slope, head.T), share[part], out=d_hidden[part])
+                d_head += over_rows(slope, hidden * share[part])
         ctx.save_for_backward(d_hidden, d_head)
         ctx.dtypes = hidden_TD.dtype, head_VD.dtype
         return nats

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from minidsv4.fast.function import FastFunction, first_derivative_only, need_numbers
-from minidsv4.fast.products import linear
+from minidsv4.fast.products import linear, over_rows
 from minidsv4.fast.swiglu import swiglu_with_gradients
 from minidsv4.ops import swiglu, upcast
 
@@ -50,16 +50,17 @@ class PickedExperts(FastFunction):
     def backward(ctx, grad_TD: Tensor):
         x_TD, weight_TA, w13, w2, order, *raws = ctx.saved_tensors
         d_x, d_weight = torch.zeros_like(upcast(x_TD)), torch.empty_like(weight_TA)
-        d_w13, d_w2 = (torch.zeros_like(w) for w in (w13, w2))
+        new = torch.empty_like if len(ctx.visits) == len(w13) else torch.zeros_like  # unvisited experts learn nothing
+        d_w13, d_w2 = new(w13), new(w2)
         pairs = order.split([count for _, count in ctx.visits])
         for (e, _), pair, raw in zip(ctx.visits, pairs, raws):
             token = pair // weight_TA.shape[1]
             weight = weight_TA.flatten()[pair, None]
             rows, grad = x_TD.index_select(0, token), grad_TD.index_select(0, token)
-            d_inner, d_raw = upcast(grad @ w2[e]), torch.empty_like(raw)
+            d_inner, d_raw = upcast(linear(grad, w2[e].T)), torch.empty_like(raw)
             inner = swiglu_with_gradients(*raw.chunk(2, -1), ctx.limit, d_inner * weight, *d_raw.chunk(2, -1))
             d_weight.view(-1)[pair] = torch.linalg.vecdot(d_inner, inner)
-            torch.mm(grad.T, inner.mul_(weight).to(grad.dtype), out=d_w2[e])
-            torch.mm(d_raw.T, rows, out=d_w13[e])
-            d_x.index_add_(0, token, upcast(d_raw @ w13[e]))
+            d_w2[e] = over_rows(grad, inner.mul_(weight).to(grad.dtype))
+            d_w13[e] = over_rows(d_raw, rows)
+            d_x.index_add_(0, token, upcast(linear(d_raw, w13[e].T)))
         return d_x.to(x_TD.dtype), d_weight, d_w13, d_w2, None, None, None, None

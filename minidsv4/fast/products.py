@@ -36,6 +36,13 @@ def linear(x_TD: Tensor, weight: Tensor) -> Tensor:
     return onednn(filled_TD, weight)[:n_rows]
 
 
+def over_rows(left_TF: Tensor, right_TD: Tensor) -> Tensor:
+    """`left^T right` [F, D], the gradient of a weight; rows of zeros fill up their number, as in `linear`."""
+    n_spare = -len(left_TF) % ROWS if left_TF.numel() * right_TD.shape[1] >= MANY else 0
+    left_FT, right_DT = (F.pad(x, (0, 0, 0, n_spare)).T if n_spare else x.T for x in (left_TF, right_TD))
+    return linear(left_FT, right_DT)
+
+
 def onednn(x_TD: Tensor, weight: Tensor) -> Tensor:
     """`F.linear(x_TD, weight)` without a gradient, by an operation that `torch.compile` writes into its programs."""
     return torch.ops.mkldnn._linear_pointwise(x_TD, weight, None, "none", [], "")

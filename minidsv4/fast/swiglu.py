@@ -5,6 +5,7 @@ F expert width.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from minidsv4 import ops
 from minidsv4.fast.function import FastFunction, first_derivative_only
@@ -41,8 +42,9 @@ def swiglu_with_gradients(gate: Tensor, up: Tensor, limit: float, pull: Tensor, 
     """`ops.swiglu`, and into `d_gate` and `d_up` the gradients that `pull` on it gives; 0 beyond the clamps."""
     gate, up = upcast(gate), upcast(up)
     low_gate, low_up = gate.clamp(max=limit), up.clamp(-limit, limit)
-    silu = torch.nn.functional.silu(low_gate)
+    silu = F.silu(low_gate)
     slope = torch.ops.aten.silu_backward(pull * low_up, low_gate)
-    d_gate.copy_(slope.masked_fill_(gate != low_gate, 0.0))
-    d_up.copy_((pull * silu).masked_fill_(up != low_up, 0.0))
+    edge = torch.nextafter(gate.new_tensor(limit), gate.new_tensor(torch.inf)).item()  # a clamp lets its limit pass
+    d_gate.copy_(torch.ops.aten.hardtanh_backward(slope, gate, -torch.inf, edge))
+    d_up.copy_(torch.ops.aten.hardtanh_backward(pull * silu, up, -edge, edge))
     return silu.mul_(low_up)

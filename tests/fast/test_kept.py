@@ -43,3 +43,18 @@ def test_how_rows_are_cut_changes_no_gradient(name, numbers, monkeypatch):
         given = arguments(name, seed)
         plain, fast = (output_and_gradients(getattr(each, name), given) for each in (PLAIN, FAST))
         assert off_all(fast, plain) < EXACT
+
+
+def test_a_gate_or_up_at_its_limit_learns_and_one_above_does_not():
+    """Kind: what autograd gives at the clamps, of PLAIN; a derivative that is right but at one point."""
+    edge = torch.tensor([0.7, torch.nextafter(torch.tensor(0.7), torch.tensor(1.0)).item(), -0.7, -0.8])
+    given = edge.clone(), edge.clone(), 0.7
+    plain, fast = (gradients_at(each.swiglu, given) for each in (PLAIN, FAST))
+    assert all((ours == 0).equal(expected == 0) for ours, expected in zip(fast, plain))
+    assert (fast[0] == 0).tolist() == [False, True, False, False]
+    assert (fast[1] == 0).tolist() == [False, True, False, True]
+
+
+def gradients_at(operation, given):
+    gate, up = (part.requires_grad_() for part in given[:2])
+    return torch.autograd.grad(operation(gate, up, given[2]).sum(), (gate, up))

@@ -52,3 +52,10 @@ def test_a_small_product_is_not_worth_the_call(calls, monkeypatch):
     monkeypatch.setattr(products, "MANY", 40 * 64 * 24 + 1)
     products.linear(normal(40, 64).float(), normal(24, 64).float())
     assert calls == []
+
+
+@pytest.mark.parametrize("n_rows", [1, 33, 64])
+def test_a_product_over_rows_is_that_of_the_transpose_and_its_rows_are_filled_up(n_rows, calls):
+    left_TF, right_TD = normal(n_rows, 24), normal(n_rows, 64, seed=1)
+    assert off(products.over_rows(left_TF.float(), right_TD.float()).double(), left_TF.T @ right_TD) < ROUNDED
+    assert calls == [(32, -(-n_rows // 32) * 32, 64)]
