@@ -5,8 +5,10 @@ import torch
 from oracle import gradients, narrow_pair, pair, random_config
 from small import TINY
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
 import minidsv4 as v4
+from minidsv4.checkpoint import to_transformers
 from minidsv4.fast import FAST
 from minidsv4.model.layer import RMSNorm
 from minidsv4.ops import PLAIN
@@ -127,6 +129,24 @@ def test_in_16_bits_with_choices_most_tokens_agree_and_the_others_picked_otherwi
     error = errors(ours(ids), theirs(ids).logits)
     assert error.median() < 2 * ROUNDED  # of tokens whose past picked otherwise as well
     assert (error > 8).double().mean() < 0.2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", SEEDS[:4])
+def test_an_exported_folder_in_16_bits_opens_in_transformers_with_logits_that_differ_by_rounding(seed, tmp_path):
+    """Kind: a tensor that goes into the file in another type than it is computed in."""
+    config, n_batch, n_tokens = random_config(seed)
+    model = pair(without_choices(config), seed)[0].bfloat16()
+    v4.export_hf(model, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype="auto", attn_implementation="eager", experts_implementation="eager"
+    )
+    stored = to_transformers(model.state_dict())
+    assert {t.dtype for t in stored.values()} == {torch.bfloat16, torch.float32, torch.int64}
+    for name, tensor in theirs.state_dict().items():
+        assert name.endswith("inv_freq") or (tensor.dtype == stored[name].dtype and torch.equal(tensor, stored[name]))
+    ids = torch.randint(config.vocab_size, (n_batch, n_tokens))
+    assert rms(errors(model(ids), theirs(ids).logits)) < ROUNDED
 
 
 @torch.no_grad()

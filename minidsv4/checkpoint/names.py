@@ -87,7 +87,7 @@ MTP = [  # of the MTP block, which is a layer besides; transformers has none
     Role("hnorm.weight", "", "norm of the streams"),
     Role("e_proj.weight", "", "embedding to a stream"),
     Role("h_proj.weight", "", "stream to a stream"),
-    *_site("hc_head", "", "how its head reads the streams"),
+    *(role._replace(transformers="") for role in _site("hc_head", "", "how its head reads the streams")),
     Role("norm.weight", "", "norm before the head"),
 ]
 ROLES = WHOLE + LAYER + MTP
