@@ -1,49 +1,30 @@
 """`Config`: every number of a V4 model, under the field names of the released `config.json`.
 
 Sources: the report's section 4.2.1 and the released configurations of V4-Flash and V4-Pro. What cannot be built is
-refused by `config_check.py`. How files spell the fields is told in `config_json.py`.
+refused by `config_check.py`, how files spell the fields is told in `config_json.py`, and kinds of layers are in
+`config_kinds.py`.
 """
 
 import dataclasses
-import enum
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 from minidsv4 import config_json
-from minidsv4.config_check import RULES, check, check_hash_layers, check_names, check_values, require
-from minidsv4.files import given_path
-
-
-class LayerKind(enum.Enum):
-    """What a layer attends to besides its window; the value is the name that transformers uses."""
-
-    WINDOW = config_json.WINDOW
-    CSA = config_json.CSA
-    HCA = config_json.HCA
-
-
-class Routing(enum.Enum):
-    """How a layer chooses experts: a frozen table of token ids, or the learned router."""
-
-    HASH = "hash_moe"
-    LEARNED = "moe"
-
-
-class YaRN(NamedTuple):
-    """How far positions are stretched, the length that was trained on, and the turns between which the ramp lies."""
-
-    factor: float
-    original_max_position_embeddings: int  # tokens
-    beta_fast: float = 32
-    beta_slow: float = 1
-
-
-RELEASED_CSA_RATIO = 4  # released code calls a layer overlapped (CSA) exactly when its ratio is 4
-Kind = TypeVar("Kind", LayerKind, Routing)
+from minidsv4.config_check import RULES, check, check_hash_layers, check_values, require
+from minidsv4.config_kinds import (
+    LayerKind,
+    Routing,
+    YaRN,
+    alternating,
+    hash_first,
+    named,
+    released_kinds,
+    released_routing,
+    yarn,
+)
+from minidsv4.files import atomic_file, given_path
 
 
 @dataclass(frozen=True)
@@ -122,8 +103,9 @@ class Config:
         return Config.from_dict(fields | changes)
 
     def to_json(self, path: str | Path) -> None:
-        """Write the released form of `config.json` to `path`."""
-        given_path("to_json", path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write the released form of `config.json` to `path`; what stood there stays until it is whole."""
+        with atomic_file(given_path("to_json", path)) as scratch:
+            scratch.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def to_dict(self) -> dict:
         """The released form as plain JSON values, with V4's fixed fields spelled out."""
@@ -267,44 +249,3 @@ class Config:
             n_routed_experts=384,
             routed_scaling_factor=2.5,
         )
-
-
-def alternating(first: int, stop: int) -> list[int]:
-    """The released ratios of the layers `first .. stop - 1`: CSA in even layers, HCA in odd ones."""
-    return [4 if layer % 2 == 0 else 128 for layer in range(first, stop)]
-
-
-def released_kinds(ratios: Sequence[int]) -> tuple[LayerKind, ...]:
-    """The kinds of layers that the released code takes from their ratios."""
-    kinds = {0: LayerKind.WINDOW, RELEASED_CSA_RATIO: LayerKind.CSA}
-    return tuple(kinds.get(ratio, LayerKind.HCA) for ratio in ratios)
-
-
-def hash_first(n_hash: int, n_layers: int) -> tuple[Routing, ...]:
-    """The first `n_hash` of the layers route by a table, the others by a learned router."""
-    return tuple(Routing.HASH if layer < n_hash else Routing.LEARNED for layer in range(n_layers))
-
-
-def released_routing(fields: dict) -> tuple[Routing, ...]:
-    """The routing of each layer that follows from `num_hash_layers` and `num_hidden_layers`."""
-    return hash_first(fields.get("num_hash_layers", 3), fields.get("num_hidden_layers", 0))
-
-
-def yarn(settings: dict | YaRN) -> YaRN:
-    """YaRN's settings from a dictionary, which may hold others beside them, and leave out both betas."""
-    if isinstance(settings, YaRN):
-        return settings
-    require(isinstance(settings, dict), "rope_scaling", settings, "it is a table of YaRN's settings, in braces")
-    check_names(settings, config_json.ROPE_NAMES, "rope_scaling.")
-    given = {name: settings[name] for name in YaRN._fields if settings.get(name) is not None}
-    missing = [name for name in YaRN._fields if name not in given and name not in YaRN._field_defaults]
-    require(not missing, "rope_scaling", settings, f"YaRN needs {', '.join(missing)}")
-    return YaRN(**given)
-
-
-def named(field: str, names: Sequence[object], kinds: type[Kind]) -> tuple[Kind, ...]:
-    """The kinds that a schedule names, by value or as they are."""
-    known = [kind.value for kind in kinds]
-    wrong = [name for name in names if getattr(name, "value", name) not in known]
-    require(not wrong, field, wrong[:1], f"each layer is one of {', '.join(known)}")
-    return tuple(kinds(name) for name in names)

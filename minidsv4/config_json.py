@@ -122,17 +122,36 @@ def released_schedule(fields: dict) -> dict:
     """`compress_ratios` with an entry for the MTP block; from transformers' `layer_types` and `compress_rates`."""
     n_layers = fields.get("num_hidden_layers") or 0
     ratios = fields.get("compress_ratios")
+    given = fields.get("compress_rates") or {}
+    check_names(given, RATES, "compress_rates.")
+    check_values(given, dict.fromkeys(RATES, RULES["vocab_size"]), "compress_rates.")
     if ratios is None and fields.get("layer_types") is not None:
         kinds = [*fields["layer_types"][:n_layers], WINDOW]  # transformers has no MTP block
-        rates = RATES | (fields.get("compress_rates") or {})
-        check_names(rates, RATES, "compress_rates.")
-        check_values(rates, dict.fromkeys(RATES, RULES["vocab_size"]), "compress_rates.")
+        rates = RATES | given
         return {"layer_types": kinds, "compress_ratios": [rates.get(kind, 0) for kind in kinds]}
+    check_rates(given, ratios or [], fields.get("layer_types"))
     if ratios is not None and len(ratios) == n_layers:
         return {"compress_ratios": [*ratios, 0]}
     if ratios is not None and len(ratios) > n_layers + 1 and not any(ratios[n_layers:]):
         return without_drafts(ratios, fields.get("layer_types"), n_layers)
     return {}
+
+
+def check_rates(rates: dict, ratios: list[int], kinds: list[str] | None) -> None:
+    """Refuse `compress_rates` that name another number of tokens per entry than `compress_ratios` beside it."""
+    told = {0: WINDOW, RATES[CSA]: CSA}
+    for ratio, kind in zip(ratios, kinds or [told.get(ratio, HCA) for ratio in ratios]):
+        right = f"compress_ratios has {ratio} for a layer of {kind}; give one of the two, or both alike"
+        require(rates.get(kind, ratio) == ratio, f"compress_rates.{kind}", rates.get(kind), right)
+
+
+def check_scaling(slowed: dict, scaling: dict) -> None:
+    """Refuse a `rope_scaling` that has other settings than `rope_parameters` beside it."""
+    ours, theirs = yarn_settings(slowed) or {}, yarn_settings(scaling) or {}
+    both = {name for name in YARN_RULES if name in ours and name in theirs} | {"factor"}
+    same = all(ours.get(name) == theirs.get(name) for name in both)
+    right = f"rope_parameters has {shown(slowed)}; give one of the two, or both alike"
+    require(same, "rope_scaling", scaling, right)
 
 
 def without_drafts(ratios: list[int], kinds: list[str] | None, n_layers: int) -> dict:
@@ -156,6 +175,8 @@ def released_rope(fields: dict) -> dict:
         check_names(table, ROPE_NAMES, name)
     check_values(main, FILE_RULES, "rope_parameters.main.")
     check_values(slowed, FILE_RULES, "rope_parameters.compress.")
+    if fields.get("rope_parameters") and fields.get("rope_scaling"):
+        check_scaling(slowed, fields["rope_scaling"])
     out: dict[str, object] = {"rope_scaling": yarn_settings(slowed)}
     if main:
         out["rope_theta"] = main.get("rope_theta", fields.get("rope_theta"))

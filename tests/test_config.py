@@ -294,6 +294,11 @@ REFUSED_FILES = [  # what is changed in a released file, the field, the value, w
     (dict(compress_ratios=None, layer_types=["x"], compress_rates=[4]), "compress_rates", "[4]", "table"),
     (dict(partial_rotary_factor="half"), "partial_rotary_factor", "'half'", "part of a head"),
     (dict(partial_rotary_factor=float("nan")), "partial_rotary_factor", "nan", "part of a head"),
+    (dict(rope_parameters={"rope_type": "yarn", **YARN, "factor": 8}), "rope_scaling", "16", "rope_parameters has"),
+    (dict(rope_parameters={"rope_type": "default"}), "rope_scaling", "16", "'default'"),
+    (dict(rope_parameters={"main": {}, "compress": YARN | {"beta_fast": 31}}), "rope_scaling", "32", "'beta_fast': 31"),
+    (dict(compress_rates={CSA.value: 8, HCA.value: 128}), f"compress_rates.{CSA.value}", "8", "compress_ratios has 4"),
+    (dict(compress_rates={HCA.value: 64}), f"compress_rates.{HCA.value}", "64", "compress_ratios has 128"),
     (dict(num_hidden_layers=[43]), "num_hidden_layers", "[43]", "whole number"),
     (dict(head_dim="512", qk_rope_head_dim=None), "head_dim", "'512'", "whole number"),
     (dict(vocab_size="many"), "vocab_size", "'many'", "whole number"),
@@ -309,6 +314,33 @@ def test_a_file_of_another_model_is_refused_with_field_value_and_what_would_be_r
         from_fields(released_json(FLASH) | changes)
     sentence = str(refusal.value)
     assert f"{field} = " in sentence and value in sentence.split(";")[0] and right in sentence.split(";")[1]
+
+
+def test_both_spellings_of_a_setting_may_stand_in_a_file_where_they_agree():
+    """Kind: a file that transformers wrote of a released one; which of two that differ held was not told."""
+    both = {"rope_type": "yarn", **YARN, "rope_theta": 160000, "attention_factor": 1.0}
+    rates = {CSA.value: 4, HCA.value: 128}
+    for fields in (
+        dict(rope_parameters=both),
+        dict(rope_parameters={"main": {"rope_type": "default", "rope_theta": 10000}, "compress": both}),
+        dict(compress_rates=rates),
+        dict(compress_rates={}),
+    ):
+        assert from_fields(released_json(FLASH) | fields) == FLASH
+    assert from_fields(released_json(PRO) | dict(compress_rates=rates)) == PRO
+
+
+def test_a_config_that_cannot_be_written_leaves_the_old_one_whole(tmp_path, monkeypatch):
+    """Kind: a disk that is full halfway through a file."""
+    TINY.to_json(tmp_path / "config.json")
+
+    def fail(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        FLASH.to_json(tmp_path / "config.json")
+    assert v4.Config.from_json(tmp_path) == TINY and len(list(tmp_path.iterdir())) == 1
 
 
 EVERY_NAME = {field.name for field in dataclasses.fields(v4.Config)} | set(TINY.to_dict()) - {"architectures"}

@@ -24,6 +24,7 @@ ROOMS = [
         "options",
         "config_check",
         "config_json",
+        "config_kinds",
         "config",
         "paper",
         "visibility",
