@@ -11,7 +11,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import minidsv4
@@ -38,20 +38,21 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Command:
-    """A line of help, the module with its `add_options` and `main`, whether it runs a model (and has `--plain`)."""
+    """A line of help, the module with its `add_options` and `main`, whether it runs a model and has `--plain`."""
 
     says: str
     module: str
     runs_model: bool = False
+    plain: bool = False
 
 
 COMMANDS = {
-    "tour": Command("train a small V4 on this machine's Python, and see what it learns", "course.tour", True),
-    "train": Command("train by a recipe, with a log and checkpoints", "train.pretrain", True),
+    "tour": Command("train a small V4 on this machine's Python, and see what it learns", "course.tour", True, True),
+    "train": Command("train by a recipe, with a log and checkpoints", "train.pretrain", True, True),
     "ship": Command("make the small checkpoint of the package from a run", "train.ship"),
     "mint": Command("write random weights in the exact layout of the released files", "train.mint"),
-    "generate": Command("write with a model", "serve.completion", True),
-    "bench": Command("speed and memory, beside transformers on the same weights", "course.bench"),
+    "generate": Command("write with a model", "serve.completion", True, True),
+    "bench": Command("speed and memory, beside transformers on the same weights", "course.bench", True),
     "bill": Command("what a model costs: parameters, FLOPs, bytes, time, dollars", "cost.report"),
     "ranks": Command("experts over real ranks, and what waves gain at a chip's pace", "cost.ranks"),
 }
@@ -91,11 +92,18 @@ def add_options(parser: argparse.ArgumentParser, command: Command) -> None:
         missing = (error.name or str(error)).split(".")[0]
         parser.error(f"{missing} is not installed; `pip install 'minidsv4[course]'` adds it")
     module.add_options(parser)
-    parser.set_defaults(run=module.main)
-    if command.runs_model:
+    parser.set_defaults(run=keeping_pages(module.main) if command.runs_model else module.main)
+    if command.plain:
         says = "run the operations of ops.py, to be read, in place of their fast exact replacements"
         plain, fast = minidsv4.PLAIN, minidsv4.FAST
         parser.add_argument("--plain", action="store_const", dest="ops", const=plain, default=fast, help=says)
+
+
+def keeping_pages(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """`run` in a process that keeps the memory it has used: tensors that come and go cost no fresh pages."""
+    from minidsv4.fast.pages import kept_pages
+
+    return kept_pages()(run)
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:

@@ -1,0 +1,115 @@
+"""With its pages kept, a process takes no fresh memory in the steady state, and gives it back on request."""
+
+import subprocess
+import sys
+
+import pytest
+
+STEADY = """
+import resource, sys
+import torch
+import minidsv4 as v4
+from minidsv4.bench.implementations import random_ids
+from minidsv4.fast import pages
+
+if sys.argv[1] == "kept":
+    assert pages.keep_pages()
+torch.manual_seed(0)
+model = v4.Model(v4.Config.mini())
+cache, ids_BT = model.new_cache(), random_ids(model.config, (1, 1024))
+model.prefill(ids_BT, cache)
+
+
+@torch.no_grad()
+def decode():
+    model(ids_BT[:, :1], cache=cache)
+
+
+def prefill():
+    model.prefill(ids_BT, model.new_cache())
+
+
+def train():
+    model.zero_grad(set_to_none=True)
+    model.loss(ids_BT.view(2, 512)).total.backward()
+
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+for work in (prefill, train, decode):
+    for _ in range(4):
+        work()
+    before = faults()
+    work()
+    print(work.__name__, faults() - before)
+"""
+MEGABYTE = 256  # pages
+
+
+def fresh_pages(way):
+    """Pages that a prompt, a training step and a decoding step take anew, after a few of each."""
+    done = subprocess.run([sys.executable, "-c", STEADY, way], capture_output=True, text=True, check=True)
+    return {name: int(number) for name, number in map(str.split, done.stdout.splitlines())}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are counted and kept by glibc")
+def test_the_steady_state_takes_no_megabyte_of_fresh_pages_where_they_are_kept():
+    taken = fresh_pages("kept")
+    assert set(taken) == {"prefill", "train", "decode"} and max(taken.values()) < MEGABYTE, taken
+    assert min(fresh_pages("usual")[name] for name in ("prefill", "train")) > 8 * MEGABYTE  # so that the test can fail
+
+
+MIXED = """
+import random, sys, threading
+import torch
+import minidsv4 as v4
+from minidsv4.bench.implementations import random_ids
+from minidsv4.fast import pages
+
+pages.keep_pages()
+models = [v4.Model(v4.Config.tiny()) for _ in range(2)]
+
+
+def call(draw, model):
+    cache = model.new_cache()
+    model.prefill(random_ids(model.config, (1, draw.randint(1, 150))), cache, chunk=draw.choice([64, 2048]))
+    with torch.no_grad():
+        for _ in range(4):
+            model(random_ids(model.config, (1, 1)), cache=cache)
+    if draw.random() < 0.3:
+        model.zero_grad(set_to_none=True)
+        model.loss(random_ids(model.config, (2, draw.randint(3, 80)))).total.backward()
+
+
+def calls(seed, number):
+    draw = random.Random(seed)
+    for _ in range(number):
+        call(draw, models[seed % 2])
+
+
+def megabytes(number, seed):
+    threads = [threading.Thread(target=calls, args=(seed + lane, number // 2)) for lane in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    pages.give_back()
+    held = int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+    pages.keep_pages()
+    return held
+
+
+print(megabytes(100, 0), megabytes(int(sys.argv[1]) - 100, 2))
+"""
+GROWN = 1.05  # threads have heaps of their own, which differ by some pages
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_mixed_calls_in_two_threads_hold_at_their_end_what_they_held_after_100():
+    done = subprocess.run([sys.executable, "-c", MIXED, "200"], capture_output=True, text=True, check=True)
+    early, late = map(float, done.stdout.split())
+    assert late < GROWN * early, (early, late)
