@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import minidsv4 as v4
+from minidsv4 import checksums
 from minidsv4.train import indexer
 from minidsv4.train.log import read_log
 from minidsv4.train.loop import bits_per_byte
@@ -26,6 +27,12 @@ def shipped():
 def unseen(n):
     """Programs that the run did not read: another seed, the composed ones of which are new."""
     return [document(program) for program in programs(seed=12, n=2 * n, composed=True)[1::2]]
+
+
+def test_the_checksums_cover_every_file_of_the_model():
+    noted = checksums.noted_files(ASSETS / "mini")
+    assert {*noted, checksums.FILE} == {path.name for path in (ASSETS / "mini").iterdir()}
+    checksums.verify_files(ASSETS / "mini")
 
 
 def test_the_files_are_small_and_the_config_is_mini():

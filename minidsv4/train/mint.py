@@ -151,8 +151,8 @@ def check_space(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(place).free
     if free < n_bytes:
         raise OSError(
-            f"mint: {n_bytes / 1e9:,.1f} GB are needed and {free / 1e9:,.1f} GB are free; take fewer layers or --width "
-            "small, or give a place on another disk"
+            f"mint: {n_bytes:,} bytes are needed and {free:,} are free; take fewer layers or --width small, or give a "
+            "place on another disk"
         )
 
 
