@@ -1,6 +1,7 @@
 """How the compiled loops are had: numba is optional, and compiling is announced."""
 
 import contextlib
+import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -17,13 +18,12 @@ def numba_is_here() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def loops() -> ModuleType:
-    """The compiled loops, which need numba."""
+def loops(name: str = "kernels") -> ModuleType:
+    """The compiled loops of the file `name`, which need numba."""
     try:
-        from minidsv4.fast.compiled import kernels
+        return importlib.import_module(f"minidsv4.fast.compiled.{name}")
     except ModuleNotFoundError as error:
         raise ValueError("fused: numba is not installed; `pip install 'minidsv4[fast]'` adds it") from error
-    return kernels
 
 
 @contextlib.contextmanager

@@ -46,12 +46,12 @@ def first_entries_seen(sees: Visibility) -> Tensor:
     return (sees.document_BT + sees.ratio - 1) // sees.ratio
 
 
-def with_threads(work: Callable, per_token: list[np.ndarray], keys_CZ: np.ndarray) -> None:
+def with_threads(work: Callable, per_token: list[np.ndarray], *shared: object) -> None:
     """Call `work` on as many shares of the tokens as torch uses threads, at once; compiled loops run side by side."""
     n_shares = min(torch.get_num_threads(), len(per_token[0]))
     if n_shares == 1:
-        work(*per_token, keys_CZ)
+        work(*per_token, *shared)
         return
     shares = zip(*(np.array_split(part, n_shares) for part in per_token))
     with ThreadPoolExecutor(n_shares) as pool:
-        list(pool.map(lambda share: work(*share, keys_CZ), shares))
+        list(pool.map(lambda share: work(*share, *shared), shares))
