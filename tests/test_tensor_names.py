@@ -10,8 +10,17 @@ from small import TINY, small_model, token_ids
 from transformers import AutoModelForCausalLM
 
 import minidsv4 as v4
-from minidsv4.checkpoint import from_released, layout, released_name, to_released, to_transformers, transformers_name
+from minidsv4.checkpoint import (
+    from_released,
+    layout,
+    released_name,
+    saving,
+    to_released,
+    to_transformers,
+    transformers_name,
+)
 from minidsv4.checkpoint.names import MTP, ROLES
+from minidsv4.checkpoint.shards import INDEX
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +69,21 @@ def test_a_folder_of_transformers_becomes_one_here_and_one_there_again_bit_for_b
         tmp_path / "again", attn_implementation="eager", experts_implementation="eager"
     )
     assert same({n: t for n, t in again.state_dict().items() if not n.endswith("inv_freq")}, theirs)
+
+
+def test_an_export_in_several_files_opens_there_and_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    """Kind: files of an older save, whole or cut, that are read in place of the new ones."""
+    model, options = small_model(dtype=torch.float32), dict(attn_implementation="eager", experts_implementation="eager")
+    v4.export_hf(small_model(seed=1, dtype=torch.float32), tmp_path)
+    for shard_bytes in (50_000, 100_000, 10**9):
+        monkeypatch.setattr(saving, "SHARD_BYTES", shard_bytes)
+        v4.export_hf(model, tmp_path)
+        weights = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+        assert (len(weights) == 1) == (shard_bytes == 10**9) and (tmp_path / INDEX).is_file() == (len(weights) > 1)
+        assert weights[-1] in ("model.safetensors", f"model-{len(weights):05}-of-{len(weights):05}.safetensors")
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path, **options).state_dict()
+        for name, tensor in to_transformers(model.state_dict()).items():
+            assert torch.equal(theirs[name], tensor), name
 
 
 def test_a_released_folder_in_few_bits_goes_to_transformers_with_the_numbers_it_stands_for(tmp_path):
