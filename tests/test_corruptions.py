@@ -84,8 +84,11 @@ def lost_file(folder, draw):
 
 def other_type(folder, draw):
     def change(tensors, name):
-        packed = tensors[name].dtype == torch.int8  # two numbers of FP4 a byte, which other bytes may be as well
-        dtype = draw.choice([dtype for dtype in TYPES if not (packed and dtype == torch.uint8)])
+        own = tensors[name].dtype
+        same = (
+            torch.uint8 if own == torch.int8 else own
+        )  # bytes that hold two numbers of FP4 each may be of either type
+        dtype = draw.choice([dtype for dtype in TYPES if dtype not in (own, same)])
         tensors[name] = torch.ones(tensors[name].shape).to(dtype)
 
     changed(folder, draw, change, lambda name: not name.endswith(("scale", "tid2eid")) or "hc_" in name)

@@ -75,11 +75,14 @@ def numbers(shards: Shards, keep: Callable[[str], str | None]) -> dict[str, Tens
 def widened(held: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors without scales: in float32 where some are in FP8 or FP4, and as they are where none is.
 
-    raises  ValueError, with the name, for a scale that is missing, of another type or shape, or one too many
+    raises  ValueError, with the name, for a scale that is missing, of another type or shape, or one too many, and for 8
+            bits without one
     """
     scales = paired(held)
     if not any(scales.values()):
         return held
+    for name in (name for name, scale in scales.items() if scale is None):
+        check_type(name, held[name].dtype)
     return {name: stored_tensor(name, scale, held.__getitem__).wide() for name, scale in scales.items()}
 
 
