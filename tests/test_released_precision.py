@@ -12,7 +12,7 @@ from minidsv4.lowbit import fp8, mxfp4, qat
 from minidsv4.lowbit.activations import round_activations
 from minidsv4.lowbit.formats import stored_as
 from minidsv4.lowbit.released import as_released, in_precision
-from minidsv4.serve.speculate import Speculation
+from minidsv4.serve.speculate import Speculation, Speculator
 from minidsv4.train.ship import load_pretrained
 
 IDS = token_ids(2, 38)
@@ -94,6 +94,8 @@ def test_speculation_with_packed_caches_writes_what_the_model_writes_without(dep
     written = v4.generate(model, ids, 20, temperature=0, cache_precision="released")
     counts = Speculation(depth=depth)
     assert v4.generate(model, ids, 20, temperature=0, speculate=counts, cache_precision="released") == written
+    writer = Speculator(model, counts, 0.0, 1.0, torch.Generator(), "released")
+    assert writer.cache.precision == writer.draft_cache.precision == "released"
     with pytest.raises(ValueError, match="precision = 'fp8' is not known"):
         v4.generate(model, ids, 2, cache_precision="fp8")
 
