@@ -124,3 +124,18 @@ def test_the_command_writes_in_every_precision_and_refuses_two_that_exclude_each
     assert said["bf16"].startswith("def fib(n):") and said["released"].startswith("def fib(n):")
     assert main(["generate", "x", "--precision", "released", "--fused"]) == 2
     assert "--fused reads numbers and --precision released packs them" in capsys.readouterr().err
+
+
+def test_a_run_can_be_shipped_as_released_and_its_experts_keep_what_fp4_holds(tmp_path):
+    from minidsv4.__main__ import main
+
+    narrow = TINY.replace(hidden_size=64, moe_intermediate_size=32)  # rows that groups of 32 fill
+    model = as_released(small_model(narrow, dtype=torch.float32))
+    v4.save(model.use(v4.FAST).float(), tmp_path / "run")
+    v4.pretrained_tokenizer().save(tmp_path / "run" / "tokenizer.json")
+    for precision in ("fp8", "released"):
+        assert main(["ship", str(tmp_path / "run"), "--out", str(tmp_path / precision), "--precision", precision]) == 0
+    sizes = {path.name: (path / "model.safetensors").stat().st_size for path in tmp_path.iterdir()}
+    assert sizes["released"] < sizes["fp8"] < sizes["run"]
+    back = v4.load(tmp_path / "released")
+    assert all(torch.equal(x, y) for x, y in zip(model.state_dict().values(), back.state_dict().values()))

@@ -47,20 +47,21 @@ def _shipped() -> Path:
     return SHIPPED
 
 
-def ship(run: str | Path, folder: str | Path) -> dict[str, int]:
-    """Turn the folder of a finished run into one to be shipped: matrices in FP8; `FILES` and their checksums.
+def ship(run: str | Path, folder: str | Path, precision: str = "fp8") -> dict[str, int]:
+    """Turn the folder of a finished run into one to be shipped: narrow matrices; `FILES` and their checksums.
 
-    run      holds a model and its tokenizer.json
-    folder   gets the files once all are whole and small enough; other files in it are left alone
-    returns  bytes of each file
-    raises   ValueError above `LIMIT` bytes, or where the run is not whole; OSError where nothing can be written
+    run        holds a model and its tokenizer.json
+    folder     gets the files once all are whole and small enough; other files in it are left alone
+    precision  "fp8", or "released" for experts in FP4, which the run had better be trained for
+    returns    bytes of each file
+    raises     ValueError above `LIMIT` bytes, or where the run is not whole; OSError where nothing can be written
     """
     model, tokenizer = load(run), Tokenizer.load(Path(run) / TOKENIZER)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as scratch:
         tokenizer.save(scratch / TOKENIZER)  # first, so that the checksums cover it
-        save(model, scratch, precision="fp8")
+        save(model, scratch, precision=precision)
         sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
         if sum(sizes.values()) > LIMIT:
             raise ValueError(f"ship: {sum(sizes.values()):,} bytes are too many; at most {LIMIT:,} are shipped")
@@ -74,11 +75,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m minidsv4 ship`."""
     parser.add_argument("finished", type=options.folder, help="folder of a finished run, as `train` leaves it")
     parser.add_argument("--out", type=options.folder, default=str(SHIPPED), help="folder to fill; the package's own")
+    says = "matrices in FP8, or as released, with experts in FP4"
+    parser.add_argument("--precision", choices=("fp8", "released"), default="fp8", help=says)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Make the files, and say how large they are."""
-    sizes = ship(arguments.finished, arguments.out)
+    sizes = ship(arguments.finished, arguments.out, arguments.precision)
     for name, size in sizes.items():
         print(f"{size:>12,} bytes  {name}")
     print(f"{sum(sizes.values()):>12,} bytes of at most {LIMIT:,}")
