@@ -1,0 +1,151 @@
+"""Residual streams in plain loops that numba compiles, forwards and backwards; eqs. (1), (2), (8).
+
+T tokens, N streams, D width; i old stream, j new stream, S tokens that are turned to lie side by side.
+"""
+
+import numpy as np
+
+from minidsv4.fast.compiled.jit import compiled
+
+TILE = 64  # tokens whose matrices are balanced together, one in each lane of the processor
+
+
+@compiled
+def write_share(streams_TND, y_TD, post_TN, carry_Tij, out_TND):
+    """Fill `out_TND` with the new streams of some tokens; eq. (1)."""
+    for t in range(len(y_TD)):
+        for j in range(post_TN.shape[1]):
+            for d in range(y_TD.shape[1]):
+                out_TND[t, j, d] = post_TN[t, j] * y_TD[t, d]
+            for i in range(post_TN.shape[1]):
+                add_scaled(out_TND[t, j], carry_Tij[t, i, j], streams_TND[t, i])
+
+
+@compiled
+def write_back_share(grad_TND, streams_TND, y_TD, post_TN, carry_Tij, d_streams_TND, d_y_TD, d_post_TN, d_carry_Tij):
+    """Fill the gradients of everything that `write_share` was given, while a token is in the processor's cache."""
+    for t in range(len(y_TD)):
+        d_y_TD[t] = 0
+        d_streams_TND[t] = 0
+        for j in range(post_TN.shape[1]):
+            grad_D = grad_TND[t, j]
+            add_scaled(d_y_TD[t], post_TN[t, j], grad_D)
+            d_post_TN[t, j] = dot(grad_D, y_TD[t])
+            for i in range(post_TN.shape[1]):
+                add_scaled(d_streams_TND[t, i], carry_Tij[t, i, j], grad_D)
+                d_carry_Tij[t, i, j] = dot(streams_TND[t, i], grad_D)
+
+
+@compiled
+def add_scaled(out_D, factor, x_D):
+    """Add `factor x` to `out`."""
+    for d in range(len(x_D)):
+        out_D[d] += factor * x_D[d]
+
+
+@compiled
+def dot(one_D, other_D):
+    """The dot product of two vectors."""
+    total = one_D.dtype.type(0)
+    for d in range(len(one_D)):
+        total += one_D[d] * other_D[d]
+    return total
+
+
+@compiled
+def sinkhorn_share(logits_Tij, out_Tij, n_divisions, eps):
+    """Fill `out_Tij` with the balanced matrices of some tokens; `n_divisions` follow the softmax."""
+    n = logits_Tij.shape[1]
+    mix_ijS, sums_ZNS = np.zeros((n, n, TILE), logits_Tij.dtype), np.zeros((n_divisions, n, TILE), logits_Tij.dtype)
+    for low in range(0, len(logits_Tij), TILE):
+        part_Tij, filled_Tij = logits_Tij[low : low + TILE], out_Tij[low : low + TILE]
+        softmax(part_Tij, mix_ijS)
+        balance(mix_ijS, sums_ZNS, eps)
+        for t in range(len(part_Tij)):
+            filled_Tij[t] = mix_ijS[:, :, t]
+
+
+@compiled
+def sinkhorn_back_share(logits_Tij, grad_Tij, d_logits_Tij, n_divisions, eps):
+    """Fill `d_logits_Tij`; the divisions are done anew and undone one by one."""
+    n, dtype = logits_Tij.shape[1], logits_Tij.dtype
+    mix_ijS, share_ijS = np.zeros((n, n, TILE), dtype), np.zeros((n, n, TILE), dtype)
+    grad_ijS = np.zeros((n, n, TILE), dtype)
+    sums_ZNS, row_S = np.zeros((n_divisions, n, TILE), dtype), np.zeros(TILE, dtype)
+    for low in range(0, len(logits_Tij), TILE):
+        part_Tij, filled_Tij = logits_Tij[low : low + TILE], d_logits_Tij[low : low + TILE]
+        softmax(part_Tij, mix_ijS)
+        share_ijS[:] = mix_ijS
+        for t in range(len(part_Tij)):
+            grad_ijS[:, :, t] = grad_Tij[low + t]
+        balance(mix_ijS, sums_ZNS, eps)
+        for z in range(n_divisions - 1, -1, -1):
+            undo_division(mix_ijS, grad_ijS, sums_ZNS[z], z % 2 == 0, row_S)
+        for i in range(n):
+            row_S[:] = 0
+            for j in range(n):
+                for s in range(TILE):
+                    row_S[s] += grad_ijS[i, j, s] * share_ijS[i, j, s]
+            for j in range(n):
+                for s in range(TILE):
+                    grad_ijS[i, j, s] = share_ijS[i, j, s] * (grad_ijS[i, j, s] - row_S[s])
+        for t in range(len(part_Tij)):
+            filled_Tij[t] = grad_ijS[:, :, t]
+
+
+@compiled
+def softmax(logits_Tij, share_ijS):
+    """Softmax over the new streams of each token, turned so that tokens lie side by side."""
+    n = logits_Tij.shape[1]
+    for t in range(len(logits_Tij)):
+        for i in range(n):
+            largest = logits_Tij[t, i].max()
+            total = logits_Tij.dtype.type(0)
+            for j in range(n):
+                share_ijS[i, j, t] = np.exp(logits_Tij[t, i, j] - largest)
+                total += share_ijS[i, j, t]
+            for j in range(n):
+                share_ijS[i, j, t] /= total
+
+
+@compiled
+def balance(mix_ijS, sums_ZNS, eps):
+    """Add eps, then divide columns and rows by their sums in turn; the sums are kept."""
+    n, one = len(mix_ijS), mix_ijS.dtype.type(1)
+    shrink_NS = np.empty((n, TILE), mix_ijS.dtype)
+    mix_ijS += eps
+    for z in range(len(sums_ZNS)):
+        sums_NS = sums_ZNS[z]
+        sums_NS[:] = eps
+        for i in range(n):
+            for j in range(n):
+                k = j if z % 2 == 0 else i
+                for s in range(TILE):
+                    sums_NS[k, s] += mix_ijS[i, j, s]
+        for k in range(n):
+            for s in range(TILE):
+                shrink_NS[k, s] = one / sums_NS[k, s]
+        for i in range(n):
+            for j in range(n):
+                k = j if z % 2 == 0 else i
+                for s in range(TILE):
+                    mix_ijS[i, j, s] *= shrink_NS[k, s]
+
+
+@compiled
+def undo_division(mix_ijS, grad_ijS, sums_NS, of_columns, row_S):
+    """From one iterate and its gradient to those before it was divided by these sums."""
+    n, one = len(mix_ijS), mix_ijS.dtype.type(1)
+    shrink_S = np.empty_like(row_S)
+    for k in range(n):
+        for s in range(TILE):
+            row_S[s], shrink_S[s] = 0, one / sums_NS[k, s]
+        for m in range(n):
+            i, j = (m, k) if of_columns else (k, m)
+            for s in range(TILE):
+                row_S[s] += grad_ijS[i, j, s] * mix_ijS[i, j, s]
+        for m in range(n):
+            i, j = (m, k) if of_columns else (k, m)
+            for s in range(TILE):
+                grad_ijS[i, j, s] = (grad_ijS[i, j, s] - row_S[s]) * shrink_S[s]
+                mix_ijS[i, j, s] *= sums_NS[k, s]
