@@ -56,23 +56,26 @@ class Attend(FastFunction):
             block = cut_block(query_BTHK, window_BSK, entries_BCK, sees, first, size)
             near, far = weights(block, upcast(sinks_H))
             out_BTHK[:, first : first + size] = mix(near, block.near_BSK, far, block.far)
-        ctx.save_for_backward(query_BTHK, window_BSK, entries_BCK, sinks_H, out_BTHK)
+        ctx.save_for_backward(query_BTHK, window_BSK, entries_BCK, sinks_H)
         ctx.sees = sees
         return out_BTHK
 
     @staticmethod
     @first_derivative_only
     def backward(ctx, grad_BTHK: Tensor):
-        query_BTHK, window_BSK, entries_BCK, sinks_H, out_BTHK = saved = ctx.saved_tensors
+        query_BTHK, window_BSK, entries_BCK, sinks_H = saved = ctx.saved_tensors
         sees, scale = ctx.sees, query_BTHK.shape[-1] ** -0.5
-        d_query, d_window, d_entries, d_sinks = (torch.zeros_like(upcast(x)) for x in saved[:4])
+        d_query, d_window, d_entries, d_sinks = (torch.zeros_like(upcast(x)) for x in saved)
         for first in range(0, sees.n_queries, BLOCK):
             block = cut_block(query_BTHK, window_BSK, entries_BCK, sees, first, BLOCK)
             near, far = weights(block, upcast(sinks_H))
-            grad, out = (upcast(x[:, first : first + BLOCK]) for x in (grad_BTHK, out_BTHK))
-            delta = (grad * out).sum(-1, keepdim=True)  # the row term of softmax's gradient
-            d_near_score, d_near = back(near, block.near_BSK, block.query_BTHK, grad, delta)
-            d_far_score, d_far = back(far, block.far, block.query_BTHK, grad, delta)
+            grad = upcast(grad_BTHK[:, first : first + BLOCK])
+            near_pull, far_pull = pull(near, block.near_BSK, grad), pull(far, block.far, grad)
+            delta = near_pull.sum(-1, keepdim=True) + far_pull.sum(-1, keepdim=True)  # softmax's row term
+            d_near_score = near_pull.addcmul_(near, delta, value=-1)
+            d_far_score = far_pull.addcmul_(far, delta, value=-1)
+            d_near = back(near, d_near_score, block.near_BSK, block.query_BTHK, grad)
+            d_far = back(far, d_far_score, block.far, block.query_BTHK, grad)
             d_block = mix(d_near_score, block.near_BSK, d_far_score, block.far)
             d_query[:, first : first + BLOCK] = d_block.mul_(scale)
             stop = window_BSK.shape[1] - sees.n_queries + first + block.sees.n_queries
@@ -164,15 +167,19 @@ def mix(near_BTHS: Tensor, near_BSK: Tensor, far: Tensor, far_entries: Tensor) -
     return torch.baddbmm(flat, far.flatten(*axes), far_entries.flatten(0, -3), out=flat).view_as(mixed)
 
 
-def back(share_BTHS: Tensor, entries: Tensor, query_BTHK: Tensor, grad_BTHK: Tensor, delta: Tensor):
-    """Gradients of the scores and of the entries, which are keys and values at once."""
-    d_score = torch.empty_like(share_BTHS)
-    put_scores(d_score, grad_BTHK, entries)
-    d_score.sub_(delta).mul_(share_BTHS)
+def pull(share_BTHS: Tensor, entries: Tensor, grad_BTHK: Tensor) -> Tensor:
+    """Each share times its gradient: the gradient of the scores but for softmax's row term."""
+    d_share = torch.empty_like(share_BTHS)
+    put_scores(d_share, grad_BTHK, entries)
+    return d_share.mul_(share_BTHS)
+
+
+def back(share_BTHS: Tensor, d_score_BTHS: Tensor, entries: Tensor, query_BTHK: Tensor, grad_BTHK: Tensor) -> Tensor:
+    """The gradient of the entries, which are keys and values at once."""
     axes = (1, 2) if entries.ndim == 3 else (0, 1)
-    d_flat, share, query, grad = (x.flatten(*axes) for x in (d_score, share_BTHS, query_BTHK, grad_BTHK))
+    d_flat, share, query, grad = (x.flatten(*axes) for x in (d_score_BTHS, share_BTHS, query_BTHK, grad_BTHK))
     d_entries = torch.bmm(d_flat.mT, query).baddbmm_(share.mT, grad)  # as keys, and as values
-    return d_score, d_entries.view_as(entries)
+    return d_entries.view_as(entries)
 
 
 def add_entries(d_entries_BCK: Tensor, d_far: Tensor, picks_BTP: Tensor | None) -> None:

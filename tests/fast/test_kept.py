@@ -58,3 +58,12 @@ def test_a_gate_or_up_at_its_limit_learns_and_one_above_does_not():
 def gradients_at(operation, given):
     gate, up = (part.requires_grad_() for part in given[:2])
     return torch.autograd.grad(operation(gate, up, given[2]).sum(), (gate, up))
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-12, 0.0])
+def test_a_norm_with_weights_down_to_0_has_the_gradients_of_plain(smallest):
+    """Kind: a norm that keeps its output and divides by the weight, which a weight of 0 does not allow."""
+    weight = normal(D, seed=1)
+    weight[2] = smallest
+    plain, fast = (output_and_gradients(each.rms_norm, (normal(B, T, D), weight, 1e-6)) for each in (PLAIN, FAST))
+    assert off_all(fast, plain) < EXACT

@@ -44,7 +44,7 @@ class CompiledAttend(Attend):
             window, entries, sinks = (x.detach().contiguous().numpy() for x in (window, entries, sinks_H))
             shares = [x.detach().contiguous().numpy() for x in tokens]
             with_threads(attend_share, shares, window, (entries, sinks, kind, n_bits, bias))
-        ctx.save_for_backward(query_BTHK, window_BSK, entries_BCK, sinks_H, out_BTHK)
+        ctx.save_for_backward(query_BTHK, window_BSK, entries_BCK, sinks_H)
         ctx.sees = sees
         return out_BTHK
 
