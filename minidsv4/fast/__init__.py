@@ -4,15 +4,22 @@
 the two equal to 1e-10 in float64, outputs and gradients. These forms give first derivatives in reverse mode only.
 """
 
-from minidsv4.fast.attention import attend, index_loss
+from minidsv4.fast.attention import index_loss
 from minidsv4.fast.cross_entropy import cross_entropy
-from minidsv4.fast.experts import experts
-from minidsv4.fast.rms_norm import rms_norm
+from minidsv4.fast.one_token import (
+    attend,
+    collapse,
+    experts,
+    rms_norm,
+    sinkhorn,
+    stable_topk,
+    stream_logits,
+    top_entries,
+    write,
+)
 from minidsv4.fast.rotary import rotate
 from minidsv4.fast.router import affinities, routing_weights
-from minidsv4.fast.streams import collapse, sinkhorn, stream_logits, write
 from minidsv4.fast.swiglu import swiglu
-from minidsv4.fast.top_entries import stable_topk, top_entries
 from minidsv4.ops import PLAIN
 
 FAST = PLAIN._replace(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
 
 Result = TypeVar("Result")
 HAND_WRITTEN = "ops: the fast form of {} has a hand-written gradient, which {}; call model.use(PLAIN) first"
@@ -49,6 +49,18 @@ def need_numbers(x: Tensor) -> None:
         raise ValueError(NO_NUMBERS.format("a fake tensor"))
 
 
+def only_numbers(x: Tensor) -> bool:
+    """Whether nothing is asked for but numbers: no gradient of any kind, no trace, and `x` is no stand-in."""
+    return (
+        not torch.is_grad_enabled()
+        and type(x) is Tensor
+        and not x.is_meta
+        and forward_ad._current_level < 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch.compiler.is_compiling()
+    )
+
+
 class NoContext:
     """What a forward keeps for its gradient where there will be none."""
 
@@ -65,10 +77,12 @@ class FastFunction(torch.autograd.Function):
 
         raises  ValueError inside `torch.func` transforms, under forward-mode differentiation, and without numbers
         """
+        if only_numbers(arguments[0]):
+            return cls.forward(NoContext(), *arguments)
         if torch.compiler.is_dynamo_compiling():  # the words are shown where `fullgraph=True` forbids a break
             torch._dynamo.graph_break(msg=NOT_TRACED)
         need_numbers(arguments[0])
-        if any(isinstance(x, Tensor) and unpack_dual(x).tangent is not None for x in arguments):
+        if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in arguments):
             raise ValueError(HAND_WRITTEN.format(cls.__name__, NOT_FORWARD))
         try:
             return cls.apply(*arguments) if torch.is_grad_enabled() else cls.forward(NoContext(), *arguments)

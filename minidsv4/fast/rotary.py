@@ -15,6 +15,6 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
     if x.shape[-1] % 2:  # only pairs at even places can be read as complex numbers
         return rotate(F.pad(x, (1, 0)), turn)[..., 1:]
     turned = upcast(x).clone(memory_format=torch.contiguous_format)
-    pairs = turned[..., -2 * turn.shape[-1] :].unflatten(-1, (-1, 2))
-    torch.view_as_complex(pairs).mul_(turn)
+    pairs = torch.view_as_complex(turned.view(*turned.shape[:-1], -1, 2))
+    pairs[..., -turn.shape[-1] :].mul_(turn)
     return turned.to(x.dtype)

@@ -42,9 +42,9 @@ def check_ids(model: "Model", ids_BT: Tensor) -> None:
     check_device("ids", ids_BT, model.embed.weight.device)
     if has_numbers(ids_BT):
         last = model.config.vocab_size - 1
-        wrong = ids_BT[(ids_BT < 0) | (ids_BT > last)].tolist()
-        if wrong:
-            raise ValueError(f"ids: {wrong[0]} is no token id; vocab_size allows 0 .. {last}")
+        for extreme in map(int, ids_BT.aminmax()):
+            if not 0 <= extreme <= last:
+                raise ValueError(f"ids: {extreme} is no token id; vocab_size allows 0 .. {last}")
 
 
 def check_documents(config: Config, ids_BT: Tensor, document_BT: Tensor | None, start: int) -> None:
