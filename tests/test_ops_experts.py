@@ -166,13 +166,6 @@ def test_experts_equal_the_loop_over_experts(n_tokens, n_active, table):
     assert (table.experts(*case) - expected).abs().max() < EXACT * expected.abs().max()
 
 
-@pytest.mark.parametrize("n_active", [1, 2, 3, 9])
-@pytest.mark.parametrize("n_tokens", [1, 7, 40])
-def test_sorted_experts_equal_the_loop_over_experts_bit_for_bit(n_tokens, n_active):
-    case = example(n_tokens, n_active)
-    assert torch.equal(FAST.experts(*case), loop_over_experts(*case))
-
-
 @both_tables
 def test_experts_that_nobody_picks_do_nothing_and_get_no_gradient(table):
     x_TD, _, weight_TA, w13_EFD, w2_EDF, limit = example(7, 2)
