@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from minidsv4 import checkpoint, config, cost, fast, model, ops, parallel, serve
-    from minidsv4.checkpoint import export_hf, load, save
+    from minidsv4.checkpoint import export_hf, save
     from minidsv4.config import Config, LayerKind, Routing
     from minidsv4.fast import FAST
     from minidsv4.fast.compiled.table import COMPILED
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from minidsv4.model.model import Model
     from minidsv4.ops import PLAIN
     from minidsv4.serve.completion import complete
+    from minidsv4.serve.disk import load
     from minidsv4.serve.generation import generate
     from minidsv4.serve.speculate import Speculation
     from minidsv4.serve.speedup import measure_speedup
@@ -59,7 +60,7 @@ __all__ = [
 ]
 
 _HOMES = {  # module: the names in it, or none where the module itself is the name
-    "checkpoint": ("export_hf", "load", "save"),
+    "checkpoint": ("export_hf", "save"),
     "config": ("Config", "LayerKind", "Routing"),
     "cost": (),
     "fast": ("FAST",),
@@ -71,6 +72,7 @@ _HOMES = {  # module: the names in it, or none where the module itself is the na
     "parallel": (),
     "serve": (),
     "serve.completion": ("complete",),
+    "serve.disk": ("load",),
     "serve.generation": ("generate",),
     "serve.speculate": ("Speculation",),
     "serve.speedup": ("measure_speedup",),

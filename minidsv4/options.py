@@ -72,6 +72,30 @@ def folder(text: str) -> str:
     return text
 
 
+def check_memory(memory: float | str | None) -> float:
+    """Bytes, from a number of them or a text such as '8 GB'; no limit where None.
+
+    raises  ValueError for what is no amount
+    """
+    if memory is None:
+        return math.inf
+    if isinstance(memory, int | float) and not isinstance(memory, bool) and memory > 0:
+        return memory
+    amount = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]?)(i?)B?\s*", str(memory), re.IGNORECASE)
+    if not isinstance(memory, str) or amount is None or not float(amount[1]):
+        raise ValueError(f"load: memory = {reprlib.repr(memory)} is no amount; give bytes, or such as '8 GB' or '500 MB'")
+    return float(amount[1]) * (1024 if amount[3] else 1000) ** " KMGT".index(amount[2].upper() or " ")
+
+
+def readable(n_bytes: float) -> str:
+    """'1.3 MB': three digits and the fitting unit, of 1000 each."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 999.5:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.3g} TB" if n_bytes < 999.5 else f"{n_bytes:,.0f} TB"
+
+
 seed = whole(-(2**63), 2**63 - 1)
 count = whole(1)
 minutes = above_0(MOST_MINUTES)

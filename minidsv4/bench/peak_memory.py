@@ -28,6 +28,7 @@ from minidsv4.cost import memory
 from minidsv4.cost.flops import visible
 from minidsv4.cost.parameters import weights
 from minidsv4.model.model import PREFILL_CHUNK
+from minidsv4.options import readable
 
 FLOAT32 = memory.Precision("fp32", "fp32")
 PAGE = 4096  # bytes: no smaller peak can be told from none
@@ -101,15 +102,6 @@ def check_memory(what: str, needed: int) -> None:
     left = memory_left()
     if needed > left:
         raise ValueError(f"bench: {what} needs about {readable(needed)} of memory and {readable(left)} are free")
-
-
-def readable(n_bytes: float) -> str:
-    """'1.3 MB': three digits and the fitting unit, of 1000 each."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 999.5:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.3g} TB" if n_bytes < 999.5 else f"{n_bytes:,.0f} TB"
 
 
 # --- measured ---

@@ -130,7 +130,7 @@ def here(released: str) -> str:
     return re.sub(r"\bhc_(attn|ffn|head)_(fn|base|scale)$", r"hc_\1.\2", released)
 
 
-def _elsewhere(name: str) -> str:
+def elsewhere(name: str) -> str:
     """The released name of a tensor that is no part of a stack, from this package's."""
     return re.sub(r"\bhc_(attn|ffn|head)\.(fn|base|scale)$", r"hc_\1_\2", name)
 
@@ -144,7 +144,7 @@ def to_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """This package's state dict under the released names, experts apart."""
     out = {}
     for name, tensor in state.items():
-        name = _elsewhere(name)
+        name = elsewhere(name)
         if name.endswith("experts.w13"):
             for n, (gate, up) in enumerate(zip(*tensor.chunk(2, dim=1))):
                 out[name.replace("w13", f"{n}.w1.weight")] = gate
@@ -162,7 +162,7 @@ def to_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if not name.startswith("mtp."):
             first = re.sub(r"\bexperts\.w([12])3?$", r"experts.0.w\1.weight", name)  # of the stack
-            out[transformers_name(_elsewhere(first))] = tensor
+            out[transformers_name(elsewhere(first))] = tensor
     return out
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from minidsv4 import checksums, config_json
 from minidsv4.checkpoint.checks import check_names, check_numbers, check_shape, check_type
 from minidsv4.checkpoint.names import is_copy, released_name, to_released
-from minidsv4.checkpoint.shards import Entry, Shards
+from minidsv4.checkpoint.shards import Entry, Room, Shards, fresh
 from minidsv4.config import Config
 from minidsv4.files import given_path
 from minidsv4.lowbit import fp8, mxfp4
@@ -207,6 +207,15 @@ class ReleasedFolder:
         """How a tensor is stored: "fp4", "fp8", "bf16", "fp16", "fp32", "fp64" or "int"."""
         return kind_of(name, self._entry(name).dtype)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """The type in the file; of FP4 int8, which holds two numbers."""
+        return self._entry(name).dtype
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether anything is in FP4 or FP8."""
+        return any(scale is not None for scale in self._scales.values())
+
     def n_bytes(self, name: str) -> int:
         """Bytes of a tensor in the file, its scale's included."""
         scale = self._scales[name]
@@ -216,14 +225,19 @@ class ReleasedFolder:
         """A tensor mapped into memory: nothing of it is read or checked before it is used; see `Shards.mapped`."""
         return self._take(name, self._shards.mapped)
 
-    def read(self, name: str) -> StoredTensor:
+    def read(self, name: str, rows: range | None = None, room: Room = fresh, check: bool = True) -> StoredTensor:
         """A tensor in memory of its own, read now and checked: numbers are finite, tables name
         experts.
 
+        rows    only these rows, of a tensor without a scale; None is all of them
+        room    gives memory for so many bytes, of the numbers and of the scale
+        check   False takes the numbers as they are: looking at each takes longer than reading it
         raises  ValueError with the name of the tensor or file
         """
-        stored = self._take(name, self._shards.read)
-        stored.check(self.config.n_routed_experts)
+        assert rows is None or self._scales[name] is None
+        stored = self._take(name, lambda spelled: self._shards.read(spelled, rows, room))
+        if check:
+            stored.check(self.config.n_routed_experts)
         return stored
 
     def verify(self) -> None:

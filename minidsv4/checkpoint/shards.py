@@ -5,7 +5,7 @@ that tells which tensor is in which. Only headers are read on opening.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,14 @@ FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LENGTH = 8  # bytes at the beginning, which tell the header's length
 
 
+Room = Callable[[int], Tensor]
+
+
+def fresh(n_bytes: int) -> Tensor:
+    """Memory of its own for so many bytes."""
+    return torch.empty(n_bytes, dtype=torch.uint8)
+
+
 class Entry(NamedTuple):
     """One tensor in a file, by its header: type, shape, and where its bytes lie."""
 
@@ -28,6 +36,12 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     begin: int  # byte of the file
     n_bytes: int
+
+    def part(self, rows: range) -> "Entry":
+        """Rows of it that follow each other."""
+        row_bytes = self.n_bytes // self.shape[0]
+        begin = self.begin + rows.start * row_bytes
+        return self._replace(shape=(len(rows), *self.shape[1:]), begin=begin, n_bytes=len(rows) * row_bytes)
 
 
 class Shards:
@@ -74,24 +88,23 @@ class Shards:
         with readable(entry.file):
             return self._files[entry.file].get_tensor(name)
 
-    def read(self, name: str) -> Tensor:
-        """The tensor in memory of its own, read from the file now.
+    def read(self, name: str, rows: range | None = None, room: Room = fresh) -> Tensor:
+        """The tensor in memory of its own, or rows of it that follow each other, read from the file now.
 
+        room    gives memory for so many bytes
         raises  ValueError with the names of tensor and file where it cannot be read to its end
         """
-        entry = self.entries[name]
-        buffer = bytearray(entry.n_bytes)
+        entry = self.entries[name] if rows is None else self.entries[name].part(rows)
+        buffer = room(entry.n_bytes)
         with readable(entry.file):
             with open(self.folder / entry.file, "rb", buffering=0) as file:
                 file.seek(entry.begin)
-                place = memoryview(buffer)
+                place = memoryview(buffer.numpy())
                 while n_read := file.readinto(place):
                     place = place[n_read:]
             if len(place):
                 raise OSError(f"{len(place):,} bytes of {name} are missing")
-        if not buffer:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        return torch.frombuffer(buffer, dtype=torch.uint8).view(entry.dtype).view(entry.shape)
+        return buffer.view(entry.dtype).view(entry.shape)
 
     def verify(self, name: str, tensor: Tensor) -> None:
         """Raise ValueError, with the tensor's name, unless its checksum is the one in its file, if there is any."""

@@ -54,3 +54,20 @@ _ROWS = [  # name, TFLOP/s in BF16, FP8 (INT8 where so said) and FP4, memory GB,
 ]
 DEVICES = {row[0]: _device(*row) for row in _ROWS}
 LAPTOPS = ("M4 Max laptop", "Ryzen AI Max+ 395")
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A solid-state disk and the bytes per second that it reads in order, by its data sheet."""
+
+    name: str
+    bandwidth: float
+    source: str
+
+
+DISKS = (
+    Disk("SATA", 0.56e9, "Samsung 870 EVO"),
+    Disk("NVMe, PCIe 3", 3.5e9, "Samsung 970 EVO Plus"),
+    Disk("NVMe, PCIe 4", 7.45e9, "Samsung 990 PRO"),
+    Disk("NVMe, PCIe 5", 14.7e9, "Samsung 9100 PRO"),
+)

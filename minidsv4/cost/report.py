@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minidsv4.config import Config
-from minidsv4.cost import flops, memory, price, roofline
+from minidsv4.cost import disk, flops, memory, price, roofline
 from minidsv4.cost.baselines import V32, gqa8
 from minidsv4.cost.hardware import DEVICES
 from minidsv4.cost.parameters import Count, checkpoint_bytes, parameters, total, weights
@@ -33,6 +33,7 @@ class Bill:
     v32_cache_ratio   bytes of V3.2's cache over those here
     gqa8_share        bytes of this cache over those of GQA8 in BF16 at the same depth
     steps             one new token of one sequence on each device, at best
+    touched           bytes of stored weights that one new token touches, which a model on disk reads
     list_prices       dollars for reading the tokens and writing 1,000, by the date of the price; empty if not sold
     compute_price     dollars for the same FLOPs on rented H800s at peak rate: a floor, nothing else is in it
     """
@@ -55,6 +56,7 @@ class Bill:
     v32_cache_ratio: float
     gqa8_share: float
     steps: list[roofline.Step]
+    touched: disk.Touched
     list_prices: dict[str, float]
     compute_price: float
 
@@ -82,6 +84,7 @@ def bill(config: Config | V32, n_tokens: int, name: str = "") -> Bill:
         **_cache_of(config, n_tokens),
         v32_flops_ratio=float(flops.weighted(flops.decode(V32(), n_tokens)) / flops.weighted(one)),
         steps=[roofline.decode_step(config, n_tokens, device) for device in DEVICES.values()],
+        touched=disk.touched(config),
         list_prices=list_prices(name, n_tokens),
         compute_price=compute_price(prompt, one),
     )
@@ -139,7 +142,7 @@ def compute_price(prompt: dict[str, float], one: dict[str, float], answer: int =
 def table(bill: Bill) -> str:
     """The bill as text, a block a subject."""
     title = f"{bill.name} at {bill.n_tokens:,} tokens"
-    return "\n\n".join([title, _parameters(bill), _flops(bill), _bytes(bill), _time(bill), _dollars(bill)])
+    return "\n\n".join([title, _parameters(bill), _flops(bill), _bytes(bill), _time(bill), _disk(bill), _dollars(bill)])
 
 
 def aligned(heads: tuple[str, ...], rows: list[tuple]) -> str:
@@ -188,6 +191,17 @@ def _time(bill: Bill) -> str:
     return aligned(heads, rows)
 
 
+def _disk(bill: Bill) -> str:
+    touched = bill.touched
+    cold, warm = disk.seconds(touched.total), disk.seconds(touched.total - touched.dense)
+    rows = [(name, f"{cold[name]:.3g}", f"{warm[name]:.3g}", f"{60 / warm[name]:,.3g}") for name in cold]
+    heads = ("weights on disk, one new token at best", "s", "s, dense part kept", "tokens/min")
+    return aligned(heads, rows) + (
+        f"\n  it touches {touched.total / 1e9:,.2f} GB of them: {touched.dense / 1e9:,.2f} GB of the dense part, "
+        f"{touched.experts / 1e9:,.2f} GB of experts"
+    )
+
+
 def _dollars(bill: Bill) -> str:
     rows = [(f"list price of {date}", f"${dollars:,.4f}") for date, dollars in bill.list_prices.items()]
     rows = rows or [("list price", "none")]
@@ -212,7 +226,9 @@ def to_json(bill: Bill) -> str:
     ]
     fields = {field.name: getattr(bill, field.name) for field in dataclasses.fields(bill)}
     counts = {part: dataclasses.asdict(count) for part, count in bill.parameters.items()}
-    return json.dumps(fields | {"parameters": counts, "main": dataclasses.asdict(bill.main), "steps": steps}, indent=2)
+    touched = dataclasses.asdict(bill.touched) | {"seconds": disk.seconds(bill.touched.total)}
+    plain = {"parameters": counts, "main": dataclasses.asdict(bill.main), "steps": steps, "touched": touched}
+    return json.dumps(fields | plain, indent=2)
 
 
 # --- the command ---

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from minidsv4 import options
-from minidsv4.checkpoint import load
 from minidsv4.fast.compiled.numba_loops import told_of_compiling
 from minidsv4.lowbit.released import PRECISIONS, in_precision
 from minidsv4.model.model import Model
@@ -23,7 +22,9 @@ from minidsv4.serve.checks import (
     shown,
 )
 from minidsv4.serve.detokenize import IncrementalDecoder
+from minidsv4.serve.disk import ModelOnDisk, load
 from minidsv4.serve.generation import generate
+from minidsv4.serve.progress import Progress
 from minidsv4.serve.speculate import Speculation
 from minidsv4.train.ship import TOKENIZER, load_pretrained, pretrained_tokenizer
 from minidsv4.train.tokenizer import Tokenizer
@@ -121,6 +122,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed, default=0, help="the same seed writes the same")
     says = "fp32, bf16, or released: FP4, FP8 and BF16, and a packed cache; as the files hold it if not given"
     parser.add_argument("--precision", choices=PRECISIONS, help=says)
+    weights = "disk: leave the weights in --model's folder, and read what a token touches"
+    parser.add_argument("--weights", choices=["disk"], help=weights)
+    budget = "of weights on disk: most bytes in memory at once, such as 8GB; no limit if not given"
+    parser.add_argument("--memory", type=options.checked(str, options.check_memory), help=budget)
     parser.add_argument("--fused", action="store_true", help="compiled decoding; needs numba, compiles the first time")
 
 
@@ -131,10 +136,11 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.fused and arguments.precision == "released":
         raise ValueError("generate: --fused reads numbers and --precision released packs them; give one of them")
     torch.set_num_threads(1)
-    model, tokenizer = with_tokenizer(arguments.model)
+    model, tokenizer = with_tokenizer(arguments.model, arguments.weights, arguments.memory)
     model = in_precision(model.use(arguments.ops), arguments.precision)
+    progress = Progress(model) if isinstance(model, ModelOnDisk) else contextlib.nullcontext()
     compiling = told_of_compiling() if arguments.fused else contextlib.nullcontext()
-    with compiling, typewriter(check_text(arguments.prompt)) as show:
+    with progress, compiling, typewriter(check_text(arguments.prompt)) as show:
         complete(
             arguments.prompt,
             arguments.tokens,
@@ -170,11 +176,15 @@ def typewriter(prompt: str) -> Iterator[Callable[[str], None]]:
             print()
 
 
-def with_tokenizer(folder: str | None) -> tuple[Model, Tokenizer]:
-    """The model in a folder with its tokenizer; with None the shipped ones."""
+def with_tokenizer(
+    folder: str | None, weights: str | None = None, memory: float | None = None
+) -> tuple[Model, Tokenizer]:
+    """The model in a folder with its tokenizer; with None the shipped ones. `weights` and `memory` as in `load`."""
     if folder is None:
+        if weights is not None or memory is not None:
+            raise ValueError("generate: --weights and --memory are for a folder of released weights; name it by --model")
         return load_pretrained(), pretrained_tokenizer()
     path = Path(folder)
     if not path.is_dir():
         raise ValueError(f"--model {path}: there is no such folder; `python -m minidsv4 tour` makes runs/tour")
-    return load(path), Tokenizer.load(path / TOKENIZER)
+    return load(path, weights=weights, memory=memory), Tokenizer.load(path / TOKENIZER)
