@@ -83,7 +83,9 @@ def check_memory(memory: float | str | None) -> float:
         return memory
     amount = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]?)(i?)B?\s*", str(memory), re.IGNORECASE)
     if not isinstance(memory, str) or amount is None or not float(amount[1]):
-        raise ValueError(f"load: memory = {reprlib.repr(memory)} is no amount; give bytes, or such as '8 GB' or '500 MB'")
+        raise ValueError(
+            f"load: memory = {reprlib.repr(memory)} is no amount; give bytes, or such as '8 GB' or '500 MB'"
+        )
     return float(amount[1]) * (1024 if amount[3] else 1000) ** " KMGT".index(amount[2].upper() or " ")
 
 

@@ -99,7 +99,7 @@ class Shards:
         with readable(entry.file):
             with open(self.folder / entry.file, "rb", buffering=0) as file:
                 file.seek(entry.begin)
-                place = memoryview(buffer.numpy())
+                place = buffer.numpy().data
                 while n_read := file.readinto(place):
                     place = place[n_read:]
             if len(place):

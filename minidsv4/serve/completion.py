@@ -135,6 +135,10 @@ def main(arguments: argparse.Namespace) -> int:
         raise ValueError("generate: --fused runs compiled loops and --plain the operations to read; give one of them")
     if arguments.fused and arguments.precision == "released":
         raise ValueError("generate: --fused reads numbers and --precision released packs them; give one of them")
+    if arguments.weights and (arguments.fused or arguments.precision):
+        raise ValueError(
+            "generate: --weights disk computes with what the files hold; leave out --fused and --precision"
+        )
     torch.set_num_threads(1)
     model, tokenizer = with_tokenizer(arguments.model, arguments.weights, arguments.memory)
     model = in_precision(model.use(arguments.ops), arguments.precision)
@@ -182,7 +186,9 @@ def with_tokenizer(
     """The model in a folder with its tokenizer; with None the shipped ones. `weights` and `memory` as in `load`."""
     if folder is None:
         if weights is not None or memory is not None:
-            raise ValueError("generate: --weights and --memory are for a folder of released weights; name it by --model")
+            raise ValueError(
+                "generate: --weights and --memory are for a folder of released weights; name it by --model"
+            )
         return load_pretrained(), pretrained_tokenizer()
     path = Path(folder)
     if not path.is_dir():

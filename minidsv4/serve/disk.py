@@ -1,9 +1,10 @@
 """A model whose weights stay in its folder: `load(folder, weights="disk", memory="8 GB")`.
 
-What a step touches is read when its turn comes: the dense part of a layer, and the experts that tokens visit. It is kept
-as it is stored, in FP4, FP8 or 16 bits, within a budget (`store.py`), and one matrix at a time is written out in the
-model's type for its product. So the products are those of a model that was loaded whole, and so is every bit of the
-logits. The model's own modules run: of each, `module.weight` reads what it asks for.
+What a step touches is read when its turn comes: the dense part of a layer, and the experts that
+tokens visit. It is kept as it is stored, in FP4, FP8 or 16 bits, within a budget (`store.py`), and
+one matrix at a time is written out in the model's type for its product. So the products are those
+of a model that was loaded whole, and so is every bit of the logits. The model's own modules run:
+of each, `module.weight` reads what it asks for. The vocabulary head is multiplied in tiles of rows.
 
 B batch, T tokens, N streams, D width, F expert width.
 """
@@ -36,6 +37,7 @@ from minidsv4.options import check_memory, readable
 from minidsv4.serve.store import Piece, Rooms, Store
 
 TILE = 32 << 20  # bytes of the vocabulary head that are read as one piece
+SMALL = 1 << 16  # bytes: matrices of products are larger, but in toys
 ALIGNED = 64  # bytes: where products like their numbers to begin
 _EXPERT = re.compile(r"(.*\bexperts\.\d+)\.w[123]\.weight")
 _LOOKED_UP = ("embed.weight", "tid2eid")  # of these, single rows are read
@@ -53,14 +55,16 @@ def load(
     """Read a model from a folder, whole or as it runs.
 
     keep, adapt  as in `checkpoint.load`, for a model that is read whole
-    weights      None reads all of it, as `checkpoint.load` does; "disk" leaves it in its folder, which is to be in the
-                 released layout
-    memory       budget of stored weights in memory at once: bytes, or "8 GB"; None sets no limit. On top come one or two
-                 matrices in the model's type, and the cache and activations of a model that was loaded whole
-    returns      with "disk" a model that computes what the other does, bit for bit; it takes no gradient, no other type
-                 or device, and is not saved
-    raises       ValueError as `checkpoint.load` and `open_released`, for other `weights`, for a `memory` that is no
-                 amount or smaller than the largest piece; while it runs, where a file is gone or cut off
+    weights      None reads all of it, as `checkpoint.load` does; "disk" leaves it in its folder,
+                 which is to be in the released layout
+    memory       budget of stored weights in memory at once: bytes, or "8 GB"; None sets no limit.
+                 On top come two matrices in the model's type, the larger ones of attention, and
+                 the cache and activations of a model that was loaded whole
+    returns      with "disk" a model that computes what the other does, bit for bit; it takes no
+                 gradient, no other type or device, and is not saved. Checksums are not compared
+    raises       ValueError as `checkpoint.load` and `open_released`, for other `weights`, for a
+                 `memory` that is no amount or smaller than the largest piece; while it runs, where
+                 a file is gone or cut off
     """
     if weights is None:
         if memory is not None:
@@ -77,7 +81,9 @@ def from_disk(folder: ReleasedFolder, budget: float) -> "ModelOnDisk":
     with torch.device("meta"):
         model = Model(folder.config)
         types = {name: folder.dtype(name) for name in folder.names}
-        wide = {name: torch.float32 if narrow and folder.kind(name) != "int" else dtype for name, dtype in types.items()}
+        wide = {
+            name: torch.float32 if narrow and folder.kind(name) != "int" else dtype for name, dtype in types.items()
+        }
         take_types(model, from_released({name: torch.empty(folder.shapes[name], dtype=wide[name]) for name in wide}))
     source = Source(folder, budget)
     for name, module in model.named_modules():
@@ -191,9 +197,13 @@ class Source:
             yield self.wide([self.store.get(f"head.weight[{rows.start}]")["head.weight"]], dtype)
 
     def wide(self, stored: list[StoredTensor], dtype: torch.dtype) -> Tensor:
-        """Tensors on top of each other in one type; a single one that has it already is no copy."""
+        """Tensors on top of each other in one type.
+
+        A single one that has it already is no copy, unless it is so small that a module may hold on to it.
+        """
         if len(stored) == 1 and stored[0].data.dtype == dtype:
-            return stored[0].data
+            data = stored[0].data
+            return data if data.nbytes > SMALL else data.clone()
         shape = (sum(len(one.data) for one in stored), *shape_of(stored[0].name, stored[0].data)[1:])
         room = self.scratch.take(math.prod(shape) * dtype.itemsize)
         assert room is not None  # it has no limit
@@ -215,11 +225,13 @@ class Stack:
     def __len__(self) -> int:
         return self.n_experts
 
+    def key(self, e: int) -> str:
+        """The key of an expert's piece, which is also the beginning of its names."""
+        return f"{self.prefix}{e}"
+
     def __getitem__(self, e: int) -> Tensor:
-        if not 0 <= e < self.n_experts:
-            raise IndexError(f"expert {e} of {self.n_experts}")
-        stored = self.source.store.get(f"{self.prefix}{e}")
-        return self.source.wide([stored[f"{self.prefix}{e}.{part}.weight"] for part in self.parts], self.dtype)
+        stored = self.source.store.get(self.key(e))
+        return self.source.wide([stored[f"{self.key(e)}.{part}.weight"] for part in self.parts], self.dtype)
 
 
 class Rows:
@@ -268,12 +280,13 @@ class ExpertsOnDisk(OnDisk, Experts):
     """The routed experts of a layer: those picked are read ahead, in the order in which they are used."""
 
     def forward(self, x: Tensor, picked: Tensor, weight: Tensor) -> Tensor:
-        self.w13.source.store.ahead([f"{self.w13.prefix}{e}" for e in picked.unique().tolist()])
+        stack: Stack = self.reads["w13"]()
+        stack.source.store.ahead([stack.key(e) for e in picked.unique().tolist()])
         return super().forward(x, picked, weight)
 
 
 @cache
-def on_disk(kind: type[nn.Module]) -> type[nn.Module]:
+def on_disk(kind: Any) -> type[nn.Module]:
     """The class of such a module whose tensors are read."""
     special: dict[type, type[nn.Module]] = {nn.Embedding: EmbeddingOnDisk, Experts: ExpertsOnDisk}
     return special.get(kind) or type(f"{kind.__name__}OnDisk", (OnDisk, kind), {})
@@ -283,7 +296,8 @@ def leave_on_disk(module: nn.Module, reads: dict[str, Callable[[], Any]]) -> Non
     """Take a module's own tensors away: from now on they are what these functions give."""
     for name in reads:
         delattr(module, name)
-    module.__class__ = on_disk(type(module))
+    kind: Any = type(module)
+    module.__class__ = on_disk(kind)
     assert isinstance(module, OnDisk)
     module.reads = reads
 
@@ -325,6 +339,9 @@ class ModelOnDisk(OnDisk, Model):
 
     def state_dict(self, *arguments: Any, **named: Any) -> Any:
         raise ValueError(_LEARNS_NOT.format("and its folder is the checkpoint"))
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise ValueError(_LEARNS_NOT.format("of which there are no copies: load the folder again"))
 
     def load_state_dict(self, *arguments: Any, **named: Any) -> Any:
         raise ValueError(_LEARNS_NOT.format("and takes no others"))

@@ -1,4 +1,4 @@
-"""What a model does that runs from disk, told on stderr while it writes: layer by layer on a terminal, else by token."""
+"""What a model does that runs from disk, told on stderr: layer by layer on a terminal, else by token."""
 
 import shutil
 import sys
@@ -44,6 +44,6 @@ class Progress:
         traffic = self.store.traffic
         pace = 60 * traffic.passes / max(1e-9, time.monotonic() - self.began)
         return (
-            f"pass {traffic.passes}, {readable(traffic.read)} read, {traffic.hit_rate:.0%} of the bytes touched were in "
-            f"memory, {pace:,.3g} tokens a minute"
+            f"pass {traffic.passes}, {readable(traffic.read)} read, {traffic.hit_rate:.0%} of the bytes "
+            f"touched were in memory, {pace:,.3g} tokens a minute"
         )

@@ -39,7 +39,9 @@ class Rooms:
         """Bytes without numbers yet; None where the limit leaves no room, unless it may be gone `beyond`."""
         with self.changed:
             fitting = [
-                (len(room), i) for i, room in enumerate(self._free) if len(room) == n_bytes or (self.loose and len(room) > n_bytes)
+                (len(room), i)
+                for i, room in enumerate(self._free)
+                if len(room) == n_bytes or (self.loose and len(room) > n_bytes)
             ]
             if fitting:
                 return self._lend(self._free.pop(min(fitting)[1]), n_bytes)
@@ -58,7 +60,10 @@ class Rooms:
 
     def _back(self, room: np.ndarray) -> None:
         with self.changed:
-            self._free.append(room)
+            if self.n_bytes > self.limit:  # somebody went beyond it
+                self.n_bytes -= len(room)
+            else:
+                self._free.append(room)
             self.changed.notify_all()
 
 
@@ -114,7 +119,7 @@ class Store(Generic[Held]):
         self.read, self.pieces = read, pieces
         self.rooms = Rooms(budget)
         self.traffic = Traffic()
-        self.turn = 0
+        self.turn = -1  # before the first
         self.watch: Callable[[Store], object] | None = None
         self._kept: dict[str, Held] = {}  # least recently used first
         self._coming: dict[str, Future] = {}  # being read ahead, or waiting for it
