@@ -17,8 +17,11 @@ from types import ModuleType
 from jupyter_client.provisioning import local_provisioner
 
 SERVER = multiprocessing.get_context("forkserver")
-ROOMS = ("show", "figures", "mutants")  # with them comes everything that is slow to import
-SERVER.set_forkserver_preload(["ipykernel.kernelapp", "tokenizers", *(f"minidsv4.course.{room}" for room in ROOMS)])
+IMPORTED = """
+    ipykernel.kernelapp tokenizers torch._dynamo
+    minidsv4.course.show minidsv4.course.figures minidsv4.course.mutants
+""".split()  # with them comes everything that is slow to import; loading a model needs torch._dynamo, for meta tensors
+SERVER.set_forkserver_preload(IMPORTED)
 
 
 class Fork:

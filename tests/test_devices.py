@@ -24,6 +24,7 @@ from minidsv4.train.recipe import Recipe
 from minidsv4.train.routing import Anticipation
 from minidsv4.train.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow  # every operation is looked at in Python
 generate = torch.no_grad()(v4.generate.__wrapped__)  # tensors of `inference_mode` cannot be wrapped by a test
 TEXTS = [f"def f{i}(x):\n    return x + {i}\n" * (1 + i % 3) for i in range(40)]
 
@@ -38,7 +39,7 @@ def other_device():
 def models():
     """The same model twice: on the CPU, and on the other device."""
     torch.manual_seed(0)
-    model = Model(Config.tiny().replace(vocab_size=300)).float()
+    model = Model(Config.tiny().replace(vocab_size=300, hc_sinkhorn_iters=2)).float()  # operations are slow there
     return model, copy.deepcopy(model).to(OTHER)
 
 
@@ -91,7 +92,6 @@ def test_chunks_with_a_cache_and_snapshots_are_those_of_the_cpu(models, table):
     assert same(*results)
 
 
-@pytest.mark.slow
 @both_tables
 @pytest.mark.parametrize("how", [{"temperature": 0}, {"top_p": 0.8}])
 def test_generated_tokens_are_those_of_the_cpu(models, table, how):
@@ -101,7 +101,6 @@ def test_generated_tokens_are_those_of_the_cpu(models, table, how):
     assert all(tokens == written[0] for tokens in written) and len(written[0]) == 3
 
 
-@pytest.mark.slow
 @both_tables
 def test_what_is_recorded_is_that_of_the_cpu(models, table):
     ids_BT = torch.randint(300, (2, 30))
@@ -127,7 +126,6 @@ def test_what_is_recorded_is_that_of_the_cpu(models, table):
     assert found > 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "stage"), [("adamw", "dense"), ("muon", "sparse")])
 def test_a_run_goes_on_as_it_does_on_the_cpu(models, optimizer, stage):
     """One step, resumed from the state of another trainer that made one."""
