@@ -11,9 +11,15 @@ BIN = .venv/bin
 ANOTHER_CPU = ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 \
 	NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX2 FMA3"
 
-.PHONY: help tour test check lint test-code test-notebooks test-notebooks-elsewhere lab notebooks figures clean
-test check test-code test-notebooks test-notebooks-elsewhere notebooks figures: export OMP_NUM_THREADS = 1
-test check test-code test-notebooks test-notebooks-elsewhere notebooks figures: export PYTHONHASHSEED = 0
+# The tests in two halves that take about as long. What begins otherwise than the second belongs to the first.
+SECOND = tests/test_[e-z]*.py
+HALVES = test-code test-more-code
+NOTEBOOKS = test-notebooks test-notebooks-elsewhere
+TWO_AT_A_TIME = --no-print-directory --keep-going --jobs=2 --output-sync=target
+
+.PHONY: help tour test check lint $(HALVES) $(NOTEBOOKS) lab notebooks figures clean
+test check $(HALVES) $(NOTEBOOKS) notebooks figures: export OMP_NUM_THREADS = 1
+test check $(HALVES) $(NOTEBOOKS) notebooks figures: export PYTHONHASHSEED = 0
 
 help:
 	@echo "make tour        train a small V4, let it write, weigh its cache (ARGS=\"--minutes 1\")"
@@ -29,8 +35,7 @@ tour: .venv/ready
 # Two jobs at a time; each shows what it printed when it ends.
 test: .venv/ready
 	@echo "ruff, mypy, tests, notebooks: two at a time, each printed when it ends; some 15 minutes on two cores"
-	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target \
-		lint test-code test-notebooks test-notebooks-elsewhere
+	@$(MAKE) $(TWO_AT_A_TIME) $(HALVES) test-notebooks-elsewhere test-notebooks lint
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -38,7 +43,10 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 test-code: .venv/ready
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests $(FAST) --ignore-glob='$(SECOND)'
+
+test-more-code: .venv/ready
+	$(BIN)/python -m pytest $(SECOND) $(FAST)
 
 test-notebooks: .venv/ready
 	$(BIN)/python -m pytest notebooks
@@ -46,8 +54,8 @@ test-notebooks: .venv/ready
 test-notebooks-elsewhere: .venv/ready
 	$(ANOTHER_CPU) $(BIN)/python -m pytest notebooks -p no:cacheprovider
 
-check: lint
-	$(BIN)/python -m pytest tests -m "not slow" --quiet
+check: .venv/ready
+	@$(MAKE) $(TWO_AT_A_TIME) $(HALVES) lint FAST='-m "not slow" --quiet'
 
 lab: .venv/ready
 	$(BIN)/python -m minidsv4.course.lab $(ARGS)

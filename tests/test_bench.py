@@ -169,6 +169,7 @@ def _hold(n_bytes):
 # --- the command ---
 
 
+@pytest.mark.slow
 def test_the_bench_prints_a_table_and_writes_every_value(small, tmp_path, capsys):
     file = tmp_path / "found.json"
     asked = ["--size", small, "--phases", "prefill,decode,train,cache", *QUICK, "--json", str(file)]
@@ -202,6 +203,7 @@ def test_fresh_pages_are_counted_once_each_when_they_are_first_touched():
     assert run(lambda: room.fill_(1)).fresh < n_bytes // 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [[], ["--fused"]], ids=["eager", "fused"])
 def test_the_curve_is_measured_alone_and_drawn(small, tmp_path, capsys, fused):
     files = [str(tmp_path / name) for name in ("found.json", "found.svg")]
@@ -236,6 +238,7 @@ def test_what_transformers_cannot_hold_is_left_out_with_the_reason(small, monkey
     assert [row.why.split(" of")[0][:11] for row in phases.prefill(bench, 40)] == ["needs about"] * 4
 
 
+@pytest.mark.slow
 def test_plain_operations_are_measured_beside_fast_up_to_a_thousand_tokens(small, monkeypatch):
     use, used = Model.use, []
     monkeypatch.setattr(Model, "use", lambda model, ops: used.append(ops) or use(model, ops))

@@ -837,12 +837,14 @@ def test_the_command_prints_the_table_and_its_code_says_whether_all_is_right(cap
     assert command.main(["rope", "--file", str(SOLUTION)]) == 2
 
 
+@pytest.mark.slow
 def test_the_command_runs_from_a_shell():
     words = [sys.executable, "-m", "minidsv4.course.build", "rotate", "--file", str(STUBS)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (1, "rotate: not written yet\n", "")
 
 
+@pytest.mark.slow
 def test_a_reader_of_the_table_who_has_gone_hears_no_complaint():
     """As behind `| head`: stdout is a pipe whose other end is closed."""
     reading, writing = os.pipe()

@@ -163,6 +163,7 @@ def shell(line, *words, **variables):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_and_output_that_is_closed_end_without_a_word():
     """Kind: an output that is gone; before, each of these ended in a traceback."""
     code, said, errors = shell('"$@" | true', "bill")
@@ -182,6 +183,7 @@ def test_a_refusal_of_an_option_names_command_and_option_once(capsys):
         assert said.count("generate") == 1 and f"{name} =" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("errors", ["2>&-", "2>/dev/full", "2> >(true)"])
 def test_errors_that_nobody_can_read_change_no_exit_code(errors):
     """Kind: a refusal stays one; before, the error of saying it was another one, with another code."""
@@ -189,6 +191,7 @@ def test_errors_that_nobody_can_read_change_no_exit_code(errors):
     assert shell(f'"$@" {errors}', "generate", "x", "--model", "nowhere") == (2, b"", b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_what_a_terminal_cannot_show_is_replaced(encoding):
     """Kind: a terminal of fewer letters; before, a codec's error cut the text."""
@@ -197,6 +200,7 @@ def test_what_a_terminal_cannot_show_is_replaced(encoding):
     assert (code, said, errors) == (0, b"x = '?'\n", b"")
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_no_utf_8_is_a_sentence():
     """Kind: words of the shell that are no text; before, a TypeError of the tokenizer."""
     code, said, errors = shell('"$@"', "generate", os.fsdecode(b"x\xff"))

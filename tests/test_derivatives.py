@@ -281,6 +281,7 @@ def test_a_plain_model_on_the_meta_device_has_shapes_with_a_cache_and_without():
         assert model(ids_BT, cache).shape == (2, 20, TINY.vocab_size)
 
 
+@pytest.mark.slow
 def test_a_plain_model_is_exported_and_runs_on_unharmed():
     """Constants that are made once are never the stand-ins of a trace; the theta is one that no other test uses."""
     model = Model(TINY.replace(rope_theta=12345.0, compress_rope_theta=54321.0), ops=PLAIN)

@@ -137,11 +137,13 @@ def without(module, *words):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_writing_needs_nothing_of_the_course():
     code, said, errors = without("matplotlib", "generate", "def", "--tokens", "2")
     assert (code, errors) == (0, "") and said.startswith("def")
 
 
+@pytest.mark.slow
 def test_a_command_of_the_course_says_what_to_install():
     code, said, errors = without("matplotlib", "tour", "--minutes", "0.01")
     assert (code, said) == (2, "") and errors.count("\n") == 1

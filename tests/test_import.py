@@ -20,6 +20,7 @@ def loaded(*lines):
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_the_import_adds_none_of_the_heavy_libraries_to_what_torch_loads():
     added = loaded("import torch", "import minidsv4") - loaded("import torch")
     assert "minidsv4" in added and added.intersection(HEAVY) == set()
@@ -35,6 +36,7 @@ def test_a_room_that_is_loaded_later_is_the_module_itself():
     assert minidsv4.cost.bill is not None and minidsv4.cost.__name__ == "minidsv4.cost"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["complete", "load_pretrained", "pretrained_tokenizer"])
 def test_what_needs_the_tokenizers_loads_them_when_it_is_asked_for(name):
     assert "tokenizers" in loaded(f"from minidsv4 import {name}")

@@ -238,7 +238,7 @@ def expected(n_ranks):
     return found
 
 
-N_RANKS = pytest.mark.parametrize("n_ranks", [1, 2, 4])
+N_RANKS = pytest.mark.parametrize("n_ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 
 
 @N_RANKS
@@ -310,6 +310,7 @@ def logits_of(lengths):
         return model_of(TINY)(token_ids(1, sum(lengths)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_whatever_is_left_out_is_noticed(name):
     found, logits = started(4), logits_of(OFF_GRID)
@@ -317,11 +318,13 @@ def test_whatever_is_left_out_is_noticed(name):
     assert off(right, logits) < EXACT and not off(wrong, logits) < 1e-4
 
 
+@pytest.mark.slow
 def test_m_raw_tokens_are_enough_where_every_border_lies_between_entries():
     ours = [rank["on grid"]["only m raw tokens instead of 2m - 1"] for rank in started(4)]
     assert off(torch.cat(ours, dim=1), logits_of(ON_GRID)) < EXACT
 
 
+@pytest.mark.slow
 def test_a_mistake_on_one_rank_or_all_is_told_on_every_rank():
     for found in (rank["refusals"] for rank in started(4)):
         assert found["no tokens"].startswith("what is wrong differs between ranks: 'ids: shape (1, 0) is no batch")

@@ -108,6 +108,7 @@ def compared(request):
     return compared
 
 
+@pytest.mark.slow
 def test_alltoall_and_waves_give_one_process_bit_for_bit_gradients_included(compared):
     for (kind, strategy, waves, *rest), ours, expected in compared:
         if strategy in ("alltoall", "waves"):
@@ -360,6 +361,7 @@ def test_second_derivatives_are_refused_since_terms_would_be_missing(strategy):
         run_ranks(work, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["waves", "allgather"])
 def test_a_call_leaves_no_tensor_behind_that_only_the_garbage_collector_would_find(strategy):
     def work(group):

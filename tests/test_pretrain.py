@@ -116,6 +116,7 @@ def test_the_folder_opens_as_a_model_with_its_tokenizer(straight):
 # --- stopped and resumed ---
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_two_checkpoints_goes_on_bit_for_bit(recipe, straight, tmp_path):
     out = tmp_path / "killed"
     done = forks.python(KILLED, str(recipe), str(out))

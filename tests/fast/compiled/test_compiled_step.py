@@ -71,6 +71,7 @@ def test_a_prompt_of_any_length_is_gone_on_from(model, step, n_prompt):
     agree(model, step, ids_BT[:, n_prompt:], *caches)
 
 
+@pytest.mark.slow
 def test_float32_is_as_near_to_float64_as_the_model_is(model):
     rounded, ids_BT = small_model(dtype=torch.float32), token_ids(1, 50)
     wanted = write(model, ids_BT, model.new_cache())

@@ -12,6 +12,8 @@ from minidsv4.bench import phases
 from minidsv4.fast.compiled.numba_loops import COMPILING
 from minidsv4.serve import completion
 
+pytestmark = pytest.mark.slow  # numba compiles anew in each
+
 TYPES = """
 from typing import NamedTuple
 
