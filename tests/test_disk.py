@@ -14,8 +14,11 @@ from small import TINY, disturb, small_model, token_ids
 import minidsv4 as v4
 from minidsv4 import checkpoint
 from minidsv4.__main__ import main
+from minidsv4.bench import disk as bench
 from minidsv4.bench.peak_memory import peak_bytes, reset_peak, run_alone
 from minidsv4.cost import disk as cost
+from minidsv4.cost import roofline
+from minidsv4.cost.parameters import weights
 from minidsv4.lowbit import fp8, mxfp4
 from minidsv4.lowbit.formats import scale_of
 from minidsv4.options import check_memory
@@ -108,7 +111,7 @@ def test_without_numba_it_gives_the_same_bits(folder, monkeypatch):
 
 def test_a_head_in_tiles_is_the_head(folder, monkeypatch):
     expected = on_disk(folder)(token_ids(1, 6))
-    monkeypatch.setattr("minidsv4.serve.disk.TILE", 1000)
+    monkeypatch.setattr("minidsv4.serve.source.TILE", 1000)
     there = on_disk(folder)
     assert len(there.source.head_tiles()) == 8
     torch.testing.assert_close(there(token_ids(1, 6)), expected, rtol=0, atol=1e-6)  # sums may take another order
@@ -344,6 +347,23 @@ def test_a_token_of_the_real_models_touches_so_many_gigabytes(name, dense, exper
     seconds = cost.seconds(touched.total)
     assert seconds["NVMe, PCIe 3"] == touched.total / 3.5e9 and list(seconds) == [disk.name for disk in cost.DISKS]
     assert dataclasses.asdict(v4.cost.bill(getattr(v4.Config, name)(), 1000).touched)["rows"] == touched.rows
+
+
+@pytest.mark.parametrize("name", ["flash", "pro"])
+def test_what_is_touched_is_what_a_roofline_moves_for_one_token_and_the_rows(name):
+    config = getattr(v4.Config, name)()
+    rows = [row for row in weights(config) if row.part != "MTP block"]
+    touched = cost.touched(config)
+    assert touched.dense + touched.experts == pytest.approx(roofline.weight_bytes(rows, None, 1), rel=1e-12)
+    assert touched.rows == 2 * config.hidden_size + 3 * 8 * config.num_experts_per_tok
+
+
+def test_the_bench_prints_the_bytes_beside_the_formula_and_refuses_with_a_sentence(folder, capsys):
+    assert bench.main([str(folder), "--memory", "60 kB", "--passes", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert f"by the formula {cost.touched(NARROW).total:,} bytes" in " ".join(printed.split())
+    assert bench.main([str(folder), "--memory", "none"]) == 2
+    assert "is no amount" in capsys.readouterr().err
 
 
 def test_it_is_a_model(folder):

@@ -6,7 +6,6 @@ import torch
 from small import EXACT, both_tables, normal
 
 from minidsv4 import paper
-from minidsv4.fast import FAST
 from minidsv4.ops import expert, swiglu
 
 D, E, F, LIMIT = 8, 9, 5, 0.7
