@@ -1,8 +1,9 @@
 """FP4 and FP8 matrices as float32, through a table of what every byte holds, in plain loops that numba compiles.
 
 The bits are those of `lowbit.mxfp4.dequantise` and `lowbit.fp8.dequantise`, which stand above this room: their tables
-are handed in. A core fills 2.5 to 4 billion numbers a second (torch: 0.1 to 0.3 billion). Loops of fixed length are
-twice as fast as one loop for both formats.
+are handed in. A core fills 2.4 to 3.2 billion numbers a second, where torch's operations fill 0.07 to 0.12 billion.
+Loops of fixed length are twice as fast as one loop for both formats. Summing a product in these loops would save a
+fifth to a third of the time, and sum in another order than the model's own product does.
 
     out     float32 [rows, columns]; the rows from `first` to before `last` are filled
     stored  uint8 [rows, columns / 2] of FP4, the even column in the low half of a byte; [rows, columns] of FP8
