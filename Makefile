@@ -34,7 +34,7 @@ tour: .venv/ready
 
 # Two jobs at a time; each shows what it printed when it ends.
 test: .venv/ready
-	@echo "ruff, mypy, tests, notebooks: two at a time, each printed when it ends; some 15 minutes on two cores"
+	@echo "ruff, mypy, tests, notebooks: two at a time, each printed when it ends; ten to twelve minutes on two cores"
 	@$(MAKE) $(TWO_AT_A_TIME) $(HALVES) test-notebooks-elsewhere test-notebooks lint
 
 lint: .venv/ready
