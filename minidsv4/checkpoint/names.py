@@ -122,7 +122,14 @@ def transformers_name(released: str) -> str:
     if before is None:
         theirs = next(role.transformers for role in WHOLE if role.released == rest)
         return theirs if rest == "head.weight" else f"model.{theirs}"
-    return f"model.{before}" + _THEIRS[re.sub(r"experts\.\d+\.", "experts.N.", rest)]
+    return f"model.{before}" + _THEIRS[in_roles(released)]
+
+
+def in_roles(released: str) -> str:
+    """A tensor's name as `ROLES` has it: without its layer, and with N for the number of an expert."""
+    place = _PLACE.fullmatch(released)
+    assert place is not None
+    return re.sub(r"experts\.\d+\.", "experts.N.", place[2])
 
 
 def here(released: str) -> str:

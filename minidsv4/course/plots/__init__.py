@@ -2,7 +2,7 @@
 
 Modules by subject: `style`, `model_map`, `tour` (00), `attention` (01, 04, lineage), `compression` (02, 03, 05),
 `selection` (03), `streams` (06), `experts` (07), `speculation` (08), `training` (09, 10), `cost` (12), `parallel`
-(13), `context` (14), `bench`, `build` (the track); `shapes` draws a mechanism.
+(13), `context` (14), `released` (20), `bench`, `build` (the track); `shapes` draws a mechanism.
 """
 
 from minidsv4.course.plots.attention import (
@@ -52,6 +52,7 @@ from minidsv4.course.plots.parallel import (
     sorted_loads,
     traffic,
 )
+from minidsv4.course.plots.released import shares_of_fp4, stacked_expert_shapes, wrong_by_token
 from minidsv4.course.plots.selection import caught, indexer_shapes, picked_text, ties
 from minidsv4.course.plots.shapes import Box, shapes
 from minidsv4.course.plots.speculation import drafted_text, drafting, losses_by_place, mtp_shapes, mtp_shift
@@ -145,11 +146,13 @@ __all__ = [
     "sent_by_ranks",
     "shapes",
     "shares_of_attention",
+    "shares_of_fp4",
     "sinkhorn_paths",
     "site_shapes",
     "sorted_loads",
     "spectra",
     "spike_seeds",
+    "stacked_expert_shapes",
     "streams_apart",
     "streams_through_depth",
     "table_loads",
@@ -165,5 +168,6 @@ __all__ = [
     "wave_and_entries",
     "what_a_query_reads",
     "window_attention_shapes",
+    "wrong_by_token",
     "wrong_from_the_border",
 ]
