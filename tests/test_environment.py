@@ -90,7 +90,11 @@ EXTRA = {
     "fast/compiled": {"fast"},
     "bench": {"dev", "fast"},
 }  # what rooms need more
-BRINGS = {"ipywidgets": {"IPython"}, "jupyterlab": {"nbformat"}}  # modules that come along with a package
+BRINGS = {
+    "ipywidgets": {"IPython"},
+    "jupyterlab": {"nbformat"},
+    "numba": {"llvmlite"},
+}  # modules that come along with a package
 
 
 def brought(*extras):

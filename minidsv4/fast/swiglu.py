@@ -3,6 +3,8 @@
 F expert width.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,7 +46,14 @@ def swiglu_with_gradients(gate: Tensor, up: Tensor, limit: float, pull: Tensor, 
     low_gate, low_up = gate.clamp(max=limit), up.clamp(-limit, limit)
     silu = F.silu(low_gate)
     slope = torch.ops.aten.silu_backward(pull * low_up, low_gate)
-    edge = torch.nextafter(gate.new_tensor(limit), gate.new_tensor(torch.inf)).item()  # a clamp lets its limit pass
+    edge = above(limit, gate.dtype)  # a clamp lets its limit pass
     d_gate.copy_(torch.ops.aten.hardtanh_backward(slope, gate, -torch.inf, edge))
     d_up.copy_(torch.ops.aten.hardtanh_backward(pull * silu, up, -edge, edge))
     return silu.mul_(low_up)
+
+
+@functools.cache
+def above(limit: float, dtype: torch.dtype) -> float:
+    """The next number of this type."""
+    both = torch.tensor([limit, torch.inf], dtype=dtype, device="cpu")
+    return torch.nextafter(*both).item()

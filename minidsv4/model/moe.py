@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from minidsv4.config import Config, Routing
 from minidsv4.model.layer import Layer
-from minidsv4.ops import expert
 
 
 class Routed(NamedTuple):
@@ -122,10 +121,6 @@ class Experts(Layer):
     def forward(self, x: Tensor, picked: Tensor, weight: Tensor) -> Tensor:
         """`sum_a weight[a] expert[picked[a]](x)` for tokens [..., D] and their picks [..., A]."""
         return self.ops.experts(x, picked, weight, self.w13, self.w2, self.limit)
-
-    def one(self, e: int, x_TD: Tensor, weight: Tensor) -> Tensor:
-        """Expert `e` on its tokens [T, D] with routing weights [T, 1], for expert parallelism."""
-        return expert(x_TD, self.w13[e], self.w2[e], self.limit, weight)
 
 
 class MoE(Layer):

@@ -8,7 +8,7 @@ T tokens of this rank, D width, A active experts, F expert width, E experts of a
     waves      the same, wave by wave of experts: one wave's rows travel while another's are multiplied
 
 `alltoall` and `waves` give bit for bit what one process gives, gradients included: every expert meets the same rows in
-the same order, and every token's results are summed in the order of its picks, wherever they come from. The other two
+the same order, and every token's results are summed in the order of experts, wherever they come from. The other two
 sum over ranks, which is another order; it makes no difference where a token has at most two experts.
 
 Gradients travel the same ways back. All ranks must call `backward`; there, exchanges and products take turns.
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from einops import reduce
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -28,7 +27,7 @@ from minidsv4.config import Config
 from minidsv4.model.model import Model
 from minidsv4.model.moe import Experts, MoE
 from minidsv4.parallel.exchange import AllToAll, Exchange, Summed, SummedBackward
-from minidsv4.parallel.layout import Layout, by_place, plan
+from minidsv4.parallel.layout import Layout, Plan, plan
 from minidsv4.parallel.transport import Transport
 from minidsv4.parallel.wire import FORMATS, Wire
 
@@ -119,7 +118,7 @@ def by_waves(call: _Call, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) ->
     # One gather by expert, whatever the waves: its backward adds up a token's gradients in the order of one process.
     rows = torch.cat([x_TD[ours.by_expert // n_active], weight_TA.flatten()[ours.by_expert, None]], dim=1)
     results = travel(call, rows[ours.to_send], ours.counts)
-    return sum_picks(results, ours.slots, picked_TA)
+    return sum_picks(results, ours, picked_TA)
 
 
 def travel(call: _Call, rows: Tensor, counts: Tensor) -> Tensor:
@@ -161,22 +160,17 @@ def multiply(experts: Experts, first: int, rows: Tensor, counts: Tensor) -> Tens
     counts   rows from each rank for each expert [ranks, experts]
     returns  [n, D], in the order of the rows
     """
-    order, sizes = by_place(counts), counts.sum(0).tolist()
-    x, weight = rows[:, :-1][order], rows[:, -1:][order]
-    parts = zip(x.split(sizes), weight.split(sizes))
-    results = [experts.one(first + place, *part) for place, part in enumerate(parts) if len(part[0])]
-    if not results:
-        results = [experts.one(first, x, weight)]  # no row: a gradient of zeros, as in one process, instead of none
-    return torch.cat(results)[order.argsort()]
+    place = torch.arange(first, first + counts.shape[1], device=rows.device).repeat(len(counts))
+    picked = place.repeat_interleave(counts.flatten())[:, None]
+    return experts.ops.experts(rows[:, :-1], picked, rows[:, -1:], experts.w13, experts.w2, experts.limit)
 
 
-def sum_picks(results: Tensor, slots: Tensor, picked_TA: Tensor) -> Tensor:
-    """Each token's results, summed in the order of its picks.
-
-    slots  the pair that each result belongs to; pairs without one count as zero
-    """
-    by_pair = results.new_zeros(picked_TA.numel(), results.shape[1]).index_copy(0, slots, results)
-    return reduce(by_pair, "(t a) d -> t d", "sum", a=picked_TA.shape[1])
+def sum_picks(results: Tensor, ours: Plan, picked_TA: Tensor) -> Tensor:
+    """Each token's results, in the order in which they return, summed in the order of experts."""
+    n_tokens, n_active = picked_TA.shape
+    by_pair = results.new_zeros(picked_TA.numel(), results.shape[1]).index_copy(0, ours.slots, results)
+    total = results.new_zeros(n_tokens, results.shape[1])
+    return total.index_add(0, ours.by_expert // n_active, by_pair[ours.by_expert])
 
 
 # --- tokens travel, and sums over ranks: allgather, allreduce ---
@@ -211,7 +205,7 @@ def _own_part(call: _Call, rows: Tensor, picked_TA: Tensor) -> Tensor:
     pairs = torch.cat([x_TD[ours.by_expert // n_active], weight_TA.flatten()[ours.by_expert, None]], dim=1)
     with call.transport.computing(flops(call.experts, len(pairs))):
         results = multiply(call.experts, 0, pairs, ours.counts)
-    return sum_picks(results, ours.slots, picked_TA)
+    return sum_picks(results, ours, picked_TA)
 
 
 # --- a whole model ---

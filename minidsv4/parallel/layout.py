@@ -94,12 +94,3 @@ def plan(picked_TA: Tensor, layout: Layout) -> Plan:
     to_send = ((wave * layout.n_ranks + rank) * layout.n_local + place).argsort(stable=True)
     counts = seat.bincount(minlength=layout.n_experts).view(layout.n_ranks, layout.n_local)
     return Plan(by_expert[n_none:], to_send, counts)
-
-
-def by_place(counts: Tensor) -> Tensor:
-    """The order that puts rows of one wave, come by rank and then place, by place and then rank.
-
-    counts  rows from each rank for each place [ranks, places]
-    """
-    place = torch.arange(counts.shape[1], device=counts.device).repeat(len(counts))
-    return place.repeat_interleave(counts.flatten()).argsort(stable=True)
