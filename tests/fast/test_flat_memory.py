@@ -52,7 +52,7 @@ def needs(table: str, n_tokens: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("table", ["FAST"])
+@pytest.mark.parametrize("table", ["FAST", "COMPILED"])
 def test_memory_above_weights_and_cache_is_flat_from_8k_to_64k_tokens(table):
     short, long = (peak_memory.run_alone(needs, table, n_tokens) for n_tokens in (SHORT, LONG))
     assert long - short < ALLOWED, (short, long)

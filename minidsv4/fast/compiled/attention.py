@@ -12,22 +12,29 @@ from minidsv4.fast.compiled.numba_loops import DTYPES, loops
 from minidsv4.fast.compiled.top_entries import first_entries_seen, with_threads
 from minidsv4.visibility import Visibility
 
-MOST_ENTRIES = 512  # that each query reads without picks; beyond, the products of FAST are faster
+MOST_ENTRIES = 256  # that a query reads by itself; of more, many queries read a strip together
+FEWEST_QUERIES = 4  # for which that pays; for fewer the products of FAST are as fast
 FLOATS = {torch.float32: (torch.int32, 23, 127), torch.float64: (torch.int64, 52, 1023)}  # bits of fraction, bias
 
 
 def attend(query_BTHK: Tensor, window_BSK: Tensor, entries_BCK: Tensor, sees: Visibility, sinks_H: Tensor) -> Tensor:
-    """`ops.attend` query by query: picks are read where they lie, and no score leaves the processor's first cache.
+    """`ops.attend` query by query, picks read where they lie; many dense entries in strips that all queries share.
 
-    Long dense entries, 16 bits and other devices than the CPU go the way of `FAST`.
+    No score leaves the processor's first cache. Few queries of many dense entries, 16 bits and other devices than the
+    CPU go the way of `FAST`.
 
     raises  ValueError: numba is missing
     """
     sees, given = without_idle_picks(sees), (query_BTHK, window_BSK, entries_BCK, sinks_H)
     known = all(x.dtype == sinks_H.dtype and x.dtype in DTYPES and x.device.type == "cpu" for x in given)
-    if not known or (sees.picks_BTP is None and sees.n_entries > MOST_ENTRIES):
+    if not known or (reads_many(sees) and sees.n_queries < FEWEST_QUERIES):
         return FAST.attend(query_BTHK, window_BSK, entries_BCK, sees, sinks_H)
     return CompiledAttend.run(*given, sees)
+
+
+def reads_many(sees: Visibility) -> bool:
+    """Whether queries read so many entries that they had better read them together."""
+    return sees.picks_BTP is None and sees.n_entries > MOST_ENTRIES
 
 
 class CompiledAttend(Attend):
@@ -35,7 +42,7 @@ class CompiledAttend(Attend):
 
     @staticmethod
     def forward(ctx, query_BTHK, window_BSK, entries_BCK, sinks_H, sees: Visibility) -> Tensor:
-        attend_share = loops("attention_loops").attend_share
+        share = loops("dense_loops").attend_strips if reads_many(sees) else loops("attention_loops").attend_share
         out_BTHK = torch.empty(query_BTHK.shape, dtype=query_BTHK.dtype)
         integers, n_bits, bias = FLOATS[query_BTHK.dtype]
         kind = torch.empty(0, dtype=integers).numpy()
@@ -43,7 +50,7 @@ class CompiledAttend(Attend):
         for *tokens, window, entries in zip(*per_token, window_BSK, entries_BCK):
             window, entries, sinks = (x.detach().contiguous().numpy() for x in (window, entries, sinks_H))
             shares = [x.detach().contiguous().numpy() for x in tokens]
-            with_threads(attend_share, shares, window, (entries, sinks, kind, n_bits, bias))
+            with_threads(share, shares, window, (entries, sinks, kind, n_bits, bias))
         ctx.save_for_backward(query_BTHK, window_BSK, entries_BCK, sinks_H)
         ctx.sees = sees
         return out_BTHK

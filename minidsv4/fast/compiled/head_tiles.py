@@ -29,11 +29,9 @@ def head_tile(n_heads: int) -> Callable:
     @intrinsic
     def add(_context, query_UZ, gate_U, u, keys_ZS, score_S):
         def generate(context, builder, signature, values):
-            pairs = [(kind, value) for kind, value in zip(signature.args, values) if kind != types.intp]
-            arrays = [context.make_array(kind)(context, builder, value) for kind, value in pairs]
-            query, gate, keys, score = arrays
+            query, gate, first_head, keys, score = opened(context, builder, signature, values)
             width = builder.extract_value(query.shape, 1)
-            heads = [builder.add(values[2], integer(head)) for head in range(n_heads)]
+            heads = [builder.add(first_head, integer(head)) for head in range(n_heads)]
             size = min(STRIP, max(LANES, SUM_BYTES // (n_heads * aligned(score.data))))
             for first in range(0, STRIP, size):
                 places = range(first, first + size, LANES)
@@ -44,6 +42,15 @@ def head_tile(n_heads: int) -> Callable:
         return types.void(query_UZ, gate_U, types.intp, keys_ZS, score_S), generate
 
     return add
+
+
+def opened(context, builder: ir.IRBuilder, signature, values) -> list:
+    """What a function is called with: each array with its `data` and `shape`, and each number as it is."""
+    pairs = zip(signature.args, values)
+    return [
+        context.make_array(kind)(context, builder, value) if isinstance(kind, types.Array) else value
+        for kind, value in pairs
+    ]
 
 
 def products(builder: ir.IRBuilder, query, keys, width, heads: list, places: range) -> dict:
