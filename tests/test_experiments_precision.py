@@ -131,3 +131,29 @@ def test_other_seeds_give_other_batches_of_the_last_stage():
     last = small.stages[-1]
     assert batches[0].shape == (last.batch_size, last.length + 1)
     assert torch.equal(batches[0], batches[1]) and not torch.equal(batches[0], batches[2])
+
+
+def test_runs_of_every_width_and_seed_are_kept_to_four_decimals(monkeypatch, tmp_path):
+    """Kind: a width or a seed is left out, the seed does not reach the batches, digits are not rounded."""
+    texts = type("SmallTexts", (), {"held_out": {"programs": TEXTS[:1]}})()
+    monkeypatch.setattr(precision, "Texts", lambda plan: texts)
+    monkeypatch.setattr(precision, "sparse_batches", lambda plan, texts, tokenizer, seed: seed)
+
+    def beside(model, tokenizer, held_out, seed, recipe, bits):
+        assert held_out is texts.held_out and recipe is precision.RECIPE
+        return {"float32": {"programs": seed + bits + 1 / 3}}
+
+    monkeypatch.setattr(precision, "qat_beside_rounding", beside)
+    monkeypatch.setattr(precision, "FILE", tmp_path / "precision.json")
+    precision.main()
+    runs = precision.measured()
+    assert [(one["bits"], one["seed"]) for one in runs] == [(b, s) for b in (4.25, 2.5) for s in (0, 1, 2)]
+    assert runs[1]["bits per byte"] == {"float32": {"programs": 5.5833}}
+
+
+def test_the_kept_runs_say_what_the_course_says():
+    rows = [one["bits per byte"] for one in precision.measured()]
+    assert sum(one["bits"] == 4.25 for one in precision.measured()) == 3
+    for one in rows:
+        assert one["float32"] == rows[0]["float32"], "all began from the shipped model"
+        assert all(one["QAT, rounded"][kind] < one["trained, rounded"][kind] for kind in ("source", "programs"))

@@ -25,7 +25,6 @@ WEEKS = {
     "Week 4, at full size": ("12", "13", "14", "15", "20"),
 }
 PLANNED = {
-    "11": "What fits into 4 bits?",
     "15": "Does it work at 1,048,576 tokens on this machine?",
     "16": "What if a thousand users share a prefix, and one machine dies?",
     "17": "How do thinking modes and tools reach the model?",

@@ -1,8 +1,8 @@
 """Every picture of the course as a function that returns a matplotlib Figure, and the style that all share.
 
 Modules by subject: `style`, `model_map`, `tour` (00), `attention` (01, 04, lineage), `compression` (02, 03, 05),
-`selection` (03), `streams` (06), `experts` (07), `speculation` (08), `training` (09, 10), `cost` (12), `parallel`
-(13), `context` (14), `released` (20), `bench`, `build` (the track); `shapes` draws a mechanism.
+`selection` (03), `streams` (06), `experts` (07), `speculation` (08), `training` (09, 10), `lowbit` (11), `cost` (12),
+`parallel` (13), `context` (14), `released` (20), `bench`, `build` (the track); `shapes` draws a mechanism.
 """
 
 from minidsv4.course.plots.attention import (
@@ -40,6 +40,14 @@ from minidsv4.course.plots.experts import (
     score_functions,
     table_loads,
     toy_balance,
+)
+from minidsv4.course.plots.lowbit import (
+    cost_of_rounding,
+    error_by_bits,
+    kept_picks,
+    learning_to_be_rounded,
+    staircase,
+    survivors,
 )
 from minidsv4.course.plots.model_map import PARTS, map_of_model
 from minidsv4.course.plots.parallel import (
@@ -101,12 +109,14 @@ __all__ = [
     "caught",
     "clamped_product",
     "compressor_shapes",
+    "cost_of_rounding",
     "cut_row",
     "device_time",
     "dots",
     "drafted_text",
     "drafting",
     "entry_places",
+    "error_by_bits",
     "expert_layer_shapes",
     "expert_parallel_shapes",
     "experts_by_kind",
@@ -114,6 +124,8 @@ __all__ = [
     "gantt",
     "grouped_bars",
     "indexer_shapes",
+    "kept_picks",
+    "learning_to_be_rounded",
     "lineage",
     "listening",
     "loss_shapes",
@@ -153,8 +165,10 @@ __all__ = [
     "spectra",
     "spike_seeds",
     "stacked_expert_shapes",
+    "staircase",
     "streams_apart",
     "streams_through_depth",
+    "survivors",
     "table_loads",
     "ties",
     "toy_balance",
