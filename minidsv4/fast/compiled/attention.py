@@ -1,7 +1,9 @@
-"""Core attention in compiled loops, forwards; its gradient is that of `FAST`.
+"""Core attention in compiled loops, forwards and backwards.
 
 B batch, T queries, S tokens of the window, H heads, K head width, C compressed entries, P picked entries.
 """
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from minidsv4.fast import FAST
 from minidsv4.fast.attention import Attend, without_idle_picks
 from minidsv4.fast.compiled.numba_loops import DTYPES, loops
 from minidsv4.fast.compiled.top_entries import first_entries_seen, with_threads
+from minidsv4.fast.function import first_derivative_only
 from minidsv4.visibility import Visibility
 
 MOST_ENTRIES = 256  # that a query reads by itself; of more, many queries read a strip together
@@ -38,22 +41,45 @@ def reads_many(sees: Visibility) -> bool:
 
 
 class CompiledAttend(Attend):
-    """`attend`, its forward in loops."""
+    """`attend` in loops, forwards and backwards; the gradient of entries read together is that of `FAST`."""
 
     @staticmethod
-    def forward(ctx, query_BTHK, window_BSK, entries_BCK, sinks_H, sees: Visibility) -> Tensor:
-        share = loops("dense_loops").attend_strips if reads_many(sees) else loops("attention_loops").attend_share
-        out_BTHK = torch.empty(query_BTHK.shape, dtype=query_BTHK.dtype)
-        integers, n_bits, bias = FLOATS[query_BTHK.dtype]
-        kind = torch.empty(0, dtype=integers).numpy()
-        per_token = [query_BTHK, out_BTHK, *reach(sees, len(query_BTHK))]
-        for *tokens, window, entries in zip(*per_token, window_BSK, entries_BCK):
-            window, entries, sinks = (x.detach().contiguous().numpy() for x in (window, entries, sinks_H))
-            shares = [x.detach().contiguous().numpy() for x in tokens]
-            with_threads(share, shares, window, (entries, sinks, kind, n_bits, bias))
-        ctx.save_for_backward(query_BTHK, window_BSK, entries_BCK, sinks_H)
-        ctx.sees = sees
+    def forward(ctx, *given) -> Tensor:
+        *tensors, ctx.sees = given
+        ctx.save_for_backward(*tensors)
+        share = loops("dense_loops").attend_strips if reads_many(ctx.sees) else loops("attention_loops").attend_share
+        out_BTHK = torch.empty(tensors[0].shape, dtype=tensors[0].dtype)
+        for (query, reached, *read), out_THK in zip(sequences(tensors, ctx.sees), out_BTHK):
+            with_threads(share, [query, out_THK.numpy(), *reached], *read)
         return out_BTHK
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx, grad_BTHK: Tensor) -> tuple[Tensor | None, ...]:
+        if reads_many(ctx.sees):
+            return Attend.backward(ctx, grad_BTHK)
+        back_share = loops("attention_back_loops").attend_back_share
+        tensors = ctx.saved_tensors
+        d_query_BTHK, *d_read = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in tensors)
+        n_shares = min(torch.get_num_threads(), ctx.sees.n_queries)
+        for b, (query, reached, *read) in enumerate(sequences(tensors, ctx.sees)):
+            of_sequence = d_read[0][b], d_read[1][b], d_read[2]
+            sums = [x.new_zeros(n_shares, *x.shape) for x in of_sequence]  # each share of the queries has its own
+            per_share = [x.detach().contiguous().numpy() for x in (grad_BTHK[b], d_query_BTHK[b], *sums)]
+            with_threads(back_share, [query, *reached, *per_share], *read)
+            for whole, parts in zip(of_sequence, sums):
+                whole += parts.sum(0)
+        return d_query_BTHK, *d_read, None
+
+
+def sequences(tensors: Sequence[Tensor], sees: Visibility) -> Iterator[tuple]:
+    """Of each sequence, as arrays: queries, their `reach`, the window, and the rest of what the loops read."""
+    query, window, entries, sinks = (x.detach().contiguous().numpy() for x in tensors)
+    reached = [x.contiguous().numpy() for x in reach(sees, len(query))]
+    integers, n_bits, bias = FLOATS[tensors[0].dtype]
+    kind = torch.empty(0, dtype=integers).numpy()
+    for b in range(len(query)):
+        yield query[b], [x[b] for x in reached], window[b], (entries[b], sinks, kind, n_bits, bias)
 
 
 def reach(sees: Visibility, n_batch: int) -> list[Tensor]:

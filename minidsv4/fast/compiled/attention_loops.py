@@ -25,25 +25,47 @@ def attend_share(query_THK, out_THK, oldest_T, newest_T, first_T, stop_T, picks_
     picks_TP  of these entries it reads the picked; P = 0: all
     rest      entries_CK, sinks_H, an array of integers as wide as the floats, bits of a fraction, bias of an exponent
     """
-    entries_CK, sinks_H, integers, n_bits, bias = rest
-    n_heads, n_far = query_THK.shape[1], max(0, (stop_T - first_T).max())
-    n_places = (newest_T - oldest_T).max() + n_far + 3 * TOGETHER
-    shape, dtype = ((n_heads + TOGETHER - 1) // TOGETHER * TOGETHER, query_THK.shape[2]), query_THK.dtype
-    query_HK, mixed_HK, score_HS = np.zeros(shape, dtype), np.zeros(shape, dtype), np.zeros((shape[0], n_places), dtype)
-    near_S, far_S = np.zeros(n_places, np.int64), np.zeros(n_places, np.int64)
-    whole_S = np.zeros(n_places, integers.dtype)
+    n_heads, scale = query_THK.shape[1], query_THK.dtype.type(query_THK.shape[2] ** -0.5)
+    query_HK, mixed_HK, weight_HS, row_S = room(query_THK, (newest_T - oldest_T).max(), (stop_T - first_T).max())
     for t in range(len(query_THK)):
-        query_HK[:n_heads] = query_THK[t] * dtype.type(shape[1] ** -0.5)
+        query_HK[:n_heads] = query_THK[t] * scale
         mixed_HK[:] = 0
-        n_near = list_rows(near_S, oldest_T[t], newest_T[t] + 1, picks_TP[t, :0])
-        n_all = n_near + list_rows(far_S, first_T[t], stop_T[t], picks_TP[t])
-        put_scores(query_HK, window_SK, near_S, score_HS[:, :n_near])
-        put_scores(query_HK, entries_CK, far_S, score_HS[:, n_near:n_all])
-        for h in range(n_heads):
-            softmax(score_HS[h, :n_all], sinks_H[h], whole_S, n_bits, bias)
-        add_rows(score_HS[:, :n_near], window_SK, near_S, mixed_HK)
-        add_rows(score_HS[:, n_near:n_all], entries_CK, far_S, mixed_HK)
+        near_S, far_S = rows_read(row_S, oldest_T[t], newest_T[t], first_T[t], stop_T[t], picks_TP[t])
+        near_HS, far_HS = put_weights(query_HK, window_SK, near_S, far_S, weight_HS, n_heads, rest)
+        add_rows(near_HS, window_SK, near_S, mixed_HK)
+        add_rows(far_HS, rest[0], far_S, mixed_HK)
         out_THK[t] = mixed_HK[:n_heads]
+
+
+@compiled
+def room(query_THK, n_near, n_far):
+    """Zeros for a query, its result and its weights, heads filled up to TOGETHER; and for the numbers of its rows."""
+    n_places = n_near + max(0, n_far) + 3 * TOGETHER
+    shape, dtype = ((query_THK.shape[1] + TOGETHER - 1) // TOGETHER * TOGETHER, query_THK.shape[2]), query_THK.dtype
+    weight_HS, row_S = np.zeros((shape[0], n_places), dtype), np.zeros(n_places, np.int64)
+    return np.zeros(shape, dtype), np.zeros(shape, dtype), weight_HS, row_S
+
+
+@compiled
+def rows_read(row_S, oldest, newest, first, stop, picks_P):
+    """The rows of the window and of the entries that a query reads, each with its fillers, listed in `row_S`."""
+    n_near = list_rows(row_S, oldest, newest + 1, picks_P[:0])
+    n_far = list_rows(row_S[n_near:], first, stop, picks_P)
+    return row_S[:n_near], row_S[n_near : n_near + n_far]
+
+
+@compiled
+def put_weights(query_HK, window_SK, near_S, far_S, weight_HS, n_heads, rest):
+    """The weights of all heads over the rows, near and far; a filler scores so low that it gets none."""
+    entries_CK, sinks_H, integers, n_bits, bias = rest
+    n_near, n_all = len(near_S), len(near_S) + len(far_S)
+    near_HS, far_HS = weight_HS[:, :n_near], weight_HS[:, n_near:n_all]
+    put_dots(query_HK, window_SK, near_S, near_HS, NOTHING)
+    put_dots(query_HK, entries_CK, far_S, far_HS, NOTHING)
+    whole_S = np.empty(n_all, integers.dtype)
+    for h in range(n_heads):
+        softmax(weight_HS[h, :n_all], sinks_H[h], whole_S, n_bits, bias)
+    return near_HS, far_HS
 
 
 @compiled
@@ -65,20 +87,20 @@ def list_rows(row_S, first, stop, picks_P):
 
 
 @compiled
-def put_scores(query_HK, rows_SK, row_S, score_HS):
-    """The dot products of every head with the rows; a filler scores so low that it gets no weight."""
-    zero = score_HS.dtype.type(0)
+def put_dots(query_HK, rows_SK, row_S, dot_HS, of_filler):
+    """The dot products of every head with the rows; those of fillers are near `of_filler`."""
+    zero, far_off = dot_HS.dtype.type(0), dot_HS.dtype.type(of_filler)
     for h in range(0, len(query_HK), TOGETHER):
-        for s in range(score_HS.shape[1]):
+        for s in range(dot_HS.shape[1]):
             row, a, b, c, d = max(row_S[s], 0), zero, zero, zero, zero
             for k in range(query_HK.shape[1]):
                 a += query_HK[h, k] * rows_SK[row, k]
                 b += query_HK[h + 1, k] * rows_SK[row, k]
                 c += query_HK[h + 2, k] * rows_SK[row, k]
                 d += query_HK[h + 3, k] * rows_SK[row, k]
-            filled = score_HS.dtype.type(NOTHING) if row_S[s] == FILLER else zero
-            score_HS[h, s], score_HS[h + 1, s] = a + filled, b + filled
-            score_HS[h + 2, s], score_HS[h + 3, s] = c + filled, d + filled
+            filled = far_off if row_S[s] == FILLER else zero
+            dot_HS[h, s], dot_HS[h + 1, s] = a + filled, b + filled
+            dot_HS[h + 2, s], dot_HS[h + 3, s] = c + filled, d + filled
 
 
 @compiled

@@ -8,8 +8,7 @@ import math
 
 import numpy as np
 
-from minidsv4.fast.compiled.attention_loops import add_rows, exponentials, list_rows
-from minidsv4.fast.compiled.attention_loops import put_scores as put_window
+from minidsv4.fast.compiled.attention_loops import NOTHING, add_rows, exponentials, list_rows, put_dots
 from minidsv4.fast.compiled.attention_tiles import HEADS, WIDTH, add_strip, exponentiate, put_maxima, put_strip
 from minidsv4.fast.compiled.head_tiles import STRIP
 from minidsv4.fast.compiled.jit import compiled
@@ -80,7 +79,7 @@ def read_window(scaled_THK, sums, near, rest):
     top_H = np.zeros(HEADS, scaled_THK.dtype)
     for t in range(len(scaled_THK)):
         n = list_rows(row_S, oldest_T[t], newest_T[t] + 1, nothing_P)
-        put_window(scaled_THK[t], window_SK, row_S, score_HS[:, :n])
+        put_dots(scaled_THK[t], window_SK, row_S, score_HS[:, :n], NOTHING)
         for h in range(n_filled):
             top_H[h % HEADS] = score_HS[h, :n].max()
             if h % HEADS == HEADS - 1:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from op_cases import attend_case
-from small import EXACT, normal, off, one_document
+from small import EXACT, normal, off, off_all, one_document
+from test_fast_equals_plain import output_and_gradients
 
 from minidsv4.ops import PLAIN
 
@@ -28,7 +29,7 @@ def example(n_heads=3, n_entries=9, n_picked=None, n_past=6, width=K):
 @pytest.mark.parametrize("n_heads", [1, 4, 5, 9])
 def test_any_number_of_heads_attends_as_the_page_says(n_heads, n_picked):
     given = example(n_heads, n_picked=n_picked)
-    assert off(compiled.attend(*given), PLAIN.attend(*given)) < EXACT
+    assert off_all(*(output_and_gradients(attend, given) for attend in (compiled.attend, PLAIN.attend))) < EXACT
 
 
 def test_scores_far_apart_keep_their_weights_and_large_ones_do_not_overflow():
@@ -37,12 +38,24 @@ def test_scores_far_apart_keep_their_weights_and_large_ones_do_not_overflow():
         assert off(compiled.attend(scale * query_BTHK, *given), PLAIN.attend(scale * query_BTHK, *given)) < EXACT
 
 
+def output_and_gradients_of_squares(attend, given, dtype):
+    """The output in this type, and the gradients of the sum of its squares."""
+    given = [x.to(dtype).requires_grad_() if torch.is_tensor(x) else x for x in given]
+    output = attend(*given)
+    return output, *torch.autograd.grad(output.square().sum(), [x for x in given if torch.is_tensor(x)])
+
+
 def test_float32_is_as_near_to_float64_as_the_page_is():
-    given = example(n_picked=5)
-    rounded = tuple(x.float() if isinstance(x, torch.Tensor) else x for x in given)
-    wanted = PLAIN.attend(*given)
-    ours, page = (off(table_attend(*rounded).double(), wanted) for table_attend in (compiled.attend, PLAIN.attend))
-    assert 0 < ours < max(2 * page, 1e-6)  # float32 rounds at 6e-8
+    wanted, ours, page = (
+        output_and_gradients_of_squares(attend, example(n_picked=5), dtype)
+        for attend, dtype in [
+            (PLAIN.attend, torch.float64),
+            (compiled.attend, torch.float32),
+            (PLAIN.attend, torch.float32),
+        ]
+    )
+    for exact, one, other in zip(wanted, ours, page, strict=True):
+        assert 0 < off(one.double(), exact) < max(2 * off(other.double(), exact), 2e-6)  # float32 rounds at 6e-8
 
 
 def test_two_threads_give_the_bits_of_one(monkeypatch):
@@ -50,6 +63,20 @@ def test_two_threads_give_the_bits_of_one(monkeypatch):
     alone = compiled.attend(*given)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert torch.equal(compiled.attend(*given), alone)
+
+
+def test_gradients_are_summed_over_the_shares_of_three_threads_in_the_same_order_each_time(monkeypatch):
+    given = example(n_picked=5)
+    alone = output_and_gradients(compiled.attend, given)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    once, again = (output_and_gradients(compiled.attend, given) for _ in range(2))
+    assert off_all(once, alone) < EXACT and all(map(torch.equal, once, again))
+
+
+def test_gradients_of_tensors_that_lie_in_another_order_are_the_same():
+    given = example(n_picked=5)
+    turned = tuple(x.mT.contiguous().mT if torch.is_tensor(x) and x.ndim > 1 else x for x in given)
+    assert off_all(*(output_and_gradients(compiled.attend, each) for each in (turned, given))) < EXACT
 
 
 def test_nan_stays_in_its_own_query():
