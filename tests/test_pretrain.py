@@ -26,6 +26,7 @@ from minidsv4.train.log import Log, read_log
 from minidsv4.train.loop import Trainer
 from minidsv4.train.plan import Plan
 from minidsv4.train.pretrain import Run
+from minidsv4.train.tokenizer import Tokenizer
 
 SMALL = {
     "config": {"size": "tiny", "vocab_size": 300},
@@ -349,7 +350,53 @@ def test_the_package_has_a_recipe_for_the_mini_model():
     assert plan.recipe.mtp_weights == (0.3, 0.1)
 
 
+# --- on from a finished model ---
+
+
+FP4 = SMALL | {"stages": [{"attention": "sparse, FP4", "steps": 3, "length": 36, "batch_size": 2}]}
+
+
+def test_a_run_learns_on_from_a_finished_model_and_goes_on_bit_for_bit(straight, tmp_path):
+    (tmp_path / "fp4.json").write_text(json.dumps(FP4))
+    words = ["train", "--recipe", str(tmp_path / "fp4.json"), "--model", str(straight.folder)]
+    run = Run(Plan.from_dict(FP4), tmp_path, start=straight.folder)
+    assert run.held_out() == read_log(straight.folder / "log.jsonl")[-1]["held_out"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    header, *steps = read_log(tmp_path / "run" / "log.jsonl")
+    assert header["held_out"] == run.held_out() and [record["attention"] for record in steps] == ["sparse, FP4"] * 3
+    run.trainer.learn(run.trainer.batch_at(0))
+    run.keep()
+    assert main(["train", "--resume", "--out", str(tmp_path)]) == 0
+    ends = [load(folder).state_dict() for folder in (tmp_path, tmp_path / "run")]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
+def test_the_recipe_for_four_bits_goes_on_with_the_data_and_the_config_of_the_mini_run():
+    mini, fp4 = Plan.read("mini"), Plan.read("mini_fp4")
+    assert [fp4.fields[part] for part in ("config", "seed", "data")] == [
+        mini.fields[part] for part in ("config", "seed", "data")
+    ]
+    assert [stage.attention for stage in fp4.stages] == ["sparse, FP4"] and fp4.recipe.rate < mini.recipe.rate
+
+
 # --- refusals ---
+
+
+def test_a_model_of_another_config_or_tokenizer_is_not_gone_on_with(straight, tmp_path, capsys):
+    shutil.copytree(straight.folder, tmp_path / "model")
+    (tmp_path / "model" / "SHA256SUMS").unlink()
+    Tokenizer.train(["x = 1\n" * 9], 300).save(tmp_path / "model" / "tokenizer.json")
+    wide = SMALL | {"config": SMALL["config"] | {"moe_intermediate_size": 40}}
+    for recipe, start, words in (
+        (SMALL, "model", "the tokenizer of"),
+        (wide, "model", "has moe_intermediate_size = "),
+        (SMALL, "none", "no config.json at"),
+    ):
+        (tmp_path / "own.json").write_text(json.dumps(recipe))
+        arguments = ["train", "--recipe", str(tmp_path / "own.json"), "--model", str(tmp_path / start)]
+        assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
+        said = capsys.readouterr().err
+        assert words in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -403,6 +450,7 @@ def test_a_missing_recipe_and_a_folder_without_a_run_are_refused_with_a_sentence
         (["--recipe", "huge"], "there is no such recipe"),
         (["--resume"], "holds no training.pt"),
         (["--resume", "--steps", "5"], "leave --steps and --minutes out"),
+        (["--resume", "--model", "."], "leave --model out"),
         (["--recipe", "tour", "--steps", "5"], "this recipe ends after seconds; give --minutes"),
     ):
         assert main(["train", *words, "--out", str(tmp_path / "run")]) == 2

@@ -118,6 +118,15 @@ def test_a_model_learns_its_masters_stay_wide_and_both_tables_learn_the_same(sta
             assert off(after["fast"][name], tensor) < 1e-6, name  # 6 steps of Muon, each rounding anew, from 1e-12
 
 
+def test_a_stage_in_fp4_reads_rounded_numbers_while_it_runs_and_not_after():
+    ids_BT, model = token_ids(4, 40), small_model(TINY)
+    wanted = copy.deepcopy(model).use(qat.fp4_ops(v4.FAST)).loss(ids_BT).main.item()
+    exact = model.loss(ids_BT).main.item()
+    trainer = Trainer(model, lambda step: ids_BT, Recipe(steps=1, rate=0.003), lambda step: "sparse, FP4")
+    assert trainer.train() and trainer.losses == [wanted] != [exact]
+    assert model.table is v4.FAST
+
+
 def test_in_16_bits_the_rounded_numbers_are_the_same_and_the_forward_is_finite():
     x = normal(3, 64, dtype=torch.bfloat16)
     assert torch.equal(mxfp4.rounded(x).float(), mxfp4.rounded(x.float()))

@@ -9,6 +9,8 @@ import torch
 
 import minidsv4 as v4
 from minidsv4 import checksums
+from minidsv4.checkpoint import open_released
+from minidsv4.lowbit.formats import stored_as
 from minidsv4.train import indexer
 from minidsv4.train.log import read_log
 from minidsv4.train.loop import bits_per_byte
@@ -47,10 +49,18 @@ def test_every_tensor_of_the_shipped_file_has_its_checksum(caplog):
     assert caplog.messages == []  # the log speaks of files without checksums
 
 
-def test_its_log_is_that_of_its_recipe():
-    header, *steps = read_log(ASSETS / "mini.log.jsonl")
-    assert header["recipe"] == json.loads((ASSETS / "mini.json").read_text()) == Plan.read("mini").fields
-    assert [record["step"] for record in steps] == list(range(1, Plan.read("mini").recipe.steps + 1))
+@pytest.mark.parametrize("name", ["mini", "mini_fp4"])
+def test_its_logs_are_those_of_its_recipes(name):
+    header, *steps = read_log(ASSETS / f"{name}.log.jsonl")
+    assert header["recipe"] == json.loads((ASSETS / f"{name}.json").read_text()) == Plan.read(name).fields
+    assert [record["step"] for record in steps] == list(range(1, Plan.read(name).recipe.steps + 1))
+
+
+def test_it_is_stored_as_released():
+    folder = open_released(ASSETS / "mini")
+    kinds = {name: folder.kind(name) for name in folder.names}
+    assert kinds == {name: "int" if name.endswith("tid2eid") else stored_as(name, experts="fp4") for name in kinds}
+    assert {"fp4", "fp8", "bf16", "fp32"} < set(kinds.values())
 
 
 def test_it_compresses_programs_that_it_never_saw(shipped):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from minidsv4.lowbit.qat import fp4_ops
 from minidsv4.ops import upcast
 from minidsv4.train.balance import balanced, loads, max_violation
 from minidsv4.train.data import Batch, eval_rows, n_targets
@@ -62,10 +63,21 @@ class Stage(NamedTuple):
             yield
 
 
+@contextmanager
+def reading_fp4(model: nn.Module) -> Iterator[None]:
+    """Inside, routed experts, index queries and keys are read in MXFP4 (report section 3.4); the masters learn."""
+    table = model.table
+    try:
+        yield model.use(fp4_ops(table))
+    finally:
+        model.use(table)
+
+
 STAGES = {
     "dense": Stage((dense_attention, freeze_indexers), trunk_learns=True),
     "warm-up": Stage((dense_attention, freeze_trunk), trunk_learns=False),
     "sparse": Stage((), trunk_learns=True),
+    "sparse, FP4": Stage((reading_fp4,), trunk_learns=True),
 }
 
 

@@ -1,8 +1,8 @@
 """The plan of a training run, read from a recipe file: sizes, shares of data, stages, rates, and when to measure.
 
 Report sections 4.2.2 and 4.2.3 for the stages: short sequences with dense attention first, then the indexer alone,
-then sparse attention on longer ones. A recipe is a JSON file; `assets/mini.json` ends after steps, `assets/tour.json`
-after seconds.
+then sparse attention on longer ones; section 3.4 for a last stage in which experts are read in FP4. A recipe is a JSON
+file; `assets/mini.json` and `mini_fp4.json` end after steps, `assets/tour.json` after seconds.
 """
 
 import json
@@ -82,7 +82,7 @@ class Plan:
         path = Path(name) if name.endswith(".json") else own
         if not path.is_file():
             raise ValueError(
-                f"--recipe {name}: there is no such recipe; give `mini`, `tour` or a file that ends in .json"
+                f"--recipe {name}: there is no such recipe; give `mini`, `mini_fp4`, `tour` or a file FILE.json"
             )
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8-sig")))

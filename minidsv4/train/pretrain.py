@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minidsv4 import options
-from minidsv4.checkpoint import save
+from minidsv4.checkpoint import load, save
 from minidsv4.fast import FAST
 from minidsv4.files import atomic_file, writable_folder
 from minidsv4.model.model import Model
@@ -103,11 +103,20 @@ class Run:
     resume   go on from the folder's `training.pt`
     seconds  the budget of a plan that ends after seconds, of all parts of the run together; None is the plan's own
     ops      the table of operations that the model runs
+    start    folder of the model and tokenizer that learn on; None begins with random weights
     before   bits per byte of unseen text, kind by kind, of the untrained model
     raises   ValueError where there is nothing to go on from, or where text differs from what the run began with
     """
 
-    def __init__(self, plan: Plan, folder: Path, resume: bool = False, seconds: float | None = None, ops: Ops = FAST):
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        resume: bool = False,
+        seconds: float | None = None,
+        ops: Ops = FAST,
+        start: Path | None = None,
+    ):
         state = read_state(folder) if resume else None
         plan = Plan.from_dict(state["plan"]) if state else plan
         self.plan = plan = plan if seconds is None else plan.lasting(seconds)
@@ -121,9 +130,25 @@ class Run:
         self.batches = Batcher(plan, self.texts, self.tokenizer)
         self.trainer = Trainer(self.model, self.batches.at, plan.recipe, self.stage_at, self.after)
         self.before = state["before"] if state else {}
+        if start:
+            self.learn_on_from(start)
         if state:
             self.model.load_state_dict(state["model"])
             self.trainer.load_state_dict(state["trainer"])
+
+    def learn_on_from(self, start: Path) -> None:
+        """Take the weights of a model that has learned already.
+
+        raises  ValueError where it is of another config, or its tokenizer was trained on other text
+        """
+        model = load(start)
+        for field, wanted in vars(self.plan.config).items():
+            found = getattr(model.config, field)
+            if found != wanted:
+                raise ValueError(f"--model: {start} has {field} = {found}, the recipe {wanted}; its config must fit")
+        if Tokenizer.load(start / TOKENIZER).inner.to_str() != self.tokenizer.inner.to_str():
+            raise ValueError(f"--model: the tokenizer of {start} was trained on other text; use the Python of its run")
+        self.model.load_state_dict(model.state_dict())
 
     def train(self) -> bool:
         """Learn to the end of the recipe, and save; False where Ctrl-C asked for an end, after saving as well.
@@ -257,7 +282,8 @@ def seconds_per_step(run: Run) -> list[float]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m minidsv4 train`."""
-    parser.add_argument("--recipe", default="mini", help="`mini`, `tour`, or a JSON file like assets/mini.json")
+    parser.add_argument("--recipe", default="mini", help="`mini`, `mini_fp4`, `tour`, or a JSON file")
+    parser.add_argument("--model", type=options.folder, help="folder of a model to go on from; else random weights")
     add_folder_options(parser, "runs/mini")
     steps, minutes = options.count, options.minutes
     parser.add_argument("--steps", type=steps, help="all stages longer or shorter, so many steps together")
@@ -323,6 +349,8 @@ def planned(arguments: argparse.Namespace) -> Plan:
     """
     if arguments.resume and (arguments.steps or arguments.minutes):
         raise ValueError("--resume: a run keeps the steps that it began with; leave --steps and --minutes out")
+    if arguments.resume and arguments.model:
+        raise ValueError("--resume: a run goes on with its own weights; leave --model out")
     plan = Plan.read(arguments.recipe)
     if arguments.steps:
         plan = plan.of_steps(arguments.steps)
@@ -333,8 +361,9 @@ def planned(arguments: argparse.Namespace) -> Plan:
 
 def begin(arguments: argparse.Namespace, plan: Plan, folder: Path) -> Run:
     """The run of a plan, or the folder's; a plan of steps is cut to the minutes asked for."""
-    run = Run(plan, folder, arguments.resume, ops=arguments.ops)
+    start = Path(arguments.model) if arguments.model else None
+    run = Run(plan, folder, arguments.resume, ops=arguments.ops, start=start)
     if arguments.minutes and plan.recipe.seconds is None:
         whole = sum(s * stage.steps for s, stage in zip(seconds_per_step(run), plan.stages))
-        run = Run(plan.scaled(60 * arguments.minutes / whole), folder, ops=arguments.ops)
+        run = Run(plan.scaled(60 * arguments.minutes / whole), folder, ops=arguments.ops, start=start)
     return run

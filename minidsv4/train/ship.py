@@ -20,9 +20,10 @@ LIMIT = 12_000_000  # bytes of all files together
 def load_pretrained(precision: str = "fp32") -> Model:
     """The small V4 that the package ships, trained on Python source and generated programs; needs no network.
 
-    Its tokenizer is `pretrained_tokenizer()`. The matrices are stored in FP8.
+    Its tokenizer is `pretrained_tokenizer()`. It is stored as released: routed experts in MXFP4, which it was trained
+    for, other matrices in FP8, the rest in BF16 and float32; "fp32" holds these numbers and rounds no further.
 
-    precision  "fp32", "bf16", or "released": experts in MXFP4, activations in FP8, for inference
+    precision  "fp32", "bf16", or "released": activations in FP8, index queries and keys in MXFP4, for inference
     returns    a model in float32, or in bfloat16 with islands of float32
     raises     ValueError where this copy of the package came without it, and for another precision
     """
