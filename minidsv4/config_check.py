@@ -116,8 +116,14 @@ def check_names(fields: Mapping[Any, object], known: Collection[str], prefix: st
     """
     for name in fields:
         if isinstance(name, str) and name not in known and name not in LOOKALIKES:
-            near = [right for right in difflib.get_close_matches(name.lower(), known, cutoff=0.8) if alike(name, right)]
-            require(not near, prefix + name, fields[name], f"no such field is read; did you mean {''.join(near[:1])}?")
+            near = nearest(name, known)
+            require(near is None, prefix + name, fields[name], f"no such field is read; did you mean {near}?")
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """The known name of which this one is a misspelling, if there is any."""
+    close = difflib.get_close_matches(name.lower(), known, cutoff=0.8)
+    return next((right for right in close if alike(name, right)), None)
 
 
 def alike(name: str, right: str) -> bool:

@@ -8,7 +8,7 @@ import os
 import reprlib
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -65,6 +65,20 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         if folder.exists():
             raise FileExistsError(f"{folder} exists by now")
         os.rename(made, folder)
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[Path]:
+    """The folder, made if need be with those above it; after an error those that were made are gone, if empty."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except BaseException:
+        for path in made:
+            with suppress(OSError):  # somebody else has put something into it
+                path.rmdir()
+        raise
 
 
 @contextmanager

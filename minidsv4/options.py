@@ -72,7 +72,7 @@ def folder(text: str) -> str:
     return text
 
 
-def check_memory(memory: float | str | None) -> float:
+def check_memory(memory: float | str | None, field: str = "load: memory") -> float:
     """Bytes, from a number of them or a text such as '8 GB'; no limit where None.
 
     raises  ValueError for what is no amount
@@ -83,9 +83,7 @@ def check_memory(memory: float | str | None) -> float:
         return memory
     amount = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]?)(i?)B?\s*", str(memory), re.IGNORECASE)
     if not isinstance(memory, str) or amount is None or not float(amount[1]):
-        raise ValueError(
-            f"load: memory = {reprlib.repr(memory)} is no amount; give bytes, or such as '8 GB' or '500 MB'"
-        )
+        raise ValueError(f"{field} = {reprlib.repr(memory)} is no amount; give bytes, or such as '8 GB' or '500 MB'")
     return float(amount[1]) * (1024 if amount[3] else 1000) ** " KMGT".index(amount[2].upper() or " ")
 
 

@@ -4,6 +4,7 @@ Then the released formats: which tensor is kept in FP8, and every way in which a
 """
 
 import copy
+import errno
 import hashlib
 import json
 import logging
@@ -27,7 +28,7 @@ from transformers import AutoModelForCausalLM, modeling_rope_utils
 import minidsv4 as v4
 from minidsv4 import checkpoint
 from minidsv4.__main__ import main
-from minidsv4.checkpoint import from_released, loading, to_released
+from minidsv4.checkpoint import from_released, loading, saving, to_released
 from minidsv4.checkpoint.shards import Shards
 from minidsv4.cost.parameters import checkpoint_bytes, with_experts_in
 from minidsv4.cost.parameters import weights as bill_of
@@ -875,3 +876,31 @@ def test_an_export_holds_checksums_and_opens_in_transformers(saved, tmp_path):
         assert [*file.metadata()] and file.metadata()["format"] == "pt" and "sha256" in file.metadata()
     options = dict(attn_implementation="eager", experts_implementation="eager")
     AutoModelForCausalLM.from_pretrained(tmp_path, **options)
+
+
+@pytest.mark.parametrize("write", [v4.save, v4.export_hf])
+@pytest.mark.parametrize("stood", [False, True])
+def test_a_full_disk_leaves_no_folder_that_was_not_there(write, stood, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(saving, "write_weights", full)
+    folder = tmp_path / "stood" / "deep" / "model"
+    (folder if stood else tmp_path / "stood").mkdir(parents=True)
+    with pytest.raises(OSError, match="cannot write into 'model'"):
+        write(v4.Model(TINY), folder)
+    assert folder.exists() == folder.parent.exists() == stood and (tmp_path / "stood").exists()
+
+
+@pytest.mark.parametrize("shard_bytes", ["1 GX", float("nan"), 0, -1, True, [5]])
+def test_files_of_no_amount_of_bytes_are_refused(shard_bytes, tmp_path):
+    with pytest.raises(ValueError, match="^save: shard_bytes = .* is no amount; give bytes, or such as '8 GB'"):
+        v4.save(v4.Model(TINY), tmp_path / "model", shard_bytes=shard_bytes)
+    assert not (tmp_path / "model").exists()
+
+
+def test_files_of_an_amount_in_words_are_cut_as_those_of_so_many_bytes(tmp_path):
+    for name, shard_bytes in {"number": 100_000, "words": "100 kB", "whole": None}.items():
+        v4.save(small_model(TINY), tmp_path / name, shard_bytes=shard_bytes)
+    held = {name: sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("number", "words", "whole")}
+    assert held["number"] == held["words"] and len(held["whole"]) < len(held["words"])

@@ -194,7 +194,7 @@ def test_what_is_no_amount_is_refused(memory, folder):
 def test_a_budget_below_the_largest_piece_is_refused_with_the_bytes_that_it_needs(folder):
     needed = largest(on_disk(folder))
     with pytest.raises(
-        ValueError, match=rf"does not hold layers.0.hc_attn_fn; give at least 24.7 kB \({needed:,} bytes"
+        ValueError, match=rf"= {needed - 1:,} bytes does not hold layers.0.hc_attn_fn; give at least {needed:,} bytes$"
     ):
         on_disk(folder, needed - 1)
     on_disk(folder, needed)
@@ -204,12 +204,19 @@ def test_a_budget_below_the_largest_piece_is_refused_with_the_bytes_that_it_need
     ("options", "sentence"),
     [
         (dict(weights="ram"), "weights = 'ram' is not known; it is 'disk', or None"),
+        (dict(weights="disk", keep=str.upper), "keep = .* is for a model read whole; leave it or weights='disk' out"),
+        (dict(weights="disk", adapt=lambda model: model), "adapt = .* is for a model read whole"),
         (dict(memory="8 GB"), "memory = '8 GB' limits weights on disk; give weights='disk' with it"),
     ],
 )
 def test_other_arguments_are_refused(options, sentence, folder):
     with pytest.raises(ValueError, match=sentence):
         v4.load(folder, **options)
+
+
+def test_a_folder_that_is_no_path_is_refused_in_the_name_of_the_call():
+    with pytest.raises(ValueError, match="^load: None names no file or folder"):
+        on_disk(None)
 
 
 def test_a_folder_of_transformers_is_refused(tmp_path):
@@ -227,12 +234,22 @@ def test_a_file_that_vanishes_or_is_cut_off_while_it_runs_is_named(damage, folde
     path = tmp_path / "copy" / FILE
     path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:2000])
     cache = there.new_cache(1)
-    with pytest.raises(ValueError, match=rf"checkpoint: {FILE} cannot be read .*; it may be cut off, copy it again"):
+    sentence = {"gone": "cannot be read .*No such file", "cut off": "has changed since it was opened"}[damage]
+    with pytest.raises(ValueError, match=rf"checkpoint: {FILE} {sentence}"):
         there(token_ids(1, 5), cache=cache)
     assert cache.n_tokens == 0
     shutil.copy(folder / FILE, path)
     with torch.no_grad():
-        assert torch.equal(there(token_ids(1, 5), cache=cache), v4.load(folder)(token_ids(1, 5)))
+        again = on_disk(tmp_path / "copy", "40 kB")
+        assert torch.equal(again(token_ids(1, 5), cache=cache), v4.load(folder)(token_ids(1, 5)))
+
+
+def test_a_folder_that_is_saved_over_while_it_runs_is_refused_and_weights_never_mix(folder, tmp_path):
+    there = on_disk(shutil.copytree(folder, tmp_path / "copy"), "40 kB")
+    there(token_ids(1, 5))
+    v4.save(small_model(NARROW, seed=1), tmp_path / "copy", precision="released")
+    with pytest.raises(ValueError, match=rf"^checkpoint: {FILE} has changed since it was opened; open the folder"):
+        there(token_ids(1, 5))
 
 
 ASKED = {
@@ -316,7 +333,7 @@ def test_on_a_terminal_every_layer_is_told_in_one_line_that_is_gone_at_the_end(s
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--weights", "disk", "--memory", "1kB"], "does not hold head.weight[0]; give at least 787 kB"),
+        (["--weights", "disk", "--memory", "1kB"], "does not hold head.weight[0]; give at least 786,560 bytes"),
         (["--weights", "disk", "--memory", "lots"], "argument --memory: 'lots' is no amount"),
         (["--memory", "1MB"], "load: memory = 1000000.0 limits weights on disk; give weights='disk' with it."),
         (["--weights", "disk", "--fused"], "leave out --fused and --precision."),

@@ -4,12 +4,33 @@ right.
 V tokens of the vocabulary, A experts of a token.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from minidsv4.checkpoint.names import few
+from minidsv4.config_check import TABLE, Rule, check_values
+from minidsv4.lowbit import formats
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # those that torch can sort
+
+_METHOD, _BLOCK = (formats.QUANTISATION[name] for name in ("quant_method", "weight_block_size"))
+_QUANTISED = {
+    "quant_method": Rule(lambda value: value == _METHOD, f"files of V4 hold {_METHOD!r}, or wide weights and no field"),
+    "weight_block_size": Rule(lambda value: value == _BLOCK, f"a scale of V4 is that of a block of {_BLOCK}"),
+}
+_FORMATS = {
+    "expert_dtype": Rule(lambda value: value in ("fp4", "fp8", "bf16"), "V4's experts are in 'fp4', 'fp8' or 'bf16'"),
+    "quantization_config": TABLE,
+}
+
+
+def check_formats(fields: Mapping[str, object]) -> None:
+    """Refuse a `config.json` that tells of formats in which no file of V4 holds its weights."""
+    check_values(fields, _FORMATS)
+    told = fields.get("quantization_config")
+    check_values(told if isinstance(told, dict) else {}, _QUANTISED, "quantization_config.")
 
 
 def check_names(expected: set[str], found: set[str]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minidsv4 import checksums, config_json
-from minidsv4.checkpoint.checks import check_names, check_numbers, check_shape, check_type
+from minidsv4.checkpoint.checks import check_formats, check_names, check_numbers, check_shape, check_type
 from minidsv4.checkpoint.names import from_released
 from minidsv4.checkpoint.released import kept_of_main, paired, spelled_names, stored_tensor
 from minidsv4.checkpoint.shards import Shards
@@ -39,11 +39,12 @@ def load(
              another matrix has; in float32 where matrices are in FP8 or FP4; without an MTP block
              if the file or the config has none always on the CPU
     raises   ValueError: no path, config or weights, a file cut off or damaged, tensors or scales
-             missing, extra or of another shape, by name
+             missing, extra or of another shape, by name; a config that tells other formats
     """
     folder = given_path("load", folder)
     fields = config_json.read(folder)
     with config_json.naming(folder / "config.json"):
+        check_formats(fields)
         config = Config.from_dict(fields)
     with torch.device("cpu"):  # whatever the default is: one without numbers has none to check or copy
         shards = Shards(folder)

@@ -7,6 +7,7 @@ matrices FP8, the rest BF16, FP32 and int64.
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 
 from minidsv4 import checksums, config_json
-from minidsv4.checkpoint.checks import check_names, check_numbers, check_shape, check_type
+from minidsv4.checkpoint.checks import check_formats, check_names, check_numbers, check_shape, check_type
 from minidsv4.checkpoint.names import is_copy, released_name, to_released
 from minidsv4.checkpoint.shards import Entry, Room, Shards, fresh
 from minidsv4.config import Config
+from minidsv4.config_check import nearest
 from minidsv4.files import given_path
 from minidsv4.lowbit import fp8, mxfp4
 from minidsv4.lowbit.formats import scale_of, stored_as
@@ -183,6 +185,7 @@ class ReleasedFolder:
         self.path = path
         self.fields = config_json.read(path)
         with config_json.naming(path / "config.json"):
+            check_formats(self.fields)
             self.config = Config.from_dict(self.fields)
         self._shards = Shards(path)
         keep = kept_of_main() if config_json.DRAFTS_LEFT_OUT in self.fields else str
@@ -205,10 +208,11 @@ class ReleasedFolder:
 
     def kind(self, name: str) -> str:
         """How a tensor is stored: "fp4", "fp8", "bf16", "fp16", "fp32", "fp64" or "int"."""
-        return kind_of(name, self._entry(name).dtype)
+        return kind_of(name, self.dtype(name))
 
     def dtype(self, name: str) -> torch.dtype:
         """The type in the file; of FP4 int8, which holds two numbers."""
+        self._check_known(name)
         return self._entry(name).dtype
 
     @property
@@ -218,6 +222,7 @@ class ReleasedFolder:
 
     def n_bytes(self, name: str) -> int:
         """Bytes of a tensor in the file, its scale's included."""
+        self._check_known(name)
         scale = self._scales[name]
         return self._entry(name).n_bytes + (0 if scale is None else self._entry(scale).n_bytes)
 
@@ -234,7 +239,9 @@ class ReleasedFolder:
         check   False takes the numbers as they are: looking at each takes longer than reading it
         raises  ValueError with the name of the tensor or file
         """
-        assert rows is None or self._scales[name] is None
+        self._check_known(name)
+        if rows is not None:
+            self._check_rows(name, rows)
         stored = self._take(name, lambda spelled: self._shards.read(spelled, rows, room))
         if check:
             stored.check(self.config.n_routed_experts)
@@ -250,7 +257,25 @@ class ReleasedFolder:
         for spelled in self._shards.entries:
             self._shards.verify(spelled, self._shards.mapped(spelled))
 
+    def _check_known(self, name: str) -> None:
+        if not isinstance(name, str) or name not in self._scales:
+            near = nearest(name, self.names) if isinstance(name, str) else None
+            right = "names has them all" if near is None else f"did you mean {near}?"
+            raise ValueError(f"open_released: {reprlib.repr(name)} is no tensor of this folder; {right}")
+
+    def _check_rows(self, name: str, rows: range) -> None:
+        if self._scales[name] is not None:
+            raise ValueError(
+                f"open_released: rows = {rows!r} of {name}, which has a scale; give None and read it whole"
+            )
+        n_rows = [*self.shapes[name], 0][0]
+        fits = isinstance(rows, range) and rows.step == 1 and 0 <= rows.start < rows.stop <= n_rows
+        if not fits:
+            right = f"give a range of step 1 within range(0, {n_rows})" if n_rows else "it has none; give None"
+            raise ValueError(f"open_released: rows = {reprlib.repr(rows)} of {name} cannot be read; {right}")
+
     def _take(self, name: str, take: Callable[[str], Tensor]) -> StoredTensor:
+        self._check_known(name)
         return stored_tensor(name, self._scales[name], lambda part: take(self._spelled[part]))
 
     def _entry(self, name: str) -> Entry:
@@ -263,6 +288,7 @@ def open_released(folder: str | Path) -> ReleasedFolder:
 
     raises  ValueError, with the name of the tensor or file: no folder of V4's, files missing, cut
             off or not what the index says; tensors missing, not known, of another type or shape;
-            scales missing or of another shape
+            scales missing or of another shape; a config that tells other formats; at a read, a
+            tensor that is not there and a file that has changed since
     """
     return ReleasedFolder(given_path("open_released", folder))

@@ -11,16 +11,19 @@ from minidsv4 import checksums, config_json
 from minidsv4.checkpoint.names import to_released
 from minidsv4.checkpoint.shards import FILE, INDEX, index_of
 from minidsv4.fast.released import check_released
-from minidsv4.files import atomic_folder, given_path
+from minidsv4.files import atomic_folder, given_path, made_folder
 from minidsv4.lowbit import formats
 from minidsv4.model.model import Model
+from minidsv4.options import check_memory
 
 SHARD_BYTES = 5 * 10**9  # of one file, about: as the files of the releases
 EXPERTS = {"fp8": "fp8", "released": "fp4"}  # format of routed experts, by precision
 COVERED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")  # by SHA256SUMS, if they are there
 
 
-def save(model: Model, folder: str | Path, precision: str | None = None, shard_bytes: int = SHARD_BYTES) -> Path:
+def save(
+    model: Model, folder: str | Path, precision: str | None = None, shard_bytes: float | str | None = SHARD_BYTES
+) -> Path:
     """Write a model into `folder` in the released layout; what stood there stays until all is
     whole.
 
@@ -30,13 +33,14 @@ def save(model: Model, folder: str | Path, precision: str | None = None, shard_b
     precision    None keeps every bit; "fp8" takes the formats of the released base models, FP8 for
                  most matrices, a third of float32's bytes; "released" those of the released
                  instruct models: routed experts in FP4
-    shard_bytes  the weights are cut into files of about so many bytes, with an index, where they
-                 are more
+    shard_bytes  the weights are cut into files of about so many bytes, or such as "1 GB", with an
+                 index, where they are more; None never cuts them
     raises       OSError with a sentence where nothing can be written; ValueError for other
-                 `precision`, for what is no model or has no numbers, for what is no path, and where
-                 FP4 does not fit the width of the experts
+                 `precision`, for `shard_bytes` that are no amount, for what is no model or has no
+                 numbers, for what is no path, and where FP4 does not fit the width of the experts
     """
     folder = given_path("save", folder)
+    most = check_memory(shard_bytes, "save: shard_bytes")
     _check_numbered("save", model)
     if precision not in (None, *EXPERTS):
         known = " or ".join(map(repr, EXPERTS))
@@ -47,7 +51,7 @@ def save(model: Model, folder: str | Path, precision: str | None = None, shard_b
     if precision is not None:
         config = config | stored_fields(precision)
         tensors = formats.to_stored(tensors, EXPERTS[precision])
-    return _write(folder, config, tensors, shard_bytes)
+    return _write(folder, config, tensors, most)
 
 
 def stored_fields(precision: str) -> dict[str, object]:
@@ -80,12 +84,11 @@ def _check_numbered(call: str, model: Model) -> None:
         raise ValueError(f"{call}: {empty[0]} is on the meta device and has no numbers; give a model that has them all")
 
 
-def _write(folder: Path, config: dict, tensors: dict[str, Tensor], shard_bytes: int) -> Path:
+def _write(folder: Path, config: dict, tensors: dict[str, Tensor], shard_bytes: float) -> Path:
     tensors = {name: tensor.cpu() for name, tensor in tensors.items()}  # once, and not for the checksum and the file
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        old = set(index_of(folder).values())  # of an older checkpoint in pieces: they would be read instead
-        with atomic_folder(folder) as scratch:
+        with made_folder(folder), atomic_folder(folder) as scratch:
+            old = set(index_of(folder).values())  # of an older checkpoint in pieces: they would be read instead
             files = write_weights(scratch, cut(tensors, shard_bytes))
             write_json(scratch / "config.json", config)
             covered = [folder / name for name in COVERED if (folder / name).is_file()]
@@ -100,7 +103,7 @@ def _write(folder: Path, config: dict, tensors: dict[str, Tensor], shard_bytes: 
     return folder
 
 
-def cut(tensors: dict[str, Tensor], shard_bytes: int) -> list[dict[str, Tensor]]:
+def cut(tensors: dict[str, Tensor], shard_bytes: float) -> list[dict[str, Tensor]]:
     """The tensors in as many parts as their bytes need; a part is full once it holds `shard_bytes`."""
     parts: list[dict[str, Tensor]] = [{}]
     n_bytes = 0

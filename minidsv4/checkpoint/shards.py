@@ -5,6 +5,7 @@ that tells which tensor is in which. Only headers are read on opening.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,8 @@ class Shards:
 
     entries  name: Entry
 
-    raises   ValueError with the file's name: missing, cut off, damaged, or not what the index says
+    raises   ValueError with the file's name: missing, cut off, damaged, or not what the index says;
+             at a read, where the file is another one than at the opening
     """
 
     def __init__(self, folder: Path):
@@ -58,6 +60,7 @@ class Shards:
         self.entries: dict[str, Entry] = {}
         self._files: dict[str, Any] = {}  # open ones, whose tensors are mapped into memory
         self._sums: dict[str, dict[str, str] | None] = {}
+        self._identities: dict[str, tuple[int, ...]] = {}
         for file in sorted(set(weight_map.values()) or [FILE]):
             self._open(file)
         _compare_index(weight_map, self.entries)
@@ -69,6 +72,7 @@ class Shards:
                 f"checkpoint: {self.folder.name!r} has no {file}; give the folder that holds it and its config.json"
             )
         with readable(file):
+            self._identities[file] = identity(path.stat())  # before its header: one that comes later differs
             opened = self._files[file] = safe_open(path, framework="pt")  # checks the header, and the file's length
             self._sums[file] = checksums.noted(file, opened.metadata())
             for name, entry in _entries(path, opened):
@@ -83,10 +87,10 @@ class Shards:
         A file that shrinks afterwards ends the process when a page beyond its end is touched;
         `read` sees that.
         """
-        entry = self.entries[name]
-        self._same_length(entry)
-        with readable(entry.file):
-            return self._files[entry.file].get_tensor(name)
+        file = self.entries[name].file
+        with readable(file):
+            self._check_unchanged(file, (self.folder / file).stat())
+            return self._files[file].get_tensor(name)
 
     def read(self, name: str, rows: range | None = None, room: Room = fresh) -> Tensor:
         """The tensor in memory of its own, or rows of it that follow each other, read from the file now.
@@ -98,6 +102,7 @@ class Shards:
         buffer = room(entry.n_bytes)
         with readable(entry.file):
             with open(self.folder / entry.file, "rb", buffering=0) as file:
+                self._check_unchanged(entry.file, os.fstat(file.fileno()))
                 file.seek(entry.begin)
                 place = buffer.numpy().data
                 while n_read := file.readinto(place):
@@ -115,11 +120,15 @@ class Shards:
         """The files that hold a checksum of each of their tensors."""
         return {file for file, sums in self._sums.items() if sums is not None}
 
-    def _same_length(self, entry: Entry) -> None:
-        with readable(entry.file):
-            n_bytes = (self.folder / entry.file).stat().st_size
-            if n_bytes < entry.begin + entry.n_bytes:
-                raise OSError(f"it has {n_bytes:,} bytes now")
+    def _check_unchanged(self, file: str, status: os.stat_result) -> None:
+        """Refuse a file that was written anew: its header no longer tells where tensors lie."""
+        if identity(status) != self._identities[file]:
+            raise ValueError(f"checkpoint: {file} has changed since it was opened; open the folder again")
+
+
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    """Inode, bytes and time of the last change, in nanoseconds: a file written anew differs."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from minidsv4 import checkpoint
 from minidsv4.checkpoint import ReleasedFolder, from_released, open_released
 from minidsv4.checkpoint.loading import take_types
+from minidsv4.files import given_path
 from minidsv4.model.autocast import autocasting, linear
 from minidsv4.model.cache import Cache
 from minidsv4.model.indexer import Hadamard
@@ -33,17 +34,22 @@ from minidsv4.serve.source import Source, Stack
 _LEARNS_NOT = "model: its weights lie on disk, {}; load(folder) brings them all into memory"
 
 
+def unchanged(model: Model) -> Model:
+    """The model as it is."""
+    return model
+
+
 def load(
     folder: str | Path,
     keep: Callable[[str], str | None] = str,
-    adapt: Callable[[Model], object] = lambda model: model,
+    adapt: Callable[[Model], object] = unchanged,
     *,
     weights: str | None = None,
     memory: float | str | None = None,
 ) -> Model:
     """Read a model from a folder, whole or as it runs.
 
-    keep, adapt  as in `checkpoint.load`, for a model that is read whole
+    keep, adapt  as in `checkpoint.load`, only for a model that is read whole
     weights      None reads all of it, as `checkpoint.load` does; "disk" leaves it in its folder,
                  which is to be in the released layout
     memory       budget of stored weights in memory at once: bytes, or "8 GB"; None sets no limit.
@@ -53,7 +59,7 @@ def load(
                  gradient, no other type or device, and is not saved. Checksums are not compared
     raises       ValueError as `checkpoint.load` and `open_released`, for other `weights`, for a
                  `memory` that is no amount or smaller than the largest piece; while it runs, where
-                 a file is gone or cut off
+                 a file is gone, or has changed since the folder was opened
     """
     if weights is None:
         if memory is not None:
@@ -61,7 +67,10 @@ def load(
         return checkpoint.load(folder, keep, adapt)
     if weights != "disk":
         raise ValueError(f"load: weights = {weights!r} is not known; it is 'disk', or None for all of them in memory")
-    return from_disk(open_released(folder), check_memory(memory))
+    for name, given, default in (("keep", keep, str), ("adapt", adapt, unchanged)):
+        if given is not default:
+            raise ValueError(f"load: {name} = {given!r} is for a model read whole; leave it or weights='disk' out")
+    return from_disk(open_released(given_path("load", folder)), check_memory(memory))
 
 
 def from_disk(folder: ReleasedFolder, budget: float) -> "ModelOnDisk":

@@ -17,7 +17,6 @@ from minidsv4.checkpoint.checks import check_numbers
 from minidsv4.checkpoint.names import elsewhere
 from minidsv4.checkpoint.released import shape_of
 from minidsv4.lowbit import widen
-from minidsv4.options import readable
 from minidsv4.serve.store import Piece, Rooms, Store
 
 TILE = 32 << 20  # bytes of the vocabulary head that are read as one piece
@@ -46,8 +45,8 @@ class Source:
         pieces = {key: self._piece(part) for key, part in self.parts.items()}
         largest = max(pieces, key=lambda key: pieces[key].room)
         if budget < pieces[largest].room:
-            needed = f"{readable(pieces[largest].room)} ({pieces[largest].room:,} bytes)"
-            raise ValueError(f"load: memory = {readable(budget)} does not hold {largest}; give at least {needed}")
+            given, needed = math.floor(budget), pieces[largest].room
+            raise ValueError(f"load: memory = {given:,} bytes does not hold {largest}; give at least {needed:,} bytes")
         self.store: Store[dict[str, StoredTensor]] = Store(
             self._read, pieces, budget, after={self.turn_of("head.weight"): 0}
         )
