@@ -89,6 +89,11 @@ def test_a_model_with_operations_of_its_own_is_refused(model):
         activations.round_activations(model)
 
 
+def test_what_is_no_model_is_refused():
+    with pytest.raises(ValueError, match="^round_activations: str is no model; give a minidsv4.Model"):
+        activations.round_activations("m")
+
+
 def test_compiled_decoding_refuses_it(model):
-    with activations.round_activations(model), pytest.raises(ValueError, match="operations unknown to the loops"):
+    with activations.round_activations(model), pytest.raises(ValueError, match="has a hook .* unknown to the loops"):
         v4.generate(model, [1, 2, 3], 2, fused=True)

@@ -6,7 +6,8 @@ import pytest
 
 import minidsv4 as v4
 from minidsv4.__main__ import main
-from minidsv4.cost import V32, bill, report
+from minidsv4.cost import V32, bill, disk, report
+from minidsv4.options import readable
 
 
 def run(*words):
@@ -113,3 +114,9 @@ def test_a_length_that_is_no_number_of_tokens_is_refused_by_the_command(text, ca
 
 def test_lengths_may_be_written_with_k_and_m():
     assert [report.length(text) for text in ("7", "128K", "1m")] == [7, 131072, 2**20]
+
+
+def test_a_small_models_bytes_have_digits():
+    config = v4.Config.tiny()
+    told = report.table(bill(config, 100)).partition("it touches ")[2]
+    assert told.startswith(f"{readable(disk.touched(config).total)} of them") and not told.startswith("0")

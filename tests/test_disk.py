@@ -19,7 +19,7 @@ from minidsv4.bench.peak_memory import peak_bytes, reset_peak, run_alone
 from minidsv4.cost import disk as cost
 from minidsv4.cost import roofline
 from minidsv4.cost.parameters import weights
-from minidsv4.lowbit import fp8, mxfp4
+from minidsv4.lowbit import fp8, mxfp4, qat
 from minidsv4.lowbit.formats import scale_of
 from minidsv4.options import check_memory
 from minidsv4.serve import progress
@@ -75,7 +75,7 @@ def test_from_disk_and_loaded_whole_give_the_same_bits(seed, tmp_path):
     folder = checkpoint.save(model, tmp_path, precision=precision, shard_bytes=shard)
     if shard == 10**9:
         mixed(folder, draw)
-    whole, there = v4.load(folder).requires_grad_(False), on_disk(folder)
+    whole, there = v4.load(folder), on_disk(folder)
     budget = draw.choice([None, largest(there), draw.randint(largest(there), 4 * largest(there))])
     there = on_disk(folder, budget)
     ids_BT, caches = token_ids(n_batch, n_tokens, seed, config), [model.new_cache(n_batch) for model in (whole, there)]
@@ -86,6 +86,18 @@ def test_from_disk_and_loaded_whole_give_the_same_bits(seed, tmp_path):
         losses = [model.loss(ids_BT) for model in (whole, there)]
     assert losses[0] == losses[1]
     assert budget is None or there.source.store.rooms.peak <= budget
+
+
+@torch.no_grad()
+def test_the_indexers_loss_is_measured_from_disk(folder):
+    ids_BT = token_ids(2, 38)
+    whole, there = (model.loss(ids_BT) for model in (v4.load(folder), on_disk(folder)))
+    assert there == whole and there.indexer > 0
+
+
+def test_rounding_all_experts_of_a_layer_at_once_is_refused(folder):
+    with pytest.raises(ValueError, match=r"experts: 'ndim' is asked of all .* disk .*; load\(folder\) brings them"):
+        on_disk(folder).use(qat.fp4_ops(v4.FAST))(token_ids(1, 5))
 
 
 @pytest.mark.parametrize("table", [v4.PLAIN, v4.FAST])

@@ -172,6 +172,14 @@ def test_words_that_name_no_release_are_refused(tmp_path):
         (dict(width="wide"), "width = 'wide'"),
         (dict(layers=44), "V4-Flash has 43"),
         (dict(layers=0), "layers = 0"),
+        (dict(layers="3"), "layers = '3' cannot be"),
+        (dict(layers=2.0), "layers = 2.0 cannot be"),
+        (dict(layers=None), "layers = None cannot be"),
+        (dict(seed=1.5), "seed = 1.5 cannot be; give an integer"),
+        (dict(seed="a"), "seed = 'a' cannot be"),
+        (dict(seed=None), "seed = None cannot be"),
+        (dict(like=[]), r"like = \[\]"),
+        (dict(mtp="no"), "mtp = 'no' cannot be; give True or False"),
     ):
         with pytest.raises(ValueError, match=f"^mint: .*{said}"):
             mint.mint(tmp_path / "folder", **words)

@@ -12,7 +12,7 @@ from small import normal, small_model, token_ids
 
 import minidsv4 as v4
 from minidsv4.lowbit import fp8, mxfp4, rounding
-from minidsv4.lowbit.formats import stored_as
+from minidsv4.lowbit.formats import stored_as, to_stored
 
 CODES = torch.arange(16, dtype=torch.uint8)
 
@@ -246,3 +246,17 @@ def test_the_narrow_share_counts_what_is_released_in_8_bits_or_less(model):
 def test_other_bits_are_refused(model):
     with pytest.raises(ValueError, match=r"bits = 5 is no format here; it is one of 16, 8, 4\.25, 3, 2\.5"):
         rounding.rounded(model, 5)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: mxfp4.rounded(torch.tensor(3.0)), r"mxfp4: tensor\(3.\) has no rows; give a tensor"),
+        (lambda: mxfp4.quantise([[1.0]]), "quantise: list is no matrix of numbers; give a tensor"),
+        (lambda: stored_as("head.weight", "int4"), "experts = 'int4' is not known; it is one of fp8, fp4"),
+        (lambda: to_stored({"head.weight": normal(2, 2)}, "fp6"), "experts = 'fp6' is not known"),
+    ],
+)
+def test_what_cannot_be_rounded_is_refused_with_a_sentence(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()

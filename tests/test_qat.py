@@ -140,3 +140,9 @@ def test_what_computes_its_own_products_refuses_such_a_model(tmp_path):
         v4.export_hf(model, tmp_path)
     with pytest.raises(ValueError, match="runs operations unknown to the loops"):
         v4.generate(model, [1, 2, 3], 2, fused=True)
+
+
+@pytest.mark.parametrize("make", [qat.fp4_ops, qat.fp4_index_ops])
+def test_what_is_no_table_is_refused(make):
+    with pytest.raises(ValueError, match="ops: NoneType is no table of operations; give PLAIN, FAST"):
+        make(None)

@@ -74,6 +74,17 @@ def test_a_model_with_operations_of_its_own_is_refused_and_keeps_its_weights(mod
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), model.state_dict().values()))
 
 
+def test_another_table_does_not_take_it_back_and_what_would_lose_it_refuses(model, tmp_path):
+    one = as_released(copy.deepcopy(model))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="has a hook .* unknown to transformers.* load .* again without precision"):
+            v4.export_hf(one, tmp_path / "folder")
+        with pytest.raises(ValueError, match="has a hook .* unknown to the loops"):
+            v4.generate(one, [1, 2, 3], 2, fused=True)
+        one.use(v4.FAST)
+    assert not list(tmp_path.iterdir())
+
+
 # ---- generation ----
 
 

@@ -11,6 +11,7 @@ from minidsv4.cost import disk, flops, memory, price, roofline
 from minidsv4.cost.baselines import V32, gqa8
 from minidsv4.cost.hardware import DEVICES
 from minidsv4.cost.parameters import Count, checkpoint_bytes, parameters, total, weights
+from minidsv4.options import readable
 
 MODELS = {"flash": Config.flash, "pro": Config.pro, "v3.2": V32}
 NAMES = {"flash": "V4-Flash", "pro": "V4-Pro", "v3.2": "V3.2"}
@@ -197,8 +198,8 @@ def _disk(bill: Bill) -> str:
     rows = [(name, f"{cold[name]:.3g}", f"{warm[name]:.3g}", f"{60 / warm[name]:,.3g}") for name in cold]
     heads = ("weights on disk, one new token at best", "s", "s, dense part kept", "tokens/min")
     return aligned(heads, rows) + (
-        f"\n  it touches {touched.total / 1e9:,.2f} GB of them: {touched.dense / 1e9:,.2f} GB of the dense part, "
-        f"{touched.experts / 1e9:,.2f} GB of experts"
+        f"\n  it touches {readable(touched.total)} of them: {readable(touched.dense)} of the dense part, "
+        f"{readable(touched.experts)} of experts"
     )
 
 

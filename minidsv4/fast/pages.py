@@ -8,6 +8,7 @@ first chunk, and the process keeps what it needed at most. That counts for the w
 
 import contextlib
 import ctypes
+import threading
 from collections.abc import Iterator
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # numbers of <malloc.h>
@@ -42,11 +43,26 @@ def give_back() -> bool:
     return bool(library.malloc_trim(0))
 
 
+class _Keepers:
+    """How many `kept_pages` are running, in all threads."""
+
+    running = 0
+    lock = threading.Lock()
+
+
 @contextlib.contextmanager
 def kept_pages() -> Iterator[None]:
-    """Inside, the whole process keeps its memory; what is free at the end goes back to the system."""
-    keep_pages()
+    """Inside, the whole process keeps its memory; what is free at the end goes back to the system.
+
+    Of several, nested or in threads, the last to end gives it back.
+    """
+    with _Keepers.lock:
+        _Keepers.running += 1
+        keep_pages()
     try:
         yield
     finally:
-        give_back()
+        with _Keepers.lock:
+            _Keepers.running -= 1
+            if not _Keepers.running:
+                give_back()

@@ -16,7 +16,7 @@ RELEASED = (LayerKind.WINDOW, LayerKind.CSA, LayerKind.HCA)
 
 
 def check_released(model: "Model", caller: str, reader: str, instead: str) -> None:
-    """Raise ValueError unless every layer, part and operation is one that V4 has.
+    """Raise ValueError unless every layer, part and operation is one that V4 has, and no hook changes what is read.
 
     caller   opens the sentence, such as "export_hf"
     reader   who knows V4 alone, such as "transformers"
@@ -27,6 +27,12 @@ def check_released(model: "Model", caller: str, reader: str, instead: str) -> No
             raise ValueError(f"{caller}: {kind.name} layers are unknown to {reader}; {instead}")
     with torch.device("meta"):
         built = {name: type(module) for name, module in type(model)(model.config).named_modules()}
+    for name, module in model.named_modules():
+        if type(module) is built.get(name) and module._forward_pre_hooks:
+            raise ValueError(
+                f"{caller}: {name or 'the model'} has a hook on what it reads, unknown to {reader}; {instead}; "
+                "or end round_activations, or load the model again without precision"
+            )
     for name, module in model.named_modules():
         if type(module) is not built.get(name):
             raise ValueError(f"{caller}: {name} is a {type(module).__name__}, unknown to {reader}; {instead}")

@@ -32,9 +32,12 @@ def round_activations(model: "Model") -> ExitStack:
 
     Weights are read as they are; `model.use(fp4_ops(model.table))` afterwards rounds those of the routed experts too.
 
-    returns  what ends it: `with round_activations(model): ...`, or its `close()`
-    raises   ValueError where the model runs other operations than PLAIN or FAST
+    returns  what ends it, and nothing else does: `with round_activations(model): ...`, or its `close()`.
+             `model.use(FAST)` ends the rounding of routed experts' inputs alone
+    raises   ValueError for what is no model, and where it runs other operations than those of PLAIN, FAST and COMPILED
     """
+    if not isinstance(getattr(model, "table", None), ops.Ops):
+        raise ValueError(f"round_activations: {type(model).__name__} is no model; give a minidsv4.Model")
     if not is_exact(model.table):
         raise ValueError("round_activations: the model runs operations of its own; call model.use(FAST) first")
     undo = ExitStack()

@@ -32,7 +32,10 @@ def stored_as(name: str, experts: str = "fp8") -> str:
     """`fp8`, `bf16` or `fp32`, for a tensor's released name or this package's; tables of integers stay integers.
 
     experts  the format of routed experts: `fp8` as in base checkpoints, `fp4` as in instruct checkpoints
+    raises   ValueError for another format
     """
+    if experts not in [*_ROUNDING]:
+        raise ValueError(f"stored_as: experts = {experts!r} is not known; it is one of {', '.join(_ROUNDING)}")
     if _FP8.search(name):
         return experts if _ROUTED.search(name) else "fp8"
     return "fp32" if _FP32.search(name) else "bf16"
@@ -42,8 +45,8 @@ def to_stored(tensors: dict[str, Tensor], experts: str = "fp8") -> dict[str, Ten
     """Tensors under released names in their formats; `X.scale` stands beside each `X.weight` in FP8 or FP4.
 
     experts  the format of routed experts, as in `stored_as`
-    raises   ValueError, with the name, for NaN and infinities in what becomes FP8 or FP4, and for rows that 32 does not
-             divide in what becomes FP4
+    raises   ValueError for another format, and, with the name, for NaN and infinities in what becomes FP8 or FP4, and
+             for rows that 32 does not divide in what becomes FP4
     """
     out = {}
     for name, tensor in tensors.items():

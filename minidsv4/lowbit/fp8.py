@@ -114,6 +114,8 @@ def finite_matrix(weight: Tensor) -> Tensor:
 
     raises  ValueError for what is no matrix, and for NaN and infinities
     """
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"quantise: {type(weight).__name__} is no matrix of numbers; give a tensor [rows, columns]")
     if weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
         raise ValueError(f"quantise: {weight.dtype} of shape {tuple(weight.shape)} is no matrix of numbers; give one")
     weight = weight.detach().float()

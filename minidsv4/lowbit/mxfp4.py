@@ -31,7 +31,12 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """Numbers [..., width] to MXFP4 and back, in their own dtype; the last group of a row may be smaller."""
+    """Numbers [..., width] to MXFP4 and back, in their own dtype; the last group of a row may be smaller.
+
+    raises  ValueError for a single number, which has no last axis
+    """
+    if not x.ndim:
+        raise ValueError(f"mxfp4: {x!r} has no rows; give a tensor [..., width]")
     rows = x.reshape(-1, x.shape[-1]).float()
     scale = fp8.over_blocks(fp8.block_scales(rows, LARGEST, (1, GROUP)).float(), rows.shape, (1, GROUP))
     return (nearest(rows / scale) * scale).view(x.shape).to(x.dtype)

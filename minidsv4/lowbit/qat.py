@@ -6,6 +6,8 @@ rounded anew each time, and the gradient of the rounded number is taken for the 
 estimator). Released training goes by way of FP8, which holds the same numbers (`mxfp4.to_fp8`).
 
     model.use(fp4_ops(FAST))  # from now on, training and inference alike; model.use(FAST) ends it
+
+What `round_activations` and precision="released" do besides, `model.use(FAST)` does not end.
 """
 
 from collections.abc import Callable
@@ -34,6 +36,7 @@ def fp4_ops(table: Ops, rounded: Callable[[Tensor], Tensor] = mxfp4.rounded) -> 
 
     table    PLAIN, FAST, or what replaces either
     rounded  another rounding of the experts' matrices, such as `rounding.FORMATS[2.5].round`
+    raises   ValueError for what is no table of operations; a step raises it where a model's experts lie on disk
     """
 
     def experts(x: Tensor, picked: Tensor, weight: Tensor, w13_EFD: Tensor, w2_EDF: Tensor, limit: float) -> Tensor:
@@ -44,7 +47,14 @@ def fp4_ops(table: Ops, rounded: Callable[[Tensor], Tensor] = mxfp4.rounded) -> 
 
 
 def fp4_index_ops(table: Ops) -> Ops:
-    """The table with index queries and index keys in MXFP4, after the Hadamard matrix; weights as they are."""
+    """The table with index queries and index keys in MXFP4, after the Hadamard matrix; weights as they are.
+
+    raises  ValueError for what is no table of operations
+    """
+    if not isinstance(table, Ops):
+        raise ValueError(
+            f"ops: {type(table).__name__} is no table of operations; give PLAIN, FAST or what replaces either"
+        )
 
     def top_entries(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, sees: Visibility, k: int) -> Tensor:
         return table.top_entries(as_fp4(query_BTUZ), weight_BTU, as_fp4(keys_BCZ), sees, k)

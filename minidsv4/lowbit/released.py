@@ -39,7 +39,8 @@ def as_released(model: "Model") -> "Model":
     """The model itself: routed experts in MXFP4, dense matrices in FP8, the rest in BF16 with islands of float32.
 
     Activations are rounded to FP8 before products with these, index queries and keys to MXFP4. Matrices that are stored
-    so already keep every bit.
+    so already keep every bit. Nothing takes this back, nor does `model.use(FAST)`:
+    load the model again without precision.
 
     raises  ValueError for a model with operations of its own
     """

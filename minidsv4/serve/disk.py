@@ -140,8 +140,11 @@ def on_disk(kind: Any) -> type[nn.Module]:
 
 
 def leave_on_disk(module: nn.Module, reads: dict[str, Callable[[], Any]]) -> None:
-    """Take a module's own tensors away: from now on they are what these functions give."""
-    for name in reads:
+    """Take a module's own tensors away: from now on they are what these functions give.
+
+    Parameters stay on the meta device, without numbers: `parameters()` of a part says what the part has.
+    """
+    for name in set(reads) & set(module._buffers):
         delattr(module, name)
     kind: Any = type(module)
     module.__class__ = on_disk(kind)

@@ -138,6 +138,10 @@ class Source:
         return out
 
 
+class NotWhole(ValueError, AttributeError):
+    """Something asks for all of a layer's matrices at once."""
+
+
 class Stack:
     """The matrices of a layer's experts, each read when it is asked for, as `w13` or `w2` holds it."""
 
@@ -154,6 +158,12 @@ class Stack:
     def __getitem__(self, e: int) -> Tensor:
         stored = self.source.store.get(self.key(e))
         return self.source.wide([stored[f"{self.key(e)}.{part}.weight"] for part in self.parts], self.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotWhole(
+            f"experts: {name!r} is asked of all matrices of a layer, which lie on disk and are read one by one; "
+            "load(folder) brings them all into memory"
+        )
 
 
 class Rows:

@@ -71,12 +71,14 @@ def config_like(like: str, n_layers: int, width: str, mtp: bool) -> Config:
 
     raises  ValueError for other words, and for more layers than there are
     """
-    if like not in LIKE or width not in WIDTHS:
+    if like not in [*LIKE] or width not in WIDTHS:
         raise ValueError(f"mint: like = {like!r}, width = {width!r}; give 'flash' or 'pro', and 'small' or 'real'")
     released = LIKE[like]()
-    if not 1 <= n_layers <= released.num_hidden_layers:
-        most = released.num_hidden_layers
-        raise ValueError(f"mint: layers = {n_layers} cannot be; V4-{like.title()} has {most}, give 1 to {most}")
+    most = released.num_hidden_layers
+    if not is_integer(n_layers) or not 1 <= n_layers <= most:
+        raise ValueError(f"mint: layers = {n_layers!r} cannot be; V4-{like.title()} has {most}, give 1 to {most}")
+    if not isinstance(mtp, bool):
+        raise ValueError(f"mint: mtp = {mtp!r} cannot be; give True or False")
     base = released if width == "real" else Config.mini().replace(routed_scaling_factor=released.routed_scaling_factor)
     return base.replace(
         num_hidden_layers=n_layers,
@@ -84,6 +86,11 @@ def config_like(like: str, n_layers: int, width: str, mtp: bool) -> Config:
         num_hash_layers=min(n_layers, released.num_hash_layers),
         num_nextn_predict_layers=int(mtp),
     )
+
+
+def is_integer(value: object) -> bool:
+    """Whether a value counts something; True and False do not."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def plan(config: Config) -> Plan:
@@ -105,10 +112,13 @@ def mint(
     layers   the first so many of its layers
     width    "real", or "small": that of `Config.mini`
     mtp      with the MTP block or without
+    seed     an integer
     returns  the folder
-    raises   ValueError for other words, and for a folder that exists; OSError with a sentence where there is too little
-             space or nothing can be written
+    raises   ValueError for other values, and for a folder that exists; OSError with a sentence where there is too
+             little space or nothing can be written
     """
+    if not is_integer(seed):
+        raise ValueError(f"mint: seed = {seed!r} cannot be; give an integer")
     return write(new_place(folder), plan(config_like(like, layers, width, mtp)), seed)
 
 

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from minidsv4.fast import pages
+
 STEADY = """
 import resource, sys
 import torch
@@ -113,3 +115,16 @@ def test_mixed_calls_in_two_threads_hold_at_their_end_what_they_held_after_100()
     done = subprocess.run([sys.executable, "-c", MIXED, "200"], capture_output=True, text=True, check=True)
     early, late = map(float, done.stdout.split())
     assert late < GROWN * early, (early, late)
+
+
+def test_of_nested_keepers_only_the_last_gives_back(monkeypatch):
+    told = []
+    monkeypatch.setattr(pages, "keep_pages", lambda: told.append("keep"))
+    monkeypatch.setattr(pages, "give_back", lambda: told.append("give back"))
+    with pages.kept_pages():
+        with pages.kept_pages():
+            pass
+        assert told == ["keep", "keep"]
+    with pages.kept_pages():
+        pass
+    assert told == ["keep", "keep", "give back", "keep", "give back"]
