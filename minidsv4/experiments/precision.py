@@ -14,8 +14,11 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
+from safetensors.torch import load_file
 from torch import Tensor
 
+from minidsv4.checkpoint import from_released
+from minidsv4.checkpoint.loading import widened
 from minidsv4.fast import FAST
 from minidsv4.lowbit import mxfp4
 from minidsv4.lowbit.activations import round_activations
@@ -37,9 +40,22 @@ from minidsv4.train.tokenizer import Tokenizer
 SEEDS = 3  # orders of the batches
 WIDTHS = (4.25, 2.5)  # bits of an expert's weights: MXFP4, and a format in which rounding hurts
 RECIPE = Recipe(steps=60, rate=7e-4, warm_up=5, optimizer="muon", balance_speed=0.003, mtp_weights=(0.1, 0.1))
-FILE = Path(__file__).resolve().parents[1] / "assets" / "precision.json"
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+FILE = ASSETS / "precision.json"
+EXPERTS = ASSETS / "layer3_before_fp4.safetensors"
 
 # ---- one model in several precisions ----
+
+
+def experts_before_fp4() -> dict[str, Tensor]:
+    """The routed experts of layer 3 as they were before the shipped model was trained for FP4.
+
+    They are kept in FP8. Those of the shipped model are FP4 numbers, which rounding to MXFP4 leaves as they are.
+
+    returns  "w13" [E, 2 F, D] and "w2" [E, D, F] in float32
+    """
+    stacks = from_released(widened(load_file(EXPERTS)))
+    return {name.rpartition(".")[2]: stack for name, stack in stacks.items()}
 
 
 def in_bf16(model: Model) -> Model:
@@ -158,7 +174,10 @@ def run(seed: int, bits: float) -> dict:
 
 
 def measured() -> list[dict]:
-    """What `python -m minidsv4.experiments.precision` wrote: a `run` for a width and a seed each."""
+    """What `python -m minidsv4.experiments.precision` wrote: a `run` for a width and a seed each.
+
+    They started from the model that was shipped before, which had not been trained for FP4.
+    """
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
