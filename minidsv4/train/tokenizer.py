@@ -1,5 +1,7 @@
 """The tokenizer: byte-level byte-pair encoding, learned from any texts, kept as `tokenizer.json`."""
 
+import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,6 +21,8 @@ class Tokenizer:
     def __init__(self, inner: tokenizers.Tokenizer):
         self.inner = inner
         inner.encode_special_tokens = True  # "<bos>" in a text is five letters, never the token
+        self.markers = {token.content: id for id, token in inner.get_added_tokens_decoder().items() if token.special}
+        self._marker = re.compile("(" + "|".join(map(re.escape, sorted(self.markers, key=len, reverse=True))) + ")")
 
     def __len__(self) -> int:
         return self.inner.get_vocab_size()
@@ -53,6 +57,44 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; BOS and EOS are left out, half a character becomes U+FFFD."""
         return self.inner.decode(list(ids), skip_special_tokens=True)
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens are spelt out: each of them is one id.
+
+        Only for a text that was put together from checked parts, such as `chat_format.encode` makes.
+        """
+        pieces = self._marker.split(text)  # plain text and special tokens in turn
+        ids = []
+        for piece in pieces:
+            ids += [self.markers[piece]] if piece in self.markers else self.encode(piece)
+        return ids
+
+    def decode_marked(self, ids: Sequence[int]) -> str:
+        """The text of token ids with special tokens spelt out; half a character becomes U+FFFD."""
+        return self.inner.decode(list(ids), skip_special_tokens=False)
+
+    def with_markers(self, markers: Sequence[str]) -> "Tokenizer":
+        """A tokenizer with these special tokens in place of its own; every id keeps its meaning.
+
+        markers  the first two name BOS and EOS anew, the others follow the vocabulary in their order
+        raises   ValueError for fewer than two, one given twice, or one that is a token already
+        """
+        markers = list(markers)
+        if len(markers) < 2 or len(set(markers)) < len(markers) or any(not marker for marker in markers):
+            raise ValueError(f"tokenizer: markers = {markers} cannot be; give BOS, EOS and others, all different")
+        taken = [marker for marker in markers if self.inner.token_to_id(marker) is not None]
+        if taken or len(self.markers) > 2:
+            raise ValueError(
+                f"tokenizer: markers = {taken or [*self.markers]} are tokens already; take a tokenizer without"
+            )
+        kept = json.loads(self.inner.to_str())
+        vocabulary = kept["model"]["vocab"]
+        for token, marker in zip(kept["added_tokens"], markers):
+            vocabulary[marker] = vocabulary.pop(token["content"])
+            token["content"] = marker
+        inner = tokenizers.Tokenizer.from_str(json.dumps(kept))
+        inner.add_special_tokens([tokenizers.AddedToken(marker, normalized=False) for marker in markers[2:]])
+        return type(self)(inner)
 
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json`, which `tokenizers` and transformers open as well."""
