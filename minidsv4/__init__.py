@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from minidsv4.model.losses import Losses
     from minidsv4.model.model import Model
     from minidsv4.ops import PLAIN
+    from minidsv4.serve import chat_format
     from minidsv4.serve.completion import complete
     from minidsv4.serve.disk import load
     from minidsv4.serve.generation import generate
@@ -41,6 +42,7 @@ __all__ = [
     "Routing",
     "Speculation",
     "__version__",
+    "chat_format",
     "checkpoint",
     "complete",
     "config",
@@ -71,6 +73,7 @@ _HOMES = {  # module: the names in it, or none where the module itself is the na
     "ops": ("PLAIN",),
     "parallel": (),
     "serve": (),
+    "serve.chat_format": (),
     "serve.completion": ("complete",),
     "serve.disk": ("load",),
     "serve.generation": ("generate",),
@@ -79,15 +82,16 @@ _HOMES = {  # module: the names in it, or none where the module itself is the na
     "train.ship": ("load_pretrained", "pretrained_tokenizer"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = {home.split(".")[-1]: home for home, names in _HOMES.items() if not names or "." not in home}
 
 
 def __getattr__(name: str):
-    """A name of `__all__`, imported now: a room itself, or something in it."""
+    """A name of `__all__`, imported now: a room or module itself, or something in it."""
     if name in _HOME:
         return getattr(importlib.import_module(f"minidsv4.{_HOME[name]}"), name)
-    if name not in _HOMES or "." in name:
+    if name not in _MODULES:
         raise AttributeError(f"module 'minidsv4' has no attribute {name!r}")
-    return importlib.import_module(f"minidsv4.{name}")
+    return importlib.import_module(f"minidsv4.{_MODULES[name]}")
 
 
 def __dir__() -> list[str]:

@@ -151,6 +151,19 @@ def check_weights(model: Model) -> None:
             raise ValueError(f"generate: model: {name} holds NaN or infinity; give a model of finite weights")
 
 
+def check_characters(where: str, text: str) -> str:
+    """The text, once UTF-8 can hold it; `where` names call and field."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise ValueError(
+            f"{where}: character {error.start} is {half!a}, half of a surrogate pair or a byte that is "
+            "no UTF-8; give whole characters"
+        ) from None
+    return text
+
+
 def check_stream(stream: object) -> None:
     """Refuse what cannot be called with a piece of the text."""
     if stream is not None and not callable(stream):

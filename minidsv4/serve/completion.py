@@ -14,6 +14,7 @@ from minidsv4.lowbit.released import PRECISIONS, in_precision
 from minidsv4.model.model import Model
 from minidsv4.ops import PLAIN
 from minidsv4.serve.checks import (
+    check_characters,
     check_model,
     check_seed,
     check_stream,
@@ -82,15 +83,7 @@ def check_text(prompt: object) -> str:
     if not isinstance(prompt, str):
         right = "decode them first" if isinstance(prompt, bytes | bytearray) else "give a str; generate takes token ids"
         raise ValueError(f"complete: prompt = {shown(prompt)} is a {type(prompt).__name__}, no text; {right}")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        half = prompt[error.start]
-        raise ValueError(
-            f"complete: prompt: character {error.start} is {half!a}, half of a surrogate pair or a byte that is "
-            "no UTF-8; give whole characters"
-        ) from None
-    return prompt
+    return check_characters("complete: prompt", prompt)
 
 
 @functools.cache
