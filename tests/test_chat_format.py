@@ -87,8 +87,8 @@ GOLDEN = {
     ),
     "a call and its result": (
         [user("q"), assistant("so", "r", CALL), result("3")],
-        {"mode": "low"},
-        f"{B}{U}q{A}<think>r</think>so{BLOCK}{E}{U}<tool_result>3</tool_result>{A}<think>",
+        {"mode": "low", "tools": [ADD, NOW]},
+        f"{B}{TOOLS}{U}q{A}<think>r</think>so{BLOCK}{E}{U}<tool_result>3</tool_result>{A}<think>",
     ),
     "a call without content, not thinking": (
         [user("q"), assistant("", "", CALL)],

@@ -161,8 +161,16 @@ class StreamParser:
             self._deltas.append(Delta("argument", text, len(self.calls) - 1, self._parameter))
         elif self.state in ("name", "parameter"):
             self._value.append(text)
-        elif text.strip("\n") or self.state in ("called", "end"):
-            raise ValueError(self._misplaced(text))
+        else:
+            self._between(text)
+
+    def _between(self, text: str) -> None:
+        """Text between markers: line breaks within the block of calls, nothing after it."""
+        wrong = text.lstrip("\n") if self.state in ("calls", "invoke") else text
+        self._place += len(text) - len(wrong)
+        if wrong:
+            raise ValueError(self._misplaced(wrong))
+        self._place -= len(text)
 
     def _follow(self, marker: str) -> None:
         """Do what a marker says, and go on to the state that it leads to."""

@@ -43,9 +43,9 @@ def encode(
 ) -> str:
     """The text of a conversation; where it ends with a user's turn, the model writes the reply next.
 
-    With tools, or calls in the history, the reasoning of every turn is replayed, so this text is a prefix of that of
-    the conversation's continuation. Without, reasoning before the last user's turn is left out, and is not a prefix
-    while the model thinks. In mode "none" no reasoning is replayed.
+    With tools the reasoning of every turn is replayed, so this text is a prefix of that of the conversation's
+    continuation. Without, a model that thinks does not see its reasoning of before the last user's turn, so this text
+    is no such prefix. In mode "none" no reasoning is replayed.
 
     messages         dicts as in `conversation.messages`
     tools            function schemas: dicts with name, description, parameters; they follow the system text
@@ -93,8 +93,8 @@ def _with_sections(messages: list[Message], sections: str) -> list[Message]:
 
 
 def _replay_from(messages: list[Message], has_tools: bool) -> int:
-    """The first message whose reasoning is kept: of the whole conversation with tools, else of the last user's turn."""
-    if has_tools or any(message.calls for message in messages):
+    """The first message whose reasoning is kept: with tools the first of all, else that after the last user's turn."""
+    if has_tools:
         return 0
     return max((place for place, message in enumerate(messages) if message.role in USER_ROLES), default=0)
 
