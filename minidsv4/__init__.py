@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from minidsv4.serve import chat_format
     from minidsv4.serve.completion import complete
     from minidsv4.serve.disk import load
+    from minidsv4.serve.engine import Engine
     from minidsv4.serve.generation import generate
+    from minidsv4.serve.ragged import padded_logits
     from minidsv4.serve.speculate import Speculation
     from minidsv4.serve.speedup import measure_speedup
     from minidsv4.train.ship import load_pretrained, pretrained_tokenizer
@@ -36,6 +38,7 @@ __all__ = [
     "FAST",
     "PLAIN",
     "Config",
+    "Engine",
     "LayerKind",
     "Losses",
     "Model",
@@ -55,6 +58,7 @@ __all__ = [
     "measure_speedup",
     "model",
     "ops",
+    "padded_logits",
     "parallel",
     "pretrained_tokenizer",
     "save",
@@ -76,7 +80,9 @@ _HOMES = {  # module: the names in it, or none where the module itself is the na
     "serve.chat_format": (),
     "serve.completion": ("complete",),
     "serve.disk": ("load",),
+    "serve.engine": ("Engine",),
     "serve.generation": ("generate",),
+    "serve.ragged": ("padded_logits",),
     "serve.speculate": ("Speculation",),
     "serve.speedup": ("measure_speedup",),
     "train.ship": ("load_pretrained", "pretrained_tokenizer"),

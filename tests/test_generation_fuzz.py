@@ -82,7 +82,8 @@ def test_any_call_of_generate_writes_or_ends_in_a_sentence(call):
     if refusal is not None:
         assert SENTENCE.match(refusal), refusal
     else:
-        assert all(type(token) is int and 0 <= token < 258 for token in written)
+        texts = written if written and isinstance(written[0], list) else [written]
+        assert all(type(token) is int and 0 <= token < 258 for text in texts for token in text)
 
 
 @FUZZ

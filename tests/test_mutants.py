@@ -133,6 +133,16 @@ def restoring_forgets_what_was_rejected():
 
 
 @torch.no_grad()
+def a_padded_row_is_what_it_is_alone():
+    model, ids_BT, _ = museum()
+    ids_BT = torch.cat([ids_BT.roll(7, dims=1), ids_BT])
+    mask_BT = torch.arange(N_TOKENS).expand_as(ids_BT) >= torch.tensor([[7], [1], [0], [20]])
+    logits_BTV = v4.padded_logits(model, ids_BT, mask_BT)
+    for row, text in enumerate(mask_BT):
+        same(logits_BTV[row, text], model(ids_BT[row : row + 1, text])[0])
+
+
+@torch.no_grad()
 def cache_bytes_equal_the_formula():
     model, ids_BT, _ = museum()
     cache = model.new_cache(2)
@@ -216,7 +226,8 @@ CHECKS = {
     check.__name__: check
     for check in (
         *(agrees_with_transformers, agrees_with_paper, chunks_equal_one_pass, later_tokens_change_nothing_before),
-        *(restoring_forgets_what_was_rejected, cache_bytes_equal_the_formula, new_streams_are_means_of_old_ones),
+        *(restoring_forgets_what_was_rejected, a_padded_row_is_what_it_is_alone),
+        *(cache_bytes_equal_the_formula, new_streams_are_means_of_old_ones),
         *(moving_the_text_changes_nothing, routing_weights_sum_to_the_scale, indexers_learn_what_their_layers_read),
         *(the_trunk_learns_from_the_text_alone, gradients_are_finite_where_softplus_underflows),
     )
@@ -295,7 +306,7 @@ def test_every_label_is_complete():
         assert all(1 <= number <= 47 for number in bug.traps)
         assert bug.mistake.endswith(".") and bug.symptom.endswith(".")
         assert bug.killed_by and set(bug.killed_by) <= set(CHECKS)
-    assert len({number for bug in MUTANTS.values() for number in bug.traps}) == 39
+    assert len({number for bug in MUTANTS.values() for number in bug.traps}) == 40
 
 
 def test_every_check_is_needed_by_some_mutant():

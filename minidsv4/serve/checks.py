@@ -8,6 +8,7 @@ import operator
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,6 +58,21 @@ def real(name: str, value: object, allowed: Callable[[float], bool], right: str)
     return number
 
 
+def check_positive(name: str, value: object, right: str) -> int:
+    """The value as an int from 1."""
+    number = integer(name, value, right)
+    if number < 1:
+        raise ValueError(f"generate: {name} = {shown(value)} is out of range; {right}")
+    return number
+
+
+def check_switch(name: str, value: object) -> bool:
+    """The value, once it is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"generate: {name} = {shown(value)} is no switch; give True or False")
+    return value
+
+
 def check_n_tokens(n_tokens: object) -> int:
     """The number of tokens to write, from 0."""
     right = "it counts tokens, from 0"
@@ -104,7 +120,7 @@ def check_stop(stop: object, vocab_size: int) -> frozenset[int]:
 
 def check_prompt(ids: object, model: Model) -> Tensor:
     """The prompt as a tensor [T] on the model's device, at least one token."""
-    right = "give the token ids of one sequence, not empty: a list or a tensor"
+    right = "give the token ids of one sequence, not empty: a list or a tensor; or a list of such"
     if isinstance(ids, str):
         raise ValueError(f"generate: ids = {shown(ids)} is text; complete(prompt, n_tokens) takes text, or {right}")
     if isinstance(ids, bytes | bytearray) or not isinstance(ids, Sequence | Tensor | np.ndarray):
@@ -125,6 +141,32 @@ def check_prompt(ids: object, model: Model) -> Tensor:
         raise ValueError(f"generate: ids: more than max_position_embeddings = {most:,} tokens; give at most so many")
     model.check(tensor[None], None)
     return tensor
+
+
+def holds_prompts(ids: object) -> bool:
+    """Whether these are several prompts: a list in which anything is itself a list, a tensor or an array of ids."""
+    kinds = list | tuple | range | Tensor | np.ndarray
+    return isinstance(ids, list | tuple) and any(isinstance(x, kinds) and getattr(x, "ndim", 1) for x in ids)
+
+
+def check_prompts(ids: Any, model: Model) -> list[Tensor]:
+    """Each prompt as a tensor [T]; a refusal says which one it is about."""
+    prompts = []
+    for number, each in enumerate(ids):
+        try:
+            prompts.append(check_prompt(each, model))
+        except ValueError as error:
+            raise ValueError(f"generate: prompt {number}: {str(error).removeprefix('generate: ')}") from None
+    return prompts
+
+
+def check_seeds(seed: object, n_texts: int) -> list[int]:
+    """A seed for each text: the one that is given, or one of as many."""
+    if not isinstance(seed, list | tuple):
+        return [check_seed(seed)] * n_texts
+    if len(seed) != n_texts:
+        raise ValueError(f"generate: seed holds {len(seed)} seeds for {n_texts} prompts; give one for each, or one int")
+    return [check_seed(each) for each in seed]
 
 
 def check_context(n_prompt: int, n_tokens: int, model: Model) -> None:

@@ -3,56 +3,84 @@
 T tokens, V vocabulary. With `speculate` a pass verifies drafts and makes several tokens certain (`speculate.py`).
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from minidsv4.fast.compiled.step import FusedStep
 from minidsv4.model.cache import Cache
-from minidsv4.model.model import Model
+from minidsv4.model.model import PREFILL_CHUNK, Model
 from minidsv4.serve import checks
+from minidsv4.serve.engine import Engine
+from minidsv4.serve.pool import Sizes
 from minidsv4.serve.sampling import probabilities, sample
 from minidsv4.serve.speculate import Speculation, Speculator
+
+Prompt = Sequence[int] | Tensor
 
 
 @torch.inference_mode()
 def generate(
     model: Model,
-    ids: Sequence[int] | Tensor,
+    ids: Prompt | Sequence[Prompt],
     n_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     speculate: bool | int | Speculation = False,
-    stream: Callable[[int], object] | None = None,
+    stream: Callable[..., object] | None = None,
     stop: int | Collection[int] | None = None,
     fused: bool = False,
     cache_precision: str = "model",
-) -> list[int]:
-    """New token ids after a prompt, by cached decoding; the last one is a stop token where one was met.
+) -> list[Any]:
+    """New token ids after a prompt, by cached decoding; the last one is a stop token where one was met. For several
+    prompts a list of such texts, each of which is the one that its prompt gives alone.
 
-    ids          token ids of the prompt: a list or a tensor [T] (or [1, T]), at least one
+    ids          token ids of the prompt: a list or a tensor [T] (or [1, T]), at least one; or a list of such prompts
     n_tokens     how many to write, from 0; with the prompt at most max_position_embeddings
     temperature  0 takes the likeliest token; 1 samples from the model's own probabilities
     top_p        sample only among the likeliest tokens that together have this share, above 0 to 1
-    seed         integer of 64 bits; the same seed, prompt, model and speculation write the same
+    seed         integer of 64 bits, or one for each prompt; the same seed, prompt, model and speculation write the same
     speculate    draft with the MTP block: True one token a pass, a number so many, a Speculation also counts the gain.
-                 Writes what the model writes without: token by token at temperature 0, in distribution above
-    stream       called with each new token id at once
+                 Writes what the model writes without: token by token at temperature 0, in distribution above. Several
+                 prompts are then written one after the other
+    stream       called with each new token id at once; for several prompts with the number of the prompt and the id
     stop         a token id, or several, after which nothing more is written, such as EOS
     fused        decode in compiled loops: faster, and the same but for rounding; on the CPU, with numba, one by one
     cache_precision  "model", or "released": FP8 entries and FP4 indexer keys, as `Model.new_cache` packs them
     raises       ValueError: an argument of a wrong kind or range, no MTP block, no fused step, NaN in weights or logits
     """
     model = checks.check_model(model)
-    prompt_T = checks.check_prompt(ids, model)
+    how = How(temperature, top_p, speculate, stop, fused, cache_precision)
+    if checks.holds_prompts(ids):
+        return _several(model, checks.check_prompts(ids, model), n_tokens, seed, stream, how)
+    return _one(model, checks.check_prompt(ids, model), n_tokens, seed, stream, how)
+
+
+class How(NamedTuple):
+    """The arguments of `generate` that are the same for all its prompts."""
+
+    temperature: float
+    top_p: float
+    speculate: bool | int | Speculation
+    stop: int | Collection[int] | None
+    fused: bool
+    cache_precision: str
+
+
+def _one(
+    model: Model, prompt_T: Tensor, n_tokens: int, seed: object, stream: Callable[..., object] | None, how: How
+) -> list[int]:
+    """The text after one prompt."""
     n_tokens = checks.check_n_tokens(n_tokens)
     checks.check_context(len(prompt_T), n_tokens, model)
-    stops = checks.check_stop(stop, model.config.vocab_size)
+    stops = checks.check_stop(how.stop, model.config.vocab_size)
     checks.check_stream(stream)
-    tokens = _tokens(model, prompt_T, temperature, top_p, seed, speculate, fused, cache_precision)
+    tokens = _tokens(model, prompt_T, seed, how)
     checks.check_weights(model)
     written: list[int] = []
     for token in itertools.islice(tokens, n_tokens):
@@ -64,30 +92,46 @@ def generate(
     return written
 
 
-def _tokens(
+def _several(
     model: Model,
-    ids_T: Tensor,
-    temperature: float,
-    top_p: float,
-    seed: int,
-    speculate: bool | int | Speculation,
-    fused: bool,
-    cache_precision: str,
-) -> Iterator[int]:
+    prompts: list[Tensor],
+    n_tokens: int,
+    seed: object,
+    stream: Callable[..., object] | None,
+    how: How,
+) -> list[list[int]]:
+    """The texts after several prompts: side by side in an engine, or with drafts one after the other."""
+    seeds = checks.check_seeds(seed, len(prompts))
+    checks.check_context(max(map(len, prompts)), checks.check_n_tokens(n_tokens), model)
+    checks.check_stream(stream)
+    streams = [None if stream is None else functools.partial(stream, number) for number in range(len(prompts))]
+    each = list(zip(prompts, seeds, streams))
+    if how.speculate is not False:
+        return [_one(model, prompt_T, n_tokens, own, show, how) for prompt_T, own, show in each]
+    sizes = Sizes(model, how.cache_precision)
+    n_blocks = sum(sizes.blocks(len(prompt_T) + n_tokens) for prompt_T in prompts)
+    memory = sizes.n_bytes(n_blocks, len(prompts))
+    engine = Engine(model, memory, len(prompts), PREFILL_CHUNK, how.fused, how.cache_precision)
+    sampling = how.temperature, how.top_p
+    requests = [engine.add(prompt_T, n_tokens, *sampling, own, how.stop, show) for prompt_T, own, show in each]
+    engine.run()
+    return [request.written for request in requests]
+
+
+def _tokens(model: Model, ids_T: Tensor, seed: object, how: How) -> Iterator[int]:
     """The tokens after a prompt, without end; arguments are checked at once, not with the first token."""
-    temperature = checks.check_temperature(temperature)
-    top_p = checks.check_top_p(top_p)
+    temperature = checks.check_temperature(how.temperature)
+    top_p = checks.check_top_p(how.top_p)
     generator = torch.Generator().manual_seed(checks.check_seed(seed))
-    if not isinstance(fused, bool):
-        raise ValueError(f"generate: fused = {checks.shown(fused)} is no switch; give True or False")
-    if fused and speculate is not False:
-        several = f"speculate = {checks.shown(speculate)} verifies several tokens a pass"
+    if checks.check_switch("fused", how.fused) and how.speculate is not False:
+        several = f"speculate = {checks.shown(how.speculate)} verifies several tokens a pass"
         raise ValueError(f"generate: {several}; fused = True takes one")
-    if speculate is False:
-        cache = model.new_cache(precision=cache_precision)
-        return _one_by_one(model, FusedStep(model) if fused else model, ids_T, cache, temperature, top_p, generator)
-    speculation = speculate if isinstance(speculate, Speculation) else Speculation(depth=speculate)
-    return Speculator(model, speculation, temperature, top_p, generator, cache_precision).write(ids_T)
+    if how.speculate is False:
+        cache = model.new_cache(precision=how.cache_precision)
+        step = FusedStep(model) if how.fused else model
+        return _one_by_one(model, step, ids_T, cache, temperature, top_p, generator)
+    speculation = how.speculate if isinstance(how.speculate, Speculation) else Speculation(depth=how.speculate)
+    return Speculator(model, speculation, temperature, top_p, generator, how.cache_precision).write(ids_T)
 
 
 def _one_by_one(

@@ -14,7 +14,7 @@ Not here, because they change nothing: a mean instead of a sum over index heads 
 the weight-free norm of a query head after its rotation instead of before it (a rotation keeps the length).
 """
 
-from minidsv4.course.mutants import attention, caching, compression, experts, rotary, selection, streams
+from minidsv4.course.mutants import attention, caching, compression, experts, rotary, selection, serving, streams
 from minidsv4.course.mutants.museum import MUTANTS, Mutant, mutant
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "mutant",
     "rotary",
     "selection",
+    "serving",
     "streams",
 ]

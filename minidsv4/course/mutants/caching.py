@@ -39,6 +39,18 @@ def overlap_not_rolled_back(right, memory, n_tokens, ends):
 
 
 @trap(
+    40,
+    at=[(Cache, "go_back")],
+    symptom="After rejected drafts the next entry pools tokens that were never said, and all later ones a wrong count.",
+    killed_by=("restoring_forgets_what_was_rejected",),
+)
+def raw_series_of_drafts_kept(right, memory, n_tokens, ends):
+    """The raw series of the open windows keep what rejected tokens put there."""
+    compressors = [part for layer in memory.layers for part in layer.compressors()]
+    go_back_but_keep([part.open for part in compressors], right, memory, n_tokens, ends)
+
+
+@trap(
     39,
     at=[(Series, "keep")],
     symptom="One pass is right; every call begins blind to the tokens just before it.",

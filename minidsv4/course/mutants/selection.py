@@ -9,7 +9,7 @@ from torch import Tensor
 from minidsv4 import ops, visibility
 from minidsv4.course.mutants.museum import BOTH, SEES_AHEAD, trap
 from minidsv4.model import losses
-from minidsv4.model.indexer import Hadamard, Indexer
+from minidsv4.model.indexer import Hadamard, Indexer, KeyCompressor
 from minidsv4.visibility import Visibility
 
 
@@ -94,6 +94,18 @@ def index_head_weights_through_a_sigmoid(right, layer, x_BTD, latent_BTQ, positi
     """Head weights pass a sigmoid; they are linear in x and may be negative."""
     query_BTUZ, weight_BTU = right(layer, x_BTD, latent_BTQ, positions)
     return query_BTUZ, weight_BTU.sigmoid()
+
+
+@trap(
+    at=[(KeyCompressor, "forward")],
+    symptom="Right for prompts of one chunk; what lies in an earlier chunk is not found, and nothing else looks wrong.",
+    killed_by=("chunks_equal_one_pass",),
+)
+def keys_of_the_last_chunk_only(right, layer, x_BTD, positions, memory):
+    """The indexer knows the keys that this call finished; those of earlier calls score 0."""
+    n_before = len(memory.entries)
+    keys_BCZ = right(layer, x_BTD, positions, memory)
+    return torch.cat([torch.zeros_like(keys_BCZ[:, :n_before]), keys_BCZ[:, n_before:]], dim=1)
 
 
 @trap(
