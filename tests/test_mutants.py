@@ -19,6 +19,7 @@ from minidsv4.course.record import record
 from minidsv4.model.attention import WindowAttention
 from minidsv4.model.hyper_connection import HyperConnection
 from minidsv4.model.moe import Router
+from minidsv4.serve.pool import Pool
 
 EXACT = 1e-10  # float64, a few layers deep; the smallest trap, an eps of 1e-6, moves logits by more than 1e-8
 CSA, HCA, WINDOW = v4.LayerKind.CSA, v4.LayerKind.HCA, v4.LayerKind.WINDOW
@@ -143,6 +144,20 @@ def a_padded_row_is_what_it_is_alone():
 
 
 @torch.no_grad()
+def a_lent_cache_holds_its_own_text():
+    model, ids_BT, _ = museum()
+    pool, cache = Pool(model, n_blocks=8, n_texts=2), model.new_cache(2)
+    expected = [model(ids, cache) for ids in ids_BT.split(16, dim=1)]
+    for _ in range(2):
+        caches = [pool.lend(N_TOKENS) for _ in ids_BT]
+        for ids, logits_BTV in zip(ids_BT.split(16, dim=1), expected):
+            for row, cache in enumerate(caches):
+                same(model(ids[row : row + 1], cache)[0], logits_BTV[row])
+        for cache in caches:
+            pool.take_back(cache)
+
+
+@torch.no_grad()
 def cache_bytes_equal_the_formula():
     model, ids_BT, _ = museum()
     cache = model.new_cache(2)
@@ -226,7 +241,7 @@ CHECKS = {
     check.__name__: check
     for check in (
         *(agrees_with_transformers, agrees_with_paper, chunks_equal_one_pass, later_tokens_change_nothing_before),
-        *(restoring_forgets_what_was_rejected, a_padded_row_is_what_it_is_alone),
+        *(restoring_forgets_what_was_rejected, a_padded_row_is_what_it_is_alone, a_lent_cache_holds_its_own_text),
         *(cache_bytes_equal_the_formula, new_streams_are_means_of_old_ones),
         *(moving_the_text_changes_nothing, routing_weights_sum_to_the_scale, indexers_learn_what_their_layers_read),
         *(the_trunk_learns_from_the_text_alone, gradients_are_finite_where_softplus_underflows),

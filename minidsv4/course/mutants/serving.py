@@ -7,6 +7,7 @@ import torch
 from minidsv4.course.mutants.museum import trap
 from minidsv4.model import model as model_module
 from minidsv4.serve import ragged
+from minidsv4.serve.pool import Pool
 
 
 @trap(
@@ -26,3 +27,30 @@ def padding_hidden_by_a_mask(right, model, ids_BT, mask_BT):
     with patch.object(model_module, "check_documents", lambda *_: None):
         streams_BTND = model.streams(ids_BT.masked_fill(~mask_BT, 0), model.new_cache(len(ids_BT)), document_BT)
     return model.logits(streams_BTND).masked_fill(~mask_BT[..., None], 0)
+
+
+@trap(
+    at=[(Pool, "find")],
+    symptom="One text at a time is right; beside others it reads entries that they have just written.",
+    killed_by=("a_lent_cache_holds_its_own_text",),
+)
+def blocks_lent_twice(right, pool, n):
+    """The first blocks are lent to every text, whoever has them."""
+    return range(n)
+
+
+@trap(
+    39,
+    at=[(Pool, "lend"), (Pool, "take_back")],
+    symptom="The first text of each place is right; the next begins with the window of the one before.",
+    killed_by=("a_lent_cache_holds_its_own_text",),
+)
+def state_lent_as_it_came_back(right, pool, asked):
+    """A text is given the window that the last text left in its place; it begins with none."""
+    lent = right(pool, asked)
+    if lent is None:  # a cache came back
+        pool.left = asked
+        return
+    for layer, before in zip(lent.layers, getattr(pool, "left", lent).layers):
+        layer.window = before.window
+    return lent
