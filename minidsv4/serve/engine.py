@@ -6,6 +6,7 @@ lie end to end (`ragged.py`). Caches come from a pool (`pool.py`). A request wai
 pool has room for the longest text that it may become; so nothing that has begun is ever put off.
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -104,7 +105,8 @@ class Engine:
         self.model = checks.check_model(model)
         self.texts = checks.check_positive("texts", texts, "it counts texts at a time, from 1")
         self.chunk = checks.check_positive("chunk", chunk, "it counts tokens of a step, from 1")
-        self.forward = fused_each(model) if checks.check_switch("fused", fused) else forward_each
+        plain = functools.partial(forward_each, model)
+        self.forward = fused_each(model) if checks.check_switch("fused", fused) else plain
         checks.check_weights(model)
         n_blocks = Sizes(model, cache_precision).blocks_in(check_memory(memory, "engine: memory"), self.texts)
         self.pool = Pool(model, n_blocks, self.texts, cache_precision)
@@ -167,7 +169,7 @@ class Engine:
         if not parts:
             return []
         with undone_on_failure([*parts]):
-            logits = self.forward(self.model, [*parts.values()], [request.held() for request in parts])
+            logits = self.forward([*parts.values()], [request.held() for request in parts])
             due = [(request, logits_TV[-1]) for request, logits_TV in zip(parts, logits) if not request.n_unread]
             drawn = [(request, request.draw(logits_V)) for request, logits_V in due]
         for request, token in drawn:
@@ -222,10 +224,10 @@ def undone_on_failure(requests: Sequence[Request]) -> Iterator[None]:
 
 
 def fused_each(model: Model) -> Callable[..., list[Tensor]]:
-    """`forward_each` in which a single token of a sequence goes through compiled loops, one sequence at a time."""
+    """`forward_each` of the model, but that a single token of a sequence goes through compiled loops."""
     step = FusedStep(model)
 
-    def forward(model: Model, ids: Sequence[Tensor], caches: Sequence[Cache], last: int = 1) -> list[Tensor]:
+    def forward(ids: Sequence[Tensor], caches: Sequence[Cache], last: int = 1) -> list[Tensor]:
         single = [len(ids_T) == 1 for ids_T in ids]
         longer = [place for place, alone in enumerate(single) if not alone]
         with all_or_nothing(caches):
