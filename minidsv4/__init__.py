@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from minidsv4.serve.disk import load
     from minidsv4.serve.engine import Engine
     from minidsv4.serve.generation import generate
+    from minidsv4.serve.prefix_store import PrefixStore
     from minidsv4.serve.ragged import padded_logits
     from minidsv4.serve.speculate import Speculation
     from minidsv4.serve.speedup import measure_speedup
@@ -42,6 +43,7 @@ __all__ = [
     "LayerKind",
     "Losses",
     "Model",
+    "PrefixStore",
     "Routing",
     "Speculation",
     "__version__",
@@ -82,6 +84,7 @@ _HOMES = {  # module: the names in it, or none where the module itself is the na
     "serve.disk": ("load",),
     "serve.engine": ("Engine",),
     "serve.generation": ("generate",),
+    "serve.prefix_store": ("PrefixStore",),
     "serve.ragged": ("padded_logits",),
     "serve.speculate": ("Speculation",),
     "serve.speedup": ("measure_speedup",),

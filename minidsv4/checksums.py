@@ -20,6 +20,7 @@ from torch import Tensor
 LOG = logging.getLogger(__name__)
 KEY = "sha256"  # of the header's metadata
 FILE = "SHA256SUMS"  # a line a file: its SHA-256, two spaces, its name
+SEAL_BYTES = 32  # of a SHA-256
 LENGTH_BYTES = 8  # a file begins with the length of its header
 
 
@@ -79,6 +80,24 @@ def file_digest(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(name: str, content: bytes | memoryview) -> bytes:
+    """The SHA-256 of a name and a content together, 32 bytes."""
+    hashed = hashlib.sha256(f"{name}\0".encode())
+    hashed.update(content)
+    return hashed.digest()
+
+
+def unsealed(name: str, data: bytes) -> memoryview:
+    """The content of a file that holds `seal(name, content) + content`.
+
+    raises  ValueError where any bit of it has changed, and for what was sealed under another name
+    """
+    content = memoryview(data)[SEAL_BYTES:]
+    if seal(name, content) != data[:SEAL_BYTES]:
+        raise ValueError(f"{name} is not what was written, its SHA-256 differs; it is damaged, remove it")
+    return content
 
 
 def write_files(folder: Path, paths: Iterable[Path]) -> None:

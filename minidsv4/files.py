@@ -7,9 +7,12 @@ one that finishes wins.
 import os
 import reprlib
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+SCRATCH = ".saving-"  # how the names of temporary folders begin
 
 
 def given_path(call: str, path: object) -> Path:
@@ -33,7 +36,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     yields  the path of the temporary folder, which is gone afterwards
     raises  OSError where nothing can be written
     """
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
         yield Path(scratch)
         written = sorted(Path(scratch).iterdir(), reverse=True)
         to_disk(written)
@@ -57,7 +60,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder.parent) as scratch:
         made = Path(scratch, folder.name)
         made.mkdir()
         yield made
@@ -90,6 +93,48 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with atomic_folder(path.parent) as scratch:
         yield scratch / path.name
+
+
+@contextmanager
+def whole_files(folder: Path) -> Iterator[Callable[[str, bytes], None]]:
+    """A function that puts bytes into the folder under a name: each file is there whole at once, in the order of calls.
+
+    For what can be made again: nothing waits for the disk, so a power cut may tear what was written last.
+
+    raises  OSError where nothing can be written
+    """
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
+
+        def put(name: str, data: bytes) -> None:
+            Path(scratch, name).write_bytes(data)
+            os.replace(Path(scratch, name), folder / name)
+
+        yield put
+
+
+@contextmanager
+def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """A lock on a folder, for this process and those that it forks; it ends with them, however they end.
+
+    patience  seconds to wait for another one to let go of it
+    raises    OSError where there is no such folder, or one that stays locked
+    """
+    import fcntl  # Windows has none
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        end = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(0.002)
+        yield
+    finally:
+        os.close(handle)
 
 
 def writable_folder(folder: str | Path) -> Path:

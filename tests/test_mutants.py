@@ -6,6 +6,7 @@ every mechanism: hash and learned routing, all kinds of layers, top-k that has t
 
 import functools
 import itertools
+import tempfile
 
 import pytest
 import torch
@@ -158,6 +159,19 @@ def a_lent_cache_holds_its_own_text():
 
 
 @torch.no_grad()
+def a_prefix_hit_goes_on_with_its_own_text():
+    model, ids_BT, _ = museum()
+    for strategy, n_again in (("zero", 13), ("full", 3)):
+        with tempfile.TemporaryDirectory() as folder:
+            store = v4.PrefixStore(folder, model, strategy)
+            for row in (0, 1):
+                store.prefill(ids_BT[row : row + 1], model.new_cache())
+            cache, n_held = store.longest(ids_BT[0])
+            assert (n_held, store.counts.again) == (27, n_again)
+            same(model(ids_BT[:1, n_held:], cache), model(ids_BT[:1])[:, n_held:])
+
+
+@torch.no_grad()
 def cache_bytes_equal_the_formula():
     model, ids_BT, _ = museum()
     cache = model.new_cache(2)
@@ -242,7 +256,7 @@ CHECKS = {
     for check in (
         *(agrees_with_transformers, agrees_with_paper, chunks_equal_one_pass, later_tokens_change_nothing_before),
         *(restoring_forgets_what_was_rejected, a_padded_row_is_what_it_is_alone, a_lent_cache_holds_its_own_text),
-        *(cache_bytes_equal_the_formula, new_streams_are_means_of_old_ones),
+        *(a_prefix_hit_goes_on_with_its_own_text, cache_bytes_equal_the_formula, new_streams_are_means_of_old_ones),
         *(moving_the_text_changes_nothing, routing_weights_sum_to_the_scale, indexers_learn_what_their_layers_read),
         *(the_trunk_learns_from_the_text_alone, gradients_are_finite_where_softplus_underflows),
     )

@@ -10,10 +10,12 @@ from functools import singledispatch
 
 import numpy as np
 
+from minidsv4.checksums import SEAL_BYTES
 from minidsv4.config import Config, LayerKind
 from minidsv4.cost.baselines import V32
 from minidsv4.cost.flops import visible
 from minidsv4.lowbit import entries
+from minidsv4.serve.prefix_state import block_tokens, overlap_tokens
 
 ITEM = {"bf16": 2, "fp32": 4, "fp64": 8}  # bytes a number, where every number of an entry has one format
 
@@ -146,6 +148,25 @@ def per_token(config: Config, precision: Precision = PRODUCTION) -> dict[str, fl
         "indexer keys": keys,
         "HCA entries": hca * entry,
         "every window entry": float(len(kinds) * entry),
+    }
+
+
+def stored_prefix(config: Config, n_tokens: int, every: int | None = None, precision: Precision = PRODUCTION) -> dict:
+    """Bytes of the files that a prefix store keeps of a text, by kind; equal to its `report()`.
+
+    every  tokens between two stored windows as "periodic" stores them; 1: each token's, as "full" does; None: "zero"
+    """
+    block = block_tokens(config)
+    n_whole = n_tokens // block * block
+    held, n_layers = cache(config, n_whole, precision), config.num_hidden_layers
+    one_window = n_layers * entry_bytes(config.head_dim, config.qk_rope_head_dim, precision.entry)
+    borders = range(every, n_whole + 1, every) if every and every > 1 else ()
+    rows = sum(min(config.sliding_window, border - overlap_tokens(config)) for border in borders)
+    return {
+        "entries": int(held["CSA entries"] + held["indexer keys"] + held["HCA entries"]),
+        "window": n_whole * one_window if every == 1 else 0,
+        "state": rows * one_window,
+        "checksums": SEAL_BYTES * (n_whole // block * (2 if every == 1 else 1) + len(borders)),
     }
 
 

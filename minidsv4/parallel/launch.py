@@ -28,6 +28,8 @@ import torch
 from torch import distributed as dist
 from torch.multiprocessing import ProcessContext, start_processes
 
+from minidsv4.files import locked
+
 DEVICES = {"gloo": "cpu", "nccl": "cuda", "hccl": "npu"}  # the kind of device that each backend moves tensors between
 PATIENCE = 15.0  # seconds that ranks wait for one that does not come
 GRACE = 2.0  # seconds for the others to say what they saw, once one rank has failed
@@ -143,22 +145,6 @@ def locked_folder() -> Iterator[Path]:
                 shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix="ranks-") as name, locked(Path(name)):
         yield Path(name)
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """A lock on a folder, for this process and those that it forks.
-
-    raises  OSError where there is no such folder, or one that is locked
-    """
-    import fcntl  # Windows has none, and no fork either
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
 
 
 # --- inside a rank ---

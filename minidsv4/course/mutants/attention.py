@@ -28,6 +28,7 @@ def no_window_in_compressed_layers(right, layer, *args):
     28,
     at=[(ops, "attend")],
     symptom="Every query sees one old token too many.",
+    killed_by=(*BOTH, "a_prefix_hit_goes_on_with_its_own_text"),
 )
 def window_without_the_query(right, query_BTHK, window_BSK, entries_BCK, sees, sinks_H):
     """A query sees W tokens and itself; the window counts the query."""

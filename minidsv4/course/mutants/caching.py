@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from minidsv4.course.mutants.museum import trap
 from minidsv4.model.cache import Cache, Series
+from minidsv4.serve.prefix_files import PrefixFiles
+from minidsv4.serve.prefix_state import Stored
 
 
 @trap(
@@ -11,7 +13,7 @@ from minidsv4.model.cache import Cache, Series
     at=[(Cache, "go_back")],
     symptom="After a prefix hit the model continues another conversation for W tokens.",
     found="ATOM#1417",
-    killed_by=("restoring_forgets_what_was_rejected",),
+    killed_by=("restoring_forgets_what_was_rejected", "a_prefix_hit_goes_on_with_its_own_text"),
 )
 def window_left_stale(right, memory, n_tokens, ends):
     """A restored cache gets its compressed entries back, and keeps the window of whatever ran last."""
@@ -54,7 +56,7 @@ def raw_series_of_drafts_kept(right, memory, n_tokens, ends):
     39,
     at=[(Series, "keep")],
     symptom="One pass is right; every call begins blind to the tokens just before it.",
-    killed_by=("chunks_equal_one_pass", "cache_bytes_equal_the_formula"),
+    killed_by=("chunks_equal_one_pass", "cache_bytes_equal_the_formula", "a_prefix_hit_goes_on_with_its_own_text"),
 )
 def window_not_carried_over(right, series, n):
     """The window's entries are not remembered between calls."""
@@ -68,3 +70,53 @@ def window_not_carried_over(right, series, n):
 )
 def window_never_forgotten(right, series, n):
     """Window entries are masked when they are old, and kept for ever."""
+
+
+@trap(
+    39,
+    at=[(PrefixFiles, "read")],
+    symptom="After a prefix hit the model continues the conversation that somebody else had last.",
+    found="ATOM#1417",
+    killed_by=("a_prefix_hit_goes_on_with_its_own_text",),
+)
+def window_of_another_prompt(right, files, name):
+    """Stored windows are told apart by their place alone, so a hit gets that of the prompt that came last."""
+    kind = name.rpartition(".")[2]
+    same_place = [other for other in files.found() if other.endswith(kind) and kind != "entries"]
+    newest = max(same_place, key=lambda other: files.found()[other].used, default=name)
+    return right(files, newest if name in same_place else name)
+
+
+@trap(
+    39,
+    at=[(Stored, "append")],
+    symptom="The longer the prefix was, the further the answer strays: its last entries come from a window cut off.",
+    killed_by=("a_prefix_hit_goes_on_with_its_own_text",),
+)
+def recomputed_entries_stored(right, series, new):
+    """What the first tokens of the cone pool anew takes the place of the entries that were stored."""
+    return Series.append(series, new)
+
+
+@trap(
+    40,
+    at=[(Cache, "go_back")],
+    symptom="Going back inside a compression window loses tokens: the entry that closes next pools too few or others.",
+    killed_by=("restoring_forgets_what_was_rejected",),
+)
+def rewound_by_cutting(right, memory, n_tokens, ends):
+    """A cache goes back by cutting off the newest rows of every series; but a pool has eaten the rows of its window."""
+    n_cut = memory.n_tokens - n_tokens
+    if n_cut < 0:  # no rewind: what another cache held is taken over
+        return right(memory, n_tokens, ends)
+    for layer in memory.layers:
+        cut(layer.window, n_cut)
+        for part in layer.compressors():
+            cut(part.open, n_cut)
+            cut(part.entries, len(part.entries) - n_tokens // memory.config.ratio_of(layer.kind))
+    memory.n_tokens = n_tokens
+
+
+def cut(series: Series, n: int) -> None:
+    """Forget the newest `n`, or all there are; none where `n` is negative."""
+    series.high = max(series.low, series.high - max(0, n))

@@ -107,7 +107,7 @@ def shared_expert_not_clamped(right, expert, x_BTD):
     38,
     at=[(HashRouter, "pick")],
     symptom="In training the next token's id leaks into the choice of experts; in decoding it is not there.",
-    killed_by=(*SEES_AHEAD, "a_padded_row_is_what_it_is_alone"),
+    killed_by=(*SEES_AHEAD, "a_padded_row_is_what_it_is_alone", "a_prefix_hit_goes_on_with_its_own_text"),
 )
 def hash_of_the_next_token(right, router, score_BTE, ids_BT):
     """Hash layers look up the ids shifted by one, as the labels and the MTP block have them."""
