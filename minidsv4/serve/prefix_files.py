@@ -6,6 +6,7 @@ Writers take turns by a lock that ends with its process; readers take none: a fi
 """
 
 import heapq
+import math
 import os
 import re
 import warnings
@@ -124,10 +125,8 @@ class PrefixFiles:
 
     def _evict(self) -> None:
         """Remove files that nothing follows, the least recently used first, until the rest is within the limit."""
-        files = self.found()
+        files = {} if math.isinf(self.limit) else self.found()
         excess = sum(file.n_bytes for file in files.values()) - self.limit
-        if excess <= 0:
-            return
         followed = followed_file(files)
         n_followers = Counter(followed.values())
         last = [(file.used, name) for name, file in files.items() if not n_followers[name]]
