@@ -99,7 +99,10 @@ def index_head_weights_through_a_sigmoid(right, layer, x_BTD, latent_BTQ, positi
 @trap(
     at=[(KeyCompressor, "forward")],
     symptom="Right for prompts of one chunk; what lies in an earlier chunk is not found, and nothing else looks wrong.",
-    killed_by=("chunks_equal_one_pass", "a_prefix_hit_goes_on_with_its_own_text",),
+    killed_by=(
+        "chunks_equal_one_pass",
+        "a_prefix_hit_goes_on_with_its_own_text",
+    ),
 )
 def keys_of_the_last_chunk_only(right, layer, x_BTD, positions, memory):
     """The indexer knows the keys that this call finished; those of earlier calls score 0."""
