@@ -250,6 +250,29 @@ def test_a_hit_in_inference_mode_goes_on_outside(tmp_path):
     assert off(model()(text(9, seed=1), cache), model()(whole)[:, 40:]) < EXACT
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_generation_writes_the_same_with_stored_prefixes(fused, tmp_path):
+    store, net = opened(tmp_path, model()), model()
+    prompts = [text(50)[0], torch.cat([text(40)[0], text(5, seed=1)[0]])]
+    options = dict(n_tokens=8, seed=3, fused=fused)
+    for prompt in prompts:
+        assert v4.generate(net, prompt, prefixes=store, **options) == v4.generate(net, prompt, **options)
+    assert store.counts.found == 36
+    assert v4.generate(net, prompts, prefixes=store, **options) == [v4.generate(net, p, **options) for p in prompts]
+    packed = PrefixStore(tmp_path, net, precision="released")
+    for wrong, sentence in (
+        (dict(prefixes=tmp_path), "is a PosixPath; give a PrefixStore"),
+        (dict(prefixes=opened(tmp_path, model("CSA"))), "a store of another model"),
+        (
+            dict(prefixes=store, speculate=True),
+            "speculate = True reads the streams.*leave it or prefixes out",
+        ),
+        (dict(prefixes=packed), "precision = 'model', and the store's is 'released'"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            v4.generate(net, prompts[0], 2, **wrong)
+
+
 # ---- no text reaches another ----
 
 

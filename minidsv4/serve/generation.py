@@ -17,6 +17,7 @@ from minidsv4.model.model import PREFILL_CHUNK, Model
 from minidsv4.serve import checks
 from minidsv4.serve.engine import Engine
 from minidsv4.serve.pool import Sizes
+from minidsv4.serve.prefix_store import PrefixStore, check_prefixes
 from minidsv4.serve.sampling import probabilities, sample
 from minidsv4.serve.speculate import Speculation, Speculator
 
@@ -36,6 +37,7 @@ def generate(
     stop: int | Collection[int] | None = None,
     fused: bool = False,
     cache_precision: str = "model",
+    prefixes: PrefixStore | None = None,
 ) -> list[Any]:
     """New token ids after a prompt, by cached decoding; the last one is a stop token where one was met. For several
     prompts a list of such texts, each of which is the one that its prompt gives alone.
@@ -52,10 +54,11 @@ def generate(
     stop         a token id, or several, after which nothing more is written, such as EOS
     fused        decode in compiled loops: faster, and the same but for rounding; on the CPU, with numba, one by one
     cache_precision  "model", or "released": FP8 entries and FP4 indexer keys, as `Model.new_cache` packs them
+    prefixes     the model's `PrefixStore`: how the prompt begins is looked up and kept there; prompt by prompt
     raises       ValueError: an argument of a wrong kind or range, no MTP block, no fused step, NaN in weights or logits
     """
     model = checks.check_model(model)
-    how = How(temperature, top_p, speculate, stop, fused, cache_precision)
+    how = How(temperature, top_p, speculate, stop, fused, cache_precision, check_prefixes(prefixes, model, speculate))
     if checks.holds_prompts(ids):
         return _several(model, checks.check_prompts(ids, model), n_tokens, seed, stream, how)
     return _one(model, checks.check_prompt(ids, model), n_tokens, seed, stream, how)
@@ -70,6 +73,7 @@ class How(NamedTuple):
     stop: int | Collection[int] | None
     fused: bool
     cache_precision: str
+    prefixes: PrefixStore | None
 
 
 def _one(
@@ -100,13 +104,13 @@ def _several(
     stream: Callable[..., object] | None,
     how: How,
 ) -> list[list[int]]:
-    """The texts after several prompts: side by side in an engine, or with drafts one after the other."""
+    """The texts after several prompts: side by side in an engine; with drafts or stored prefixes one by one."""
     seeds = checks.check_seeds(seed, len(prompts))
     checks.check_context(max(map(len, prompts)), checks.check_n_tokens(n_tokens), model)
     checks.check_stream(stream)
     streams = [None if stream is None else functools.partial(stream, number) for number in range(len(prompts))]
     each = list(zip(prompts, seeds, streams))
-    if how.speculate is not False:
+    if how.speculate is not False or how.prefixes is not None:
         return [_one(model, prompt_T, n_tokens, own, show, how) for prompt_T, own, show in each]
     sizes = Sizes(model, how.cache_precision)
     n_blocks = sum(sizes.blocks(len(prompt_T) + n_tokens) for prompt_T in prompts)
@@ -129,13 +133,14 @@ def _tokens(model: Model, ids_T: Tensor, seed: object, how: How) -> Iterator[int
     if how.speculate is False:
         cache = model.new_cache(precision=how.cache_precision)
         step = FusedStep(model) if how.fused else model
-        return _one_by_one(model, step, ids_T, cache, temperature, top_p, generator)
+        prefill = (how.prefixes or model).prefill
+        return _one_by_one(prefill, step, ids_T, cache, temperature, top_p, generator)
     speculation = how.speculate if isinstance(how.speculate, Speculation) else Speculation(depth=how.speculate)
     return Speculator(model, speculation, temperature, top_p, generator, how.cache_precision).write(ids_T)
 
 
 def _one_by_one(
-    model: Model,
+    prefill: Callable,
     step: Callable,
     ids_T: Tensor,
     cache: Cache,
@@ -143,8 +148,8 @@ def _one_by_one(
     top_p: float,
     generator: torch.Generator,
 ) -> Iterator[int]:
-    """One token a pass, without end; `step` is the model, or does what it does, and the cache is empty."""
-    logits_V = model.prefill(ids_T[None], cache)[0]
+    """One token a pass, without end; `prefill` and `step` do what the model does, and the cache is empty."""
+    logits_V = prefill(ids_T[None], cache)[0]
     while True:
         token = sample(probabilities(logits_V, temperature, top_p), generator)
         yield token

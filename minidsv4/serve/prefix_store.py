@@ -257,3 +257,18 @@ def check_strategy(strategy: str, every: int | None, block: int) -> int:
             f"PrefixStore: every = {every!r} cannot be; windows are stored every {block} tokens or a multiple"
         )
     return every
+
+
+def check_prefixes(prefixes: PrefixStore | None, model: Model, speculate: object) -> PrefixStore | None:
+    """The store that `generate` is to use, or None; ValueError unless it is one of this model, used without drafts."""
+    if prefixes is None:
+        return None
+    if not isinstance(prefixes, PrefixStore):
+        right = "give a PrefixStore of the model, or None"
+        raise ValueError(f"generate: prefixes = {checks.shown(prefixes)} is a {type(prefixes).__name__}; {right}")
+    if prefixes.model is not model:
+        raise ValueError("generate: prefixes: a store of another model; give PrefixStore(folder, model) of this one")
+    if speculate is not False:
+        drafts = f"generate: speculate = {checks.shown(speculate)} reads the streams of every token of the prompt"
+        raise ValueError(f"{drafts}, which are not stored; leave it or prefixes out")
+    return prefixes
