@@ -1,6 +1,6 @@
 """Write-ahead log of rollouts: each token is in a file before it counts, so a killed run goes on where it was.
 
-Report section 5.2 (rollout service). A run that is killed and begins its unfinished texts again, with new random
+The report's rollout service has such a log. A run that is killed and begins its unfinished texts again, with new random
 numbers, favours short texts: the long ones are killed more often. With the log nothing is drawn twice: a text goes on
 behind its last logged token, with the random numbers that come next.
 

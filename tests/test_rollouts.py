@@ -1,0 +1,117 @@
+"""Rollouts: the texts of an uninterrupted run, however often a run is killed."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+import minidsv4 as v4
+from minidsv4.serve.engine import Engine
+from minidsv4.serve.rollout_log import RolloutLog
+from minidsv4.serve.rollouts import rollouts
+from tests.forks import Fork
+from tests.small import small_model
+
+N_KILLS = int(os.environ.get("MINIDSV4_KILLS", 12))  # 100 were run by hand
+N_TOKENS = 40
+
+
+def setting():
+    """A float64 model, prompts around the borders of its windows and blocks, and how texts are drawn."""
+    model = small_model()
+    generator = torch.Generator().manual_seed(1)
+    lengths = (1, 2, 3, 5, 6, 7, 8, 11, 12, 13)
+    prompts = [torch.randint(2, model.config.vocab_size, (n,), generator=generator).tolist() for n in lengths]
+    return model, prompts, {"temperature": 1.0, "stop": 1, "texts": 4}
+
+
+def run_until_killed(path):
+    model, prompts, options = setting()
+    rollouts(model, prompts, N_TOKENS, path, **options)
+
+
+def alone(model, prompts, options):
+    """The text of each prompt as `generate` writes it."""
+    drawn = {"temperature": options["temperature"], "stop": options["stop"]}
+    return [v4.generate(model, ids, N_TOKENS, seed=seed, **drawn) for seed, ids in enumerate(prompts)]
+
+
+def test_an_uninterrupted_run_writes_what_generate_writes(tmp_path):
+    model, prompts, options = setting()
+    right = alone(model, prompts, options)
+    assert rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options) == right
+    assert {len(text) for text in right} != {N_TOKENS}  # some ended by the stop token
+    assert rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options) == right  # read from the log alone
+
+
+def test_a_run_that_ended_is_not_computed_again(tmp_path, monkeypatch):
+    model, prompts, options = setting()
+    right = rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options)
+    monkeypatch.setattr(Engine, "add", lambda *_, **__: pytest.fail("a finished text began again"))
+    assert rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options) == right
+
+
+def test_a_run_goes_on_from_every_place_of_its_log(tmp_path):
+    model, prompts, options = setting()
+    path = tmp_path / "log"
+    right = rollouts(model, prompts, N_TOKENS, path, **options)
+    whole = path.read_bytes()
+    for n_bytes in random.Random(0).sample(range(len(whole)), 12):
+        path.write_bytes(whole[:n_bytes])
+        assert rollouts(model, prompts, N_TOKENS, path, **options) == right
+
+
+def test_runs_that_are_killed_at_random_write_every_token_of_an_uninterrupted_one(tmp_path):
+    model, prompts, options = setting()
+    right = alone(model, prompts, options)
+    rng = random.Random(3)
+    n_killed = n_runs = 0
+    while n_killed < N_KILLS:
+        path = tmp_path / f"log{n_runs}"
+        for _ in range(3):  # at most three kills a run
+            worker = Fork(run_until_killed, (path,), os.environ, ".", [tmp_path / "out", tmp_path / "err"])
+            time.sleep(rng.uniform(0.0, 0.6))
+            n_killed += worker.poll() is None
+            worker.send_signal(signal.SIGKILL)
+            worker.wait()
+        assert rollouts(model, prompts, N_TOKENS, path, **options) == right
+        n_runs += 1
+
+
+def test_the_log_says_of_which_run_it_is(tmp_path):
+    model, prompts, options = setting()
+    path = tmp_path / "log"
+    rollouts(model, prompts, 2, path, **options)
+    other = small_model(seed=1)
+    for name, call in {
+        "n_tokens": lambda: rollouts(model, prompts, 3, path, **options),
+        "temperature": lambda: rollouts(model, prompts, 2, path, **options | {"temperature": 0.5}),
+        "seeds": lambda: rollouts(model, prompts, 2, path, seeds=range(1, 11), **options),
+        "model": lambda: rollouts(other, prompts, 2, path, **options),
+        "prompts": lambda: rollouts(model, [[5], *prompts[1:]], 2, path, **options),
+    }.items():
+        with pytest.raises(ValueError, match=rf"another run \({name} differ\)"):
+            call()
+    with pytest.raises(ValueError, match="3 seeds and 10 prompts"):
+        rollouts(model, prompts, 2, path, seeds=[1, 2, 3], **options)
+
+
+def test_a_token_is_in_the_log_before_anybody_sees_the_next(tmp_path, monkeypatch):
+    model, prompts, options = setting()
+    path = tmp_path / "log"
+    step = Engine.step
+
+    def looked_at(engine):
+        n_logged = path.read_bytes().count(b"\n") - 1
+        assert n_logged == sum(looked_at.written)
+        written = step(engine)
+        looked_at.written.append(len(written))
+        return written
+
+    looked_at.written = []
+    monkeypatch.setattr(Engine, "step", looked_at)
+    rollouts(model, prompts, 5, path, **options)
+    assert len(looked_at.written) > 5
