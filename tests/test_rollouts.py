@@ -7,23 +7,22 @@ import time
 
 import pytest
 import torch
+from minidsv4.serve.engine import Engine
 
 import minidsv4 as v4
-from minidsv4.serve.engine import Engine
-from minidsv4.serve.rollout_log import RolloutLog
 from minidsv4.serve.rollouts import rollouts
 from tests.forks import Fork
 from tests.small import small_model
 
-N_KILLS = int(os.environ.get("MINIDSV4_KILLS", 12))  # 100 were run by hand
-N_TOKENS = 40
+N_KILLS = int(os.environ.get("MINIDSV4_KILLS", 6))  # 100 were run by hand
+N_TOKENS = 24
 
 
 def setting():
     """A float64 model, prompts around the borders of its windows and blocks, and how texts are drawn."""
     model = small_model()
     generator = torch.Generator().manual_seed(1)
-    lengths = (1, 2, 3, 5, 6, 7, 8, 11, 12, 13)
+    lengths = (1, 3, 7, 8, 12, 13)
     prompts = [torch.randint(2, model.config.vocab_size, (n,), generator=generator).tolist() for n in lengths]
     return model, prompts, {"temperature": 1.0, "stop": 1, "texts": 4}
 
@@ -59,7 +58,7 @@ def test_a_run_goes_on_from_every_place_of_its_log(tmp_path):
     path = tmp_path / "log"
     right = rollouts(model, prompts, N_TOKENS, path, **options)
     whole = path.read_bytes()
-    for n_bytes in random.Random(0).sample(range(len(whole)), 12):
+    for n_bytes in random.Random(0).sample(range(len(whole)), 6):
         path.write_bytes(whole[:n_bytes])
         assert rollouts(model, prompts, N_TOKENS, path, **options) == right
 
@@ -89,13 +88,13 @@ def test_the_log_says_of_which_run_it_is(tmp_path):
     for name, call in {
         "n_tokens": lambda: rollouts(model, prompts, 3, path, **options),
         "temperature": lambda: rollouts(model, prompts, 2, path, **options | {"temperature": 0.5}),
-        "seeds": lambda: rollouts(model, prompts, 2, path, seeds=range(1, 11), **options),
+        "seeds": lambda: rollouts(model, prompts, 2, path, seeds=range(1, 7), **options),
         "model": lambda: rollouts(other, prompts, 2, path, **options),
         "prompts": lambda: rollouts(model, [[5], *prompts[1:]], 2, path, **options),
     }.items():
         with pytest.raises(ValueError, match=rf"another run \({name} differ\)"):
             call()
-    with pytest.raises(ValueError, match="3 seeds and 10 prompts"):
+    with pytest.raises(ValueError, match="3 seeds and 6 prompts"):
         rollouts(model, prompts, 2, path, seeds=[1, 2, 3], **options)
 
 
