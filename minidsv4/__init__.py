@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from minidsv4.serve.generation import generate
     from minidsv4.serve.prefix_store import PrefixStore
     from minidsv4.serve.ragged import padded_logits
+    from minidsv4.serve.rollouts import rollouts
     from minidsv4.serve.speculate import Speculation
     from minidsv4.serve.speedup import measure_speedup
     from minidsv4.train.ship import load_pretrained, pretrained_tokenizer
@@ -63,6 +64,7 @@ __all__ = [
     "padded_logits",
     "parallel",
     "pretrained_tokenizer",
+    "rollouts",
     "save",
     "serve",
 ]
@@ -86,6 +88,7 @@ _HOMES = {  # module: the names in it, or none where the module itself is the na
     "serve.generation": ("generate",),
     "serve.prefix_store": ("PrefixStore",),
     "serve.ragged": ("padded_logits",),
+    "serve.rollouts": ("rollouts",),
     "serve.speculate": ("Speculation",),
     "serve.speedup": ("measure_speedup",),
     "train.ship": ("load_pretrained", "pretrained_tokenizer"),

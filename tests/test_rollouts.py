@@ -7,9 +7,9 @@ import time
 
 import pytest
 import torch
-from minidsv4.serve.engine import Engine
 
 import minidsv4 as v4
+from minidsv4.serve.engine import Engine
 from minidsv4.serve.rollouts import rollouts
 from tests.forks import Fork
 from tests.small import small_model
@@ -24,12 +24,17 @@ def setting():
     generator = torch.Generator().manual_seed(1)
     lengths = (1, 3, 7, 8, 12, 13)
     prompts = [torch.randint(2, model.config.vocab_size, (n,), generator=generator).tolist() for n in lengths]
-    return model, prompts, {"temperature": 1.0, "stop": 1, "texts": 4}
+    return model, prompts, {"temperature": 1.0, "stop": [1, 2, 3], "texts": 4}
 
 
 def run_until_killed(path):
     model, prompts, options = setting()
     rollouts(model, prompts, N_TOKENS, path, **options)
+
+
+def lines(path):
+    """Whole lines of a log, the header included."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def alone(model, prompts, options):
@@ -42,7 +47,7 @@ def test_an_uninterrupted_run_writes_what_generate_writes(tmp_path):
     model, prompts, options = setting()
     right = alone(model, prompts, options)
     assert rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options) == right
-    assert {len(text) for text in right} != {N_TOKENS}  # some ended by the stop token
+    assert {len(text) for text in right} != {N_TOKENS}  # some ended by a stop token
     assert rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options) == right  # read from the log alone
 
 
@@ -66,16 +71,18 @@ def test_a_run_goes_on_from_every_place_of_its_log(tmp_path):
 def test_runs_that_are_killed_at_random_write_every_token_of_an_uninterrupted_one(tmp_path):
     model, prompts, options = setting()
     right = alone(model, prompts, options)
+    n_lines = 1 + sum(map(len, right))
     rng = random.Random(3)
     n_killed = n_runs = 0
     while n_killed < N_KILLS:
         path = tmp_path / f"log{n_runs}"
-        for _ in range(3):  # at most three kills a run
+        for moment in sorted(rng.sample(range(n_lines), 3)):  # kills of one run, each later than the one before
             worker = Fork(run_until_killed, (path,), os.environ, ".", [tmp_path / "out", tmp_path / "err"])
-            time.sleep(rng.uniform(0.0, 0.6))
-            n_killed += worker.poll() is None
+            while worker.poll() is None and lines(path) < moment:
+                time.sleep(rng.uniform(0.0, 0.01))
             worker.send_signal(signal.SIGKILL)
             worker.wait()
+            n_killed += 0 < lines(path) < n_lines
         assert rollouts(model, prompts, N_TOKENS, path, **options) == right
         n_runs += 1
 

@@ -5,8 +5,10 @@ T tokens.
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +32,7 @@ def rollouts(
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
     stop: int | Collection[int] | None = None,
-    **engine,
+    **engine: Any,
 ) -> list[list[int]]:
     """Token ids after each prompt. Called again after a kill, it goes on behind the last token in the log.
 
@@ -48,38 +50,36 @@ def rollouts(
     """
     prompts_T = [checks.check_prompt(ids, model) for ids in prompts]
     n_tokens = checks.check_n_tokens(n_tokens)
-    seeds = [checks.check_seed(seed) for seed in (range(len(prompts_T)) if seeds is None else seeds)]
-    if len(seeds) != len(prompts_T):
-        raise ValueError(f"rollouts: {len(seeds)} seeds and {len(prompts_T)} prompts; give one seed a prompt")
+    seeds = one_a_prompt(seeds, len(prompts_T))
     stops = checks.check_stop(stop, model.config.vocab_size)
-    sampling = {"temperature": temperature, "top_p": top_p}
-    run = {"n_tokens": n_tokens, "seeds": seeds, "stop": sorted(stops), **sampling}
+    run = {"n_tokens": n_tokens, "temperature": temperature, "top_p": top_p, "seeds": seeds, "stop": sorted(stops)}
     run |= {name: engine[name] for name in DECIDING & engine.keys()}
     run |= {"model": identity(model), "prompts": digest_of_prompts(prompts_T)}
-    written_by = Engine(model, **engine)
+    writer = Engine(model, **engine)
+    add = partial(writer.add, temperature=temperature, top_p=top_p, stop=stops)
     with RolloutLog(log, run, len(prompts_T)) as kept:
         texts = {}
-        for number, ids_T in enumerate(prompts_T):
-            if not ended(kept.written[number], n_tokens, stops):
-                request = resume(written_by, ids_T, kept.written[number], n_tokens, seeds[number], stops, sampling)
+        for number, (ids_T, seed) in enumerate(zip(prompts_T, seeds)):
+            written = kept.written[number]
+            if not ended(written, n_tokens, stops):
+                request = resume(add, ids_T, written, n_tokens, seed)
                 texts[request] = number
-        while written_by.waiting or written_by.running:
-            kept.append((texts[request], token) for request, token in written_by.step())
+        while writer.waiting or writer.running:
+            kept.append((texts[request], token) for request, token in writer.step())
     return kept.written
 
 
-def resume(
-    engine: Engine,
-    ids_T: Tensor,
-    written: Sequence[int],
-    n_tokens: int,
-    seed: int,
-    stops: Collection[int],
-    sampling: dict[str, float],
-) -> Request:
-    """The request of a text that goes on behind what is written of it."""
-    read_T = torch.cat([ids_T, ids_T.new_tensor(written)])
-    request = engine.add(read_T, n_tokens - len(written), seed=seed, stop=stops, **sampling)
+def one_a_prompt(seeds: Sequence[int] | None, n_prompts: int) -> list[int]:
+    """The seeds, once there is one for each prompt."""
+    checked = [checks.check_seed(seed) for seed in (range(n_prompts) if seeds is None else seeds)]
+    if len(checked) != n_prompts:
+        raise ValueError(f"rollouts: {len(checked)} seeds and {n_prompts} prompts; give one seed a prompt")
+    return checked
+
+
+def resume(add: Callable[..., Request], ids_T: Tensor, written: Sequence[int], n_tokens: int, seed: int) -> Request:
+    """The request, made by `add`, of a text that goes on behind what is written of it."""
+    request = add(torch.cat([ids_T, ids_T.new_tensor(written)]), n_tokens - len(written), seed=seed)
     for _ in written:
         torch.rand((), generator=request.generator, dtype=torch.float64)  # the number that this token took
     return request
