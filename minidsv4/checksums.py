@@ -31,12 +31,6 @@ def digest(name: str, tensor: Tensor) -> str:
     return hashed.hexdigest()
 
 
-def digest_of(tensors: dict[str, Tensor]) -> str:
-    """The SHA-256 of all these tensors, in hexadecimal, whatever their order."""
-    digests = sorted(digest(name, tensor) for name, tensor in tensors.items())
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
 def metadata(tensors: dict[str, Tensor]) -> dict[str, str]:
     """The metadata of a file of these tensors: what transformers asks for, and the checksums."""
     sums = {name: digest(name, tensor) for name, tensor in tensors.items()}

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minidsv4.checksums import digest_of
 from minidsv4.model.model import Model
 from minidsv4.serve import checks
 from minidsv4.serve.engine import Engine, Request
+from minidsv4.serve.prefix_identity import weights_digest
 from minidsv4.serve.rollout_log import RolloutLog
 
 DECIDING = {"cache_precision", "fused", "invariant"}  # options of the engine on which tokens may depend
@@ -92,8 +92,8 @@ def ended(written: Sequence[int], n_tokens: int, stops: Collection[int]) -> bool
 
 def identity(model: Model) -> str:
     """The SHA-256 of a model's config and weights."""
-    config = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
-    return hashlib.sha256((config + digest_of(dict(model.state_dict()))).encode()).hexdigest()
+    config = json.dumps(model.config.to_dict(), sort_keys=True)
+    return hashlib.sha256((config + weights_digest(model)).encode()).hexdigest()
 
 
 def digest_of_prompts(prompts: Sequence[Tensor]) -> str:
