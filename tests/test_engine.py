@@ -258,14 +258,17 @@ def test_buffers_of_a_text_stay_within_the_bytes_that_are_counted_for_it(precisi
     pool, draw = Pool(model(), 60, 1, precision), random.Random(0)
     cache = pool.lend(700)
     state = [s for layer in cache.layers for s in layer.series() if s not in [p.entries for p in layer.compressors()]]
+    most, n_new = 0, 91  # a first chunk that the buffers of windows and HCA just hold
     while cache.n_tokens < 600:
-        model()(torch.tensor([prompt(draw.choice([1, 1, 1, 2, 7, 13, 100]))]), cache)
-        assert sum(series.data.nbytes for series in state) <= pool.sizes.state_bytes
+        model()(torch.tensor([prompt(n_new)]), cache)
+        n_new = draw.choice([1, 1, 1, 2, 7, 13, 100])
+        most = max(most, sum(series.data.nbytes for series in state))
         entries = cache.report()
         used = sum(entries[kind] for kind in ("CSA entries", "indexer keys", "HCA entries"))
         assert used <= pool.sizes.blocks(cache.n_tokens) * pool.sizes.block_bytes
     assert sum(arena.nbytes for arena in pool.arenas) == 60 * pool.sizes.block_bytes
     assert used > 49 * pool.sizes.block_bytes
+    assert pool.sizes.state_bytes / 4 < most <= pool.sizes.state_bytes
 
 
 # ---- failures ----
@@ -296,7 +299,9 @@ def test_a_draw_that_fails_takes_no_random_number_and_no_token(monkeypatch):
     served = engine()
     requests = [served.add(prompt(n, n), 6, seed=n) for n in (5, 4)]
     served.step()
-    monkeypatch.setattr(type(requests[1]), "draw", lambda request, logits_V: 1 / 0 if request is requests[1] else 0)
+    draw = type(requests[0]).draw  # the first text draws, and then the second fails
+    failing = lambda request, logits_V: 1 / 0 if request is requests[1] else draw(request, logits_V)  # noqa: E731
+    monkeypatch.setattr(type(requests[1]), "draw", failing)
     with pytest.raises(ZeroDivisionError):
         served.step()
     monkeypatch.undo()
