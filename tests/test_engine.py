@@ -9,7 +9,7 @@ import torch
 from small import TINY, small_model
 
 import minidsv4 as v4
-from minidsv4.serve.pool import Pool
+from minidsv4.serve.pool import Pool, buffer_bytes
 
 WINDOW, CSA, HCA = v4.LayerKind.WINDOW, v4.LayerKind.CSA, v4.LayerKind.HCA
 ROUNDS = int(os.environ.get("MINIDSV4_ROUNDS", "2"))  # of texts that come and go by lot; 100 take some minutes
@@ -258,17 +258,18 @@ def test_buffers_of_a_text_stay_within_the_bytes_that_are_counted_for_it(precisi
     pool, draw = Pool(model(), 60, 1, precision), random.Random(0)
     cache = pool.lend(700)
     state = [s for layer in cache.layers for s in layer.series() if s not in [p.entries for p in layer.compressors()]]
-    most, n_new = 0, 91  # a first chunk that the buffers of windows and HCA just hold
+    n_new = 91  # a first chunk that the windows' buffers just hold
     while cache.n_tokens < 600:
         model()(torch.tensor([prompt(n_new)]), cache)
         n_new = draw.choice([1, 1, 1, 2, 7, 13, 100])
-        most = max(most, sum(series.data.nbytes for series in state))
+        assert sum(series.data.nbytes for series in state) <= pool.sizes.state_bytes
+        for layer in cache.layers:
+            assert layer.window.data.nbytes <= buffer_bytes(layer.window, CONFIG.sliding_window)
         entries = cache.report()
         used = sum(entries[kind] for kind in ("CSA entries", "indexer keys", "HCA entries"))
         assert used <= pool.sizes.blocks(cache.n_tokens) * pool.sizes.block_bytes
     assert sum(arena.nbytes for arena in pool.arenas) == 60 * pool.sizes.block_bytes
     assert used > 49 * pool.sizes.block_bytes
-    assert pool.sizes.state_bytes / 4 < most <= pool.sizes.state_bytes
 
 
 # ---- failures ----
