@@ -52,6 +52,9 @@ COMMANDS = {
     "ship": Command("make the small checkpoint of the package from a run", "train.ship"),
     "mint": Command("write random weights in the exact layout of the released files", "train.mint"),
     "generate": Command("write with a model", "serve.completion", True, True),
+    "chat": Command(
+        "talk with a model: it thinks, calls a tool, keeps its cache between turns", "serve.chat", True, True
+    ),
     "bench": Command("speed and memory, beside transformers on the same weights", "course.bench", True),
     "bill": Command("what a model costs: parameters, FLOPs, bytes, time, dollars", "cost.report"),
     "ranks": Command("experts over real ranks, and what waves gain at a chip's pace", "cost.ranks"),

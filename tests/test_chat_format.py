@@ -67,6 +67,16 @@ GOLDEN = {
         {"mode": "low"},
         f"{B}{U}q{A}</think>a{E}{U}p{A}<think>",
     ),
+    "a developer's turn is a user's": (
+        [*TALK[:2], {"role": "developer", "content": "D"}],
+        {"mode": "low"},
+        f"{B}{U}q{A}</think>a{E}{U}D{A}<think>",
+    ),
+    "a tool's result is a user's turn": (
+        [user("q"), assistant("a", "r", CALL), result("3")],
+        {"mode": "low"},
+        f"{B}{U}q{A}</think>a{BLOCK}{E}{U}<tool_result>3</tool_result>{A}<think>",
+    ),
     "the last reply keeps its reasoning": (TALK[:2], {"mode": "low"}, f"{B}{U}q{A}<think>r</think>a{E}"),
     "the last reply without thinking has none": (TALK[:2], {}, f"{B}{U}q{A}</think>a{E}"),
     "with tools all reasoning is replayed": (
@@ -169,7 +179,7 @@ def test_one_word_means_two_prompts_in_the_two_profiles():
 def test_all_markers_are_different_and_all_texts_of_the_package_are_usable():
     assert len(MARKERS) == len(set(MARKERS)) == 15
     assert {text for modes in PROFILES.values() for text in modes.values()} == {"", "exhaustive", "stronger"}
-    assert TEXTS == Texts() and len({*vars(TEXTS).values()}) == 6
+    assert TEXTS == Texts() and len({*vars(TEXTS).values()}) == 7
 
 
 # --- what is refused ---
@@ -307,6 +317,8 @@ def test_a_checkpoint_brings_its_own_texts_and_the_others_stay(tmp_path):
     texts = Texts.read(tmp_path)
     assert texts == Texts(exhaustive="Besinne dich gut. é") == Texts.read(tmp_path / "chat_texts.json")
     assert encode([user("q")], mode="high", texts=texts) == f"{B}Besinne dich gut. é\n\n{U}q{A}<think>"
+    (tmp_path / "chat_texts.json").write_text('{"profile": "preview"}', encoding="utf-8")
+    assert encode([user("q")], mode="high", texts=Texts.read(tmp_path)) == f"{B}{U}q{A}<think>"
 
 
 @pytest.mark.parametrize(
@@ -319,6 +331,7 @@ def test_a_checkpoint_brings_its_own_texts_and_the_others_stay(tmp_path):
         ('{"exhaustive": " "}', "exhaustive is empty"),
         ('{"exhaustive": "a<think>"}', "exhaustive: character 1 begins '<think>'"),
         ('{"tools_usage": "<｜User｜>"}', "tools_usage: character 0 begins '<｜User｜>'"),
+        ('{"profile": "v5"}', "profile = 'v5' is not known; give one of preview, 0731"),
         ('{"tools_usage": "<thi<think>nk>"}', None),
         ('{"tools_usage": "use <｜DSML｜tool_calls> after </think>"}', None),
     ],

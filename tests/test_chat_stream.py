@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from minidsv4.serve.chat_format import MARKERS, StreamParser, chat_tokenizer, encode, parse
 from minidsv4.serve.conversation import parsing
-from minidsv4.serve.conversation.grammar import AFTER, BEGINNINGS, RESERVED_IN
+from minidsv4.serve.conversation.grammar import AFTER, BEGINNINGS
 from minidsv4.serve.conversation.markers import RESERVED, RESULT
 
 ROUND_TRIPS = int(os.environ.get("CHAT_ROUND_TRIPS", 300))
@@ -238,6 +238,12 @@ BROKEN = {
     "text between calls": ("none", f"{CALL}{CLOSE[:18]}and{CLOSE[18:]}{E}", "character 61: '</and.*' cannot stand in"),
     "text in a call": ("none", f"{CALL}and{CLOSE}{E}", "character 45: 'and' cannot stand in a tool call"),
     "text after calls": ("none", f"{CALL}{CLOSE}.{E}", "'.' cannot stand in the place after the tool calls"),
+    "a line break after calls": (
+        "none",
+        f"{CALL}{CLOSE}\n{E}",
+        r"'\\n' cannot stand in the place after the tool calls",
+    ),
+    "a line break after EOS": ("none", f"hi{E}\n", r"character 21: '\\n' cannot stand in the place after EOS"),
     "a call that does not end": ("none", f"{CALL}{E}", "character 45: '<｜end▁of▁sentence｜>' cannot stand in a tool"),
     "a nameless call": ("none", CALL.replace('"f"', '""') + CLOSE + E, "a tool's name = '' cannot stand in a tag"),
     "a nameless parameter": (
@@ -372,7 +378,7 @@ def test_a_reader_that_holds_nothing_back_leaks_and_is_noticed(monkeypatch):
 def test_the_states_lead_to_states_and_every_marker_begins_where_it_is_looked_for():
     for state, after in AFTER.items():
         assert set(after.values()) <= set(AFTER)
-        assert all(BEGINNINGS[state].match(marker) for marker in (*after, *RESERVED_IN[state]))
+        assert all(BEGINNINGS[state].match(marker) for marker in (*after, *RESERVED))
         assert all(len(marker) < parsing.LONGEST for marker in after)
 
 

@@ -71,6 +71,8 @@ NUMBERS = [
     ("generate x", "--temperature", ("-1", "inf", "nan", "hot")),
     ("generate x", "--top-p", ("0", "2", "nan")),
     ("generate x", "--seed", ("9" * 30, "-" + "9" * 30, "9" * 5000, "1.0")),
+    ("chat", "--tokens", ("0", "-1", "9" * 30, "many")),
+    ("chat", "--mode", ("deep", "", "0")),
 ]
 
 
@@ -256,7 +258,7 @@ VALUES += "0 -1 1 7 inf nan x 1e400 % %s - -- = é ∑ pro --help tiny, tiny,non
 OPTIONS = """
     --out --minutes --seed --resume --overwrite --steps --threads --recipe --model --tokens --temperature --top-p
     --fused --plain --size --phases --lengths --repeats --json --plot --ranks --waves --device --seconds --rounds
-    --like --layers --width --version --nothing
+    --like --layers --width --version --history --mode --tools --nothing
 """.split()
 
 
@@ -275,6 +277,7 @@ def test_200_lines_of_any_words_are_done_or_refused_in_a_sentence(tmp_path, monk
         ("minidsv4.train.pretrain", "begin"),
         ("minidsv4.course.tour", "begin"),
         ("minidsv4.serve.completion", "complete"),
+        ("minidsv4.serve.chat", "opened"),
         ("minidsv4.cost.ranks", "strategies"),
         ("minidsv4.train.mint", "draw"),
         ("minidsv4.bench.report", "machine"),

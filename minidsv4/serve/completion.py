@@ -107,12 +107,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     folder = "folder of a model with its tokenizer.json, such as runs/tour; the shipped model if not given"
     parser.add_argument("--model", type=options.folder, help=folder)
     parser.add_argument("--tokens", type=options.whole(0), default=100, help="at most so many")
-    temperature = options.checked(float, check_temperature)
-    parser.add_argument("--temperature", type=temperature, default=0.8, help="0: always the likeliest token")
-    top_p = options.checked(float, check_top_p)
-    parser.add_argument("--top-p", type=top_p, default=1.0, help="sample among the likeliest tokens of this share")
-    seed = options.checked(int, check_seed)
-    parser.add_argument("--seed", type=seed, default=0, help="the same seed writes the same")
+    add_sampling_options(parser)
     says = "fp32, bf16, or released: FP4, FP8 and BF16, and a packed cache; as the files hold it if not given"
     parser.add_argument("--precision", choices=PRECISIONS, help=says)
     weights = "disk: leave the weights in --model's folder, and read what a token touches"
@@ -120,6 +115,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     budget = "of weights on disk: most bytes in memory at once, such as 8GB; no limit if not given"
     parser.add_argument("--memory", type=options.checked(str, options.check_memory), help=budget)
     parser.add_argument("--fused", action="store_true", help="compiled decoding; needs numba, compiles the first time")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """How a token is drawn: temperature, top-p, seed."""
+    temperature = options.checked(float, check_temperature)
+    parser.add_argument("--temperature", type=temperature, default=0.8, help="0: always the likeliest token")
+    top_p = options.checked(float, check_top_p)
+    parser.add_argument("--top-p", type=top_p, default=1.0, help="sample among the likeliest tokens of this share")
+    seed = options.checked(int, check_seed)
+    parser.add_argument("--seed", type=seed, default=0, help="the same seed writes the same")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -23,10 +23,11 @@ class IncrementalDecoder:
     step does not grow with the text.
 
     tokenizer  a `Tokenizer` over bytes
+    markers    special tokens are spelt out; else they have no text
     raises     ValueError for another kind of tokenizer
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, markers: bool = False):
         bytewise = tokenizers.decoders.ByteLevel
         if not isinstance(tokenizer, Tokenizer) or not isinstance(tokenizer.inner.decoder, bytewise):
             raise ValueError(
@@ -34,16 +35,18 @@ class IncrementalDecoder:
                 "Tokenizer.load('tokenizer.json') of byte-level pairs"
             )
         self.inner = tokenizer.inner
+        self.markers = markers
         self.bytes_of = byte_alphabet()
         self.added = self.inner.get_added_tokens_decoder()
         self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def step(self, token: int) -> str:
-        """The characters that one more token id completes; special and unknown tokens have none."""
+        """The characters that one more token id completes; unknown tokens have none."""
         return self.utf8.decode(self.token_bytes(token))
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token id stands for."""
         if token in self.added:
-            return b"" if self.added[token].special else self.added[token].content.encode()
+            hidden = self.added[token].special and not self.markers
+            return b"" if hidden else self.added[token].content.encode()
         return bytes(self.bytes_of[character] for character in self.inner.id_to_token(token) or "")

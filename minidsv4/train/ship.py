@@ -12,6 +12,7 @@ from minidsv4.model.model import Model
 from minidsv4.train.tokenizer import Tokenizer
 
 SHIPPED = Path(str(resources.files("minidsv4"))) / "assets" / "mini"
+SHIPPED_CHAT = SHIPPED.with_name("chat")  # the post-trained model, where the package has one
 TOKENIZER = "tokenizer.json"
 FILES = ("config.json", "model.safetensors", TOKENIZER)
 LIMIT = 12_000_000  # bytes of all files together

@@ -14,7 +14,6 @@ from minidsv4.serve.conversation.markers import (
     RESERVED,
 )
 
-_IN_NAME = (*RESERVED, '"', "<", ">", "\n", "\r")
 AFTER = {  # state: the markers that may end it, and the state that follows
     "reasoning": {END_THINK: "content"},
     "content": {f"\n\n{CALLS}": "calls", EOS: "end"},
@@ -27,9 +26,8 @@ AFTER = {  # state: the markers that may end it, and the state that follows
     "called": {EOS: "end"},
     "end": {},
 }
-RESERVED_IN = {state: _IN_NAME if state in ("name", "parameter") else RESERVED for state in AFTER}
 BEGINNINGS = {
-    state: re.compile("[" + "".join({marker[0] for marker in (*after, *RESERVED_IN[state])}) + "]")
+    state: re.compile("[" + "".join({marker[0] for marker in (*after, *RESERVED)}) + "]")
     for state, after in AFTER.items()
 }
 NAMES = {
@@ -54,5 +52,4 @@ def described(state: str) -> str:
 
 def begins_marker(state: str, tail: str) -> bool:
     """Whether this end of a text is a part of a marker, which what comes next may complete."""
-    markers = (*AFTER[state], *RESERVED_IN[state])
-    return any(marker.startswith(tail) and marker != tail for marker in markers)
+    return any(marker.startswith(tail) and marker != tail for marker in (*AFTER[state], *RESERVED))

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from minidsv4.serve.checks import shown
-from minidsv4.serve.conversation.grammar import AFTER, BEGINNINGS, RESERVED_IN, begins_marker, described
+from minidsv4.serve.conversation.grammar import AFTER, BEGINNINGS, begins_marker, described
 from minidsv4.serve.conversation.markers import (
     END_CALLS,
     END_INVOKE,
+    RESERVED,
     TASKS,
     as_json,
     check_name,
@@ -138,7 +139,7 @@ class StreamParser:
 
     def _refuse_reserved(self, place: int) -> None:
         """Refuse a marker that cannot stand here, and what begins like one."""
-        if any(self._held.startswith(marker, place) for marker in RESERVED_IN[self.state]):
+        if any(self._held.startswith(marker, place) for marker in RESERVED):
             self._take(place)
             raise ValueError(
                 f"parse: character {self._place}: {self._held[:24]!r} cannot stand in {described(self.state)}"

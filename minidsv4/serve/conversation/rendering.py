@@ -34,7 +34,7 @@ def encode(
     messages: Sequence[Mapping],
     tools: Sequence[Mapping] | None = None,
     mode: str = "none",
-    profile: str = "0731",
+    profile: str | None = None,
     *,
     tool_choice: str = "auto",
     response_format: Mapping | None = None,
@@ -49,15 +49,15 @@ def encode(
 
     messages         dicts as in `conversation.messages`
     tools            function schemas: dicts with name, description, parameters; they follow the system text
-    mode             "none", or how hard to think: "high", "max", with profile "0731" also "low"
-    profile          "0731" or "preview": which text a mode adds, right after BOS
+    mode             "none", or how hard to think: "high", "max", in profile "0731" also "low"
+    profile          "0731" or "preview": which text a mode adds, right after BOS; that of `texts` where None
     tool_choice      "auto", or "none": the tools are not shown
     response_format  the JSON schema of the reply
     task             a quick instruction after the conversation: action, query, authority, domain, read_url, title
     texts            the free texts of instructions, `Texts.read(folder)` those of a checkpoint
     raises           ValueError, which names the message and the field, where anything cannot be encoded
     """
-    added = added_text(profile, mode, texts)
+    added = added_text(texts.profile if profile is None else profile, mode, texts)
     conversation = checked(messages)
     schemas = checked_schemas(tools)
     if tool_choice not in TOOL_CHOICES:

@@ -31,9 +31,17 @@ _SHOWN = f"""{CALLS}
 {END_CALLS}"""
 
 
+# Which text is added for which mode, "" for none; the first thinking mode is the default of its profile. The tiers were
+# encoded anew after the preview: one word means two prompts.
+PROFILES = {
+    "preview": {"none": "", "high": "", "max": "exhaustive"},
+    "0731": {"none": "", "low": "", "high": "exhaustive", "max": "stronger"},
+}
+
+
 @dataclass(frozen=True)
 class Texts:
-    """The free texts of a request.
+    """The free texts of a request, and the profile that says which of them a mode adds.
 
     exhaustive       asks for thinking without shortcuts: `max` of the preview, `high` since
     stronger         asks for more than that: `max` since
@@ -41,6 +49,7 @@ class Texts:
     tools_schemas    stands over the schemas, which follow one a line
     tools_closing    stands below them
     response_format  stands over the schema of the reply
+    profile          one of `PROFILES`
     """
 
     exhaustive: str = (
@@ -60,8 +69,11 @@ class Texts:
     tools_schemas: str = "### Schemas"
     tools_closing: str = "Use these functions only, with the parameters of their schemas."
     response_format: str = "Your reply is a single JSON value of this schema, with nothing around it:"
+    profile: str = "0731"
 
     def __post_init__(self) -> None:
+        if self.profile not in [*PROFILES]:
+            raise ValueError(f"chat texts: profile = {self.profile!r} is not known; give one of {', '.join(PROFILES)}")
         for field in fields(self):
             allowed = _IN_EXAMPLES if field.name.startswith("tools_") else ()
             check_instruction(field.name, getattr(self, field.name), allowed)
@@ -99,13 +111,6 @@ def check_instruction(name: str, text: object, allowed: tuple[str, ...]) -> None
 
 
 TEXTS = Texts()
-
-# Which text is added for which mode, "" for none; the first thinking mode is the default of its profile. The tiers were
-# encoded anew after the preview: one word means two prompts.
-PROFILES = {
-    "preview": {"none": "", "high": "", "max": "exhaustive"},
-    "0731": {"none": "", "low": "", "high": "exhaustive", "max": "stronger"},
-}
 
 
 def added_text(profile: str, mode: str, texts: Texts = TEXTS) -> str:
