@@ -2,7 +2,8 @@
 
 Modules by subject: `style`, `model_map`, `tour` (00), `attention` (01, 04, lineage), `compression` (02, 03, 05),
 `selection` (03), `streams` (06), `experts` (07), `speculation` (08), `training` (09, 10), `lowbit` (11), `cost` (12),
-`parallel` (13), `context` (14), `released` (20), `bench`, `build` (the track); `shapes` draws a mechanism.
+`parallel` (13), `context` (14), `serving` (16), `released` (20), `bench`, `build` (the track); `shapes` draws a
+mechanism.
 """
 
 from minidsv4.course.plots.attention import (
@@ -62,6 +63,7 @@ from minidsv4.course.plots.parallel import (
 )
 from minidsv4.course.plots.released import shares_of_fp4, stacked_expert_shapes, wrong_by_token
 from minidsv4.course.plots.selection import caught, indexer_shapes, picked_text, ties
+from minidsv4.course.plots.serving import cone, lengths_of_texts, needles, storage_against_work, texts_by_step
 from minidsv4.course.plots.shapes import Box, shapes
 from minidsv4.course.plots.speculation import drafted_text, drafting, losses_by_place, mtp_shapes, mtp_shift
 from minidsv4.course.plots.streams import alike_by_depth, carry_of_a_site, pulse, sinkhorn_paths, streams_through_depth
@@ -109,6 +111,7 @@ __all__ = [
     "caught",
     "clamped_product",
     "compressor_shapes",
+    "cone",
     "cost_of_rounding",
     "cut_row",
     "device_time",
@@ -126,6 +129,7 @@ __all__ = [
     "indexer_shapes",
     "kept_picks",
     "learning_to_be_rounded",
+    "lengths_of_texts",
     "lineage",
     "listening",
     "loss_shapes",
@@ -138,6 +142,7 @@ __all__ = [
     "mtp_shapes",
     "mtp_shift",
     "muon_shapes",
+    "needles",
     "newton_schulz",
     "overlap_by_ratio",
     "paced_waves",
@@ -166,10 +171,12 @@ __all__ = [
     "spike_seeds",
     "stacked_expert_shapes",
     "staircase",
+    "storage_against_work",
     "streams_apart",
     "streams_through_depth",
     "survivors",
     "table_loads",
+    "texts_by_step",
     "ties",
     "toy_balance",
     "traffic",
