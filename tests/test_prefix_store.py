@@ -297,6 +297,15 @@ def test_random_pairs_of_texts_do_not_influence_each_other(tmp_path):
         assert_same_caches(cache, right_cache)
 
 
+def test_the_same_block_after_another_beginning_is_another_block(tmp_path):
+    store, block = opened(tmp_path, model()), [text(12, seed=seed) for seed in range(4)]
+    for seeds in ((0, 2, 3), (1, 2)):
+        stored(store, torch.cat([block[seed] for seed in seeds], dim=1))
+    ids_BT = torch.cat([block[1], block[2], block[3]], dim=1)
+    assert_a_cold_run(store, ids_BT)
+    assert store.counts.found == 24
+
+
 def test_nothing_is_found_by_another_model_config_type_precision_tag_or_format(tmp_path, monkeypatch):
     stored(opened(tmp_path, model()), text(40))
 
@@ -505,6 +514,23 @@ def test_a_disk_that_takes_nothing_is_told_once_and_serving_goes_on(number, tmp_
     monkeypatch.undo()
     assert_a_cold_run(store, text(70))
     assert store.counts.found == 24 + 24 and len(store.files.found()) == 5
+    assert_no_holes(store)
+
+
+@each_way
+@pytest.mark.parametrize("n_files", range(4))
+def test_a_disk_that_fills_up_in_the_middle_leaves_no_hole(n_files, strategy, tmp_path, monkeypatch):
+    store, right, count = opened(tmp_path, model(), strategy), os.replace, itertools.count()
+
+    def replace(source, target):
+        if next(count) >= n_files:
+            raise OSError(errno.ENOSPC, "full")
+        right(source, target)
+
+    monkeypatch.setattr(files.os, "replace", replace)
+    with pytest.warns(RuntimeWarning, match="full"):
+        stored(store, text(60))
+    assert len(store.files.found()) == n_files
     assert_no_holes(store)
 
 
