@@ -91,7 +91,7 @@ def needles(entries, found, border, title):
     axes.plot(queries[found], entries[found], "o", color=RIGHT, label="found")
     axes.plot(queries[~found], entries[~found], "x", color=WRONG, label="missed")
     axes.axhline(border - 0.5, color=INK, linestyle="--", linewidth=1)
-    axes.annotate("last chunk above", (len(entries) - 0.5, border), ha="right", va="bottom")
+    axes.annotate("above: last chunk", (-1.5, border), va="bottom")
     axes.set(xlabel="query of the last chunk", ylabel="its best entry", title=title)
     axes.legend(loc="upper left", ncols=2, fontsize=8)
     axes.set_ylim(-1, 1.35 * max(entries.max(), border))
