@@ -36,7 +36,7 @@ def cone(right, kept, overwritten, title):
     """Which streams are right when the last tokens run again without a window, and the error by their number.
 
     right        booleans [layers + 1, tokens]: the inputs, then the streams after each layer
-    kept         largest error of the last logits by number of tokens, from 1, over stored entries
+    kept         largest error of the last logits by number of tokens, from 1, over stored entries; 1e-12 at least
     overwritten  the same where entries that are pooled anew take the place of stored ones
     returns      a matplotlib Figure
     """
@@ -49,11 +49,11 @@ def cone(right, kept, overwritten, title):
     left.set(xlabel="token, counted from the end of the prefix")
     left.set_title("streams: right (green), wrong (red)", fontweight="normal")
     counts = np.arange(1, len(kept) + 1)
-    floor = 1e-16
+    floor = 1e-12  # below it the processor decides
     other.semilogy(counts, np.maximum(kept, floor), "-", color=RIGHT, label="stored entries kept")
     other.semilogy(counts, np.maximum(overwritten, floor), "--", color=WRONG, label="overwritten")
     other.axvline(n_tokens, color=INK, linestyle=":", linewidth=1)
-    other.set(xlabel="tokens computed again", ylabel="error of the last logits")
+    other.set(xlabel="tokens computed again", ylabel="error of the last logits", ylim=(floor / 4, 30))
     other.legend(loc="lower left", fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure
