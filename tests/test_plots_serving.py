@@ -32,7 +32,7 @@ def test_texts_are_rows_from_the_top_and_steps_are_columns():
 
 
 def test_needles_are_dots_where_found_and_crosses_where_missed():
-    (axes,) = plots.needles(np.array([1, 5, 9]), np.array([False, True, True]), 4, "a title").axes
+    (axes,) = plots.found_needles(np.array([1, 5, 9]), np.array([False, True, True]), 4, "a title").axes
     found, missed, border = axes.get_lines()
     assert (found.get_xdata().tolist(), found.get_ydata().tolist()) == ([1, 2], [5, 9])
     assert (missed.get_xdata().tolist(), missed.get_ydata().tolist()) == ([0], [1])

@@ -63,7 +63,7 @@ from minidsv4.course.plots.parallel import (
 )
 from minidsv4.course.plots.released import shares_of_fp4, stacked_expert_shapes, wrong_by_token
 from minidsv4.course.plots.selection import caught, indexer_shapes, picked_text, ties
-from minidsv4.course.plots.serving import cone, lengths_of_texts, needles, storage_against_work, texts_by_step
+from minidsv4.course.plots.serving import cone, found_needles, lengths_of_texts, storage_against_work, texts_by_step
 from minidsv4.course.plots.shapes import Box, shapes
 from minidsv4.course.plots.speculation import drafted_text, drafting, losses_by_place, mtp_shapes, mtp_shift
 from minidsv4.course.plots.streams import alike_by_depth, carry_of_a_site, pulse, sinkhorn_paths, streams_through_depth
@@ -123,6 +123,7 @@ __all__ = [
     "expert_layer_shapes",
     "expert_parallel_shapes",
     "experts_by_kind",
+    "found_needles",
     "gain_by_batch",
     "gantt",
     "grouped_bars",
@@ -142,7 +143,6 @@ __all__ = [
     "mtp_shapes",
     "mtp_shift",
     "muon_shapes",
-    "needles",
     "newton_schulz",
     "overlap_by_ratio",
     "paced_waves",

@@ -77,7 +77,7 @@ def texts_by_step(states, title):
     return figure
 
 
-def needles(entries, found, border, title):
+def found_needles(entries, found, border, title):
     """For each query its best entry, and whether a server finds it.
 
     entries  the entry that scores best for each query of the last chunk
