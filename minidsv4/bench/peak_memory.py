@@ -5,7 +5,6 @@ An estimate sums what the largest moment of a run in float32 holds; the estimate
 
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -27,6 +26,7 @@ from minidsv4.config import Config, LayerKind
 from minidsv4.cost import memory
 from minidsv4.cost.flops import visible
 from minidsv4.cost.parameters import weights
+from minidsv4.fast.pages import peak_bytes, reset_peak
 from minidsv4.model.model import PREFILL_CHUNK
 from minidsv4.options import readable
 
@@ -148,27 +148,3 @@ def side_of(config: Config, way: str) -> Implementation:
     side = MiniDSV4(config)
     side.model.use(TABLES[way])
     return side
-
-
-def peak_bytes() -> int:
-    """The most bytes that this process has held so far.
-
-    Linux hands `ru_maxrss` on from the parent to its child, so there the kernel's own record of the process is read;
-    macOS, which does not, counts in bytes.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        import resource  # not on every system
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def reset_peak() -> int:
-    """Lower the peak to what is held now, where the system lets one, and read it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    except OSError:
-        pass
-    return peak_bytes()

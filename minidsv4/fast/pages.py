@@ -8,8 +8,10 @@ first chunk, and the process keeps what it needed at most. That counts for the w
 
 import contextlib
 import ctypes
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # numbers of <malloc.h>
 NEVER = (1 << 31) - 1  # bytes that are free at the heap's end before it shrinks
@@ -66,3 +68,27 @@ def kept_pages() -> Iterator[None]:
             _Keepers.running -= 1
             if not _Keepers.running:
                 give_back()
+
+
+def peak_bytes() -> int:
+    """The most bytes that this process has held so far.
+
+    Linux hands `ru_maxrss` on from the parent to its child, so there the kernel's own record of the process is read;
+    macOS, which does not, counts in bytes.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        import resource  # not on every system
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak() -> int:
+    """Lower the peak to what is held now, where the system lets one, and read it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    except OSError:
+        pass
+    return peak_bytes()
