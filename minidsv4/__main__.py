@@ -55,6 +55,7 @@ COMMANDS = {
     "chat": Command(
         "talk with a model: it thinks, calls a tool, keeps its cache between turns", "serve.chat", True, True
     ),
+    "needle": Command("facts in a text of a million tokens: which are found", "experiments.needle", True, True),
     "bench": Command("speed and memory, beside transformers on the same weights", "course.bench", True),
     "bill": Command("what a model costs: parameters, FLOPs, bytes, time, dollars", "cost.report"),
     "ranks": Command("experts over real ranks, and what waves gain at a chip's pace", "cost.ranks"),

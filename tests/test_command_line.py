@@ -63,6 +63,10 @@ NUMBERS = [
     ("ranks", "--seconds", ("0", "-1", "inf", "nan", "1e308")),
     ("ranks", "--rounds", ("-1", "9" * 30)),
     ("bill", "--tokens", ("0", "-1", "99999999999999999999", "inf", "1.5")),
+    ("needle", "--tokens", ("0", "-1", "1023", "9" * 30, "1M")),
+    ("needle", "--seeds", ("0", "-1", "1.5", "9" * 30)),
+    ("needle", "--threads", ("0", "-1", "1000000")),
+    ("needle", "--reads", ("all", "", "csa")),
     ("bench", "--size", ("tiny,", ",", "")),
     ("bench", "--threads", ("0", "-1", "9" * 30)),
     ("bench", "--repeats", ("0", "-1", "inf")),
@@ -92,7 +96,8 @@ def test_a_number_that_cannot_be_is_named_with_its_option_and_nothing_is_made(
 def test_an_empty_name_of_a_folder_is_not_the_folder_one_stands_in(tmp_path, monkeypatch, capsys):
     """Kind: a name that Python takes for another folder."""
     monkeypatch.chdir(tmp_path)
-    for words in (["tour", "--out"], ["train", "--out"], ["generate", "x", "--model"], ["ship", "run", "--out"]):
+    of_runs = (["tour", "--out"], ["train", "--out"], ["needle", "--out"])
+    for words in (*of_runs, ["generate", "x", "--model"], ["needle", "--model"], ["ship", "run", "--out"]):
         assert "names no folder" in refusal(capsys, *words, "")
     assert not list(tmp_path.iterdir())
 
