@@ -64,7 +64,9 @@ def test_lines_that_are_missing_doubled_or_swapped_are_refused(tmp_path):
     path = tmp_path / "log"
     write(path, STEPS)
     head, *lines = path.read_bytes().splitlines(keepends=True)
-    for changed in (lines[1:], lines[:1] + lines, [lines[1], lines[0], *lines[2:]], lines[:2] + lines[3:]):
+    moved = lines[1:], lines[:1] + lines, [lines[1], lines[0], *lines[2:]], lines[:2] + lines[3:]
+    added = [[*lines[:place], b"x\r", *lines[place:]] for place in range(len(lines))]
+    for changed in (*moved, *added):
         path.write_bytes(b"".join([head, *changed]))
         with pytest.raises(ValueError, match=r"line \d of .* is damaged; remove it"):
             write(path, [])
@@ -82,7 +84,7 @@ def test_the_log_of_another_run_is_refused_with_what_differs_and_left_as_it_is(t
 
 def test_any_other_file_is_refused_and_left_as_it_is(tmp_path):
     path = tmp_path / "log"
-    for content in (b"hello\n", b"{}\n", b"\xff\xfe\n\n", b"[1] 00\n"):
+    for content in (b"hello\n", b"hello", b"{}\n", b"{]", b"\xff\xfe\n\n", b"[1] 00\n", b"\n"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="another run"):
             write(path, [])

@@ -5,6 +5,7 @@ import random
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,7 +55,7 @@ def test_an_uninterrupted_run_writes_what_generate_writes(tmp_path):
 def test_a_run_that_ended_is_not_computed_again(tmp_path, monkeypatch):
     model, prompts, options = setting()
     right = rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options)
-    monkeypatch.setattr(Engine, "add", lambda *_, **__: pytest.fail("a finished text began again"))
+    monkeypatch.setattr(Engine, "step", lambda *_: pytest.fail("a finished text began again"))
     assert rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options) == right
 
 
@@ -103,6 +104,37 @@ def test_the_log_says_of_which_run_it_is(tmp_path):
             call()
     with pytest.raises(ValueError, match="3 seeds and 6 prompts"):
         rollouts(model, prompts, 2, path, seeds=[1, 2, 3], **options)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    {
+        "temperature": ({"temperature": -1}, "temperature = -1 is out of range"),
+        "top_p": ({"top_p": 2.0}, "top_p = 2.0 is out of range"),
+        "stop": ({"stop": 10_000}, "stop = 10000 is no token id"),
+        "seeds": ({"seeds": 5}, "seeds = 5 is a int; give a list"),
+        "seed": ({"seeds": [1, 2, 3, 4, 5, "six"]}, "seed = 'six' is no integer"),
+        "n_tokens": ({"n_tokens": -3}, "n_tokens = -3 cannot be written"),
+        "context": ({"n_tokens": 10_000}, "n_tokens = 10000 after .* goes beyond"),
+        "prompts": ({"prompts": 5}, "prompts = 5 is a int; give a list"),
+        "prompt": ({"prompts": [[1]] * 5 + [[10_000]]}, "prompt 5: "),
+        "memory": ({"memory": "1 kB"}, "memory = .* is too little"),
+        "model": ({"model": None}, "model = None is a NoneType"),
+    }.values(),
+)
+def test_what_cannot_be_written_is_refused_before_there_is_a_log(tmp_path, change, says):
+    model, prompts, options = setting()
+    call = {"model": model, "prompts": prompts, "n_tokens": 2, "log": tmp_path / "log"} | options | change
+    with pytest.raises(ValueError, match=says):
+        rollouts(**call)
+    assert not (tmp_path / "log").exists()
+
+
+def test_the_same_options_in_other_words_are_the_same_run(tmp_path):
+    model, prompts, options = setting()
+    right = rollouts(model, prompts, 2, tmp_path / "log", **options)
+    spelled = options | {"temperature": np.float32(1), "top_p": 1, "fused": False, "cache_precision": "model"}
+    assert rollouts(model, prompts, 2, tmp_path / "log", seeds=[*map(np.int64, range(6))], **spelled) == right
 
 
 def test_a_token_is_in_the_log_before_anybody_sees_the_next(tmp_path, monkeypatch):

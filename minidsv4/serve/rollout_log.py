@@ -81,22 +81,20 @@ class RolloutLog:
 
     def _read(self, first: str) -> int:
         """Take in what the file holds, cut off a torn last line, and stand behind the last whole one."""
-        lines = self.file.readall().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith(b"\n")]
+        data = self.file.readall()
         begun, checksum = sealed(first, 0)
-        if not whole:
+        if begun.startswith(data) and data != begun:  # nothing yet, or a header that a kill tore
             self.file.seek(0)
-            self.file.truncate()
             self.file.write(begun)
             return checksum
-        if whole[0] != begun:
-            raise ValueError(
-                f"rollout log: {self.path} is of another run{difference(whole[0], first)}; give another file"
-            )
-        for number, line in enumerate(whole[1:], 2):
-            checksum = self._take(number, line, checksum)
-        self.file.truncate(sum(map(len, whole)))
-        self.file.seek(0, os.SEEK_END)
+        head, _, rest = data.partition(b"\n")
+        if head + b"\n" != begun:
+            raise ValueError(f"rollout log: {self.path} is of another run{difference(head, first)}; give another file")
+        *lines, torn = rest.split(b"\n")
+        for number, line in enumerate(lines, 2):
+            checksum = self._take(number, line + b"\n", checksum)
+        self.file.seek(len(data) - len(torn))
+        self.file.truncate()
         return checksum
 
     def _take(self, number: int, line: bytes, before: int) -> int:

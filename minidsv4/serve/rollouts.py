@@ -19,7 +19,8 @@ from minidsv4.serve.engine import Engine, Request
 from minidsv4.serve.prefix_identity import weights_digest
 from minidsv4.serve.rollout_log import RolloutLog
 
-DECIDING = {"cache_precision", "fused", "invariant"}  # options of the engine on which tokens may depend
+# Options of the engine on which tokens may depend, and what they are where they are not given.
+DECIDING = {"cache_precision": "model", "fused": False, "invariant": False}
 
 
 def rollouts(
@@ -48,33 +49,42 @@ def rollouts(
     raises    ValueError: arguments that `generate` or the engine refuses, other numbers of seeds than of prompts, the
               log of another run, a damaged or used one; OSError: the log cannot be written
     """
-    prompts_T = [checks.check_prompt(ids, model) for ids in prompts]
-    n_tokens = checks.check_n_tokens(n_tokens)
-    seeds = one_a_prompt(seeds, len(prompts_T))
-    stops = checks.check_stop(stop, model.config.vocab_size)
-    run = {"n_tokens": n_tokens, "temperature": temperature, "top_p": top_p, "seeds": seeds, "stop": sorted(stops)}
-    run |= {name: engine[name] for name in DECIDING & engine.keys()}
-    run |= {"model": identity(model), "prompts": digest_of_prompts(prompts_T)}
     writer = Engine(model, **engine)
-    add = partial(writer.add, temperature=temperature, top_p=top_p, stop=stops)
+    prompts_T = checks.check_prompts(several("prompts", prompts), model)
+    n_tokens = checks.check_n_tokens(n_tokens)
+    seeds = one_a_prompt(range(len(prompts_T)) if seeds is None else several("seeds", seeds), len(prompts_T))
+    stops = checks.check_stop(stop, model.config.vocab_size)
+    sampling = {"temperature": checks.check_temperature(temperature), "top_p": checks.check_top_p(top_p)}
+    add: Callable[..., Request] = partial(writer.add, stop=stops, **sampling)  # type: ignore[arg-type]
+    for ids_T, seed in zip(prompts_T, seeds):
+        writer.cancel(add(ids_T, n_tokens, seed=seed))  # what it refuses is refused before there is a log
+    run: dict[str, object] = {"n_tokens": n_tokens, "seeds": seeds, "stop": sorted(stops), **sampling}
+    run |= {name: engine.get(name, usual) for name, usual in DECIDING.items()} | identity(model, prompts_T)
     with RolloutLog(log, run, len(prompts_T)) as kept:
         texts = {}
-        for number, (ids_T, seed) in enumerate(zip(prompts_T, seeds)):
-            written = kept.written[number]
+        for number, written in enumerate(kept.written):
             if not ended(written, n_tokens, stops):
-                request = resume(add, ids_T, written, n_tokens, seed)
-                texts[request] = number
+                texts[resume(add, prompts_T[number], written, n_tokens, seeds[number])] = number
         while writer.waiting or writer.running:
             kept.append((texts[request], token) for request, token in writer.step())
     return kept.written
 
 
-def one_a_prompt(seeds: Sequence[int] | None, n_prompts: int) -> list[int]:
+def several(name: str, values: object) -> Sequence:
+    """The values, once they are several.
+
+    raises  ValueError for one thing alone
+    """
+    if not isinstance(values, list | tuple | range):
+        raise ValueError(f"rollouts: {name} = {checks.shown(values)} is a {type(values).__name__}; give a list")
+    return values
+
+
+def one_a_prompt(seeds: Sequence[int], n_prompts: int) -> list[int]:
     """The seeds, once there is one for each prompt."""
-    checked = [checks.check_seed(seed) for seed in (range(n_prompts) if seeds is None else seeds)]
-    if len(checked) != n_prompts:
-        raise ValueError(f"rollouts: {len(checked)} seeds and {n_prompts} prompts; give one seed a prompt")
-    return checked
+    if len(seeds) != n_prompts:
+        raise ValueError(f"rollouts: {len(seeds)} seeds and {n_prompts} prompts; give one seed a prompt")
+    return [checks.check_seed(seed) for seed in seeds]
 
 
 def resume(add: Callable[..., Request], ids_T: Tensor, written: Sequence[int], n_tokens: int, seed: int) -> Request:
@@ -90,12 +100,11 @@ def ended(written: Sequence[int], n_tokens: int, stops: Collection[int]) -> bool
     return len(written) == n_tokens or (len(written) > 0 and written[-1] in stops)
 
 
-def identity(model: Model) -> str:
-    """The SHA-256 of a model's config and weights."""
+def identity(model: Model, prompts: Sequence[Tensor]) -> dict[str, str]:
+    """The SHA-256 of a model's config and weights, and that of all prompts."""
     config = json.dumps(model.config.to_dict(), sort_keys=True)
-    return hashlib.sha256((config + weights_digest(model)).encode()).hexdigest()
-
-
-def digest_of_prompts(prompts: Sequence[Tensor]) -> str:
-    """The SHA-256 of the token ids of all prompts."""
-    return hashlib.sha256(json.dumps([ids_T.tolist() for ids_T in prompts]).encode()).hexdigest()
+    ids = json.dumps([ids_T.tolist() for ids_T in prompts])
+    return {
+        "model": hashlib.sha256((config + weights_digest(model)).encode()).hexdigest(),
+        "prompts": hashlib.sha256(ids.encode()).hexdigest(),
+    }
