@@ -1,0 +1,58 @@
+"""Supervised start of post-training: the base model imitates replies of many writers, good ones and others.
+
+B batch, T tokens. Only tokens of replies are learned; prompts are given. Report section 5.1.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from minidsv4.model.indexer import Indexer
+from minidsv4.model.layer import watch
+from minidsv4.model.losses import index_calls, indexer_loss
+from minidsv4.model.model import Model
+from minidsv4.posttrain.rows import Rows, log_probs, rows_of
+from minidsv4.posttrain.tasks import demonstration, generator_of, problems
+from minidsv4.train.data import Batch
+from minidsv4.train.tokenizer import Tokenizer
+
+
+class ImitationLosses(NamedTuple):
+    """`total = main + indexer`: cross-entropy of the replies' tokens, and the indexers' own, in nats."""
+
+    total: Tensor
+    main: Tensor
+    indexer: Tensor
+
+
+class Imitation(nn.Module):
+    """A policy that learns demonstrations; to `Trainer` it is a model with a loss and the batch of every step.
+
+    policy      learns
+    tasks       names of the tasks, equally often
+    batch_size  B
+    seed        of problems and writers
+    """
+
+    def __init__(self, policy: Model, tokenizer: Tokenizer, tasks: tuple[str, ...], batch_size: int, seed: int):
+        super().__init__()
+        self.policy, self.tokenizer, self.tasks = policy, tokenizer, tasks
+        self.batch_size, self.seed = batch_size, seed
+        self.rows: Rows | None = None
+
+    def batch_at(self, step: int) -> Batch:
+        """The batch of a step, from 0."""
+        generator = generator_of("writers", self.seed, step)
+        given = problems(f"imitation {self.seed} {step}", self.batch_size, self.tasks)
+        replies = [self.tokenizer.encode_marked(demonstration(generator, problem)) for problem in given]
+        self.rows = rows_of([self.tokenizer.encode_marked(problem.prompt()) for problem in given], replies)
+        return self.rows.batch()
+
+    def loss(self, ids_BT: Tensor, document_BT: Tensor, mtp_weight: float) -> ImitationLosses:
+        """The losses of the batch that `batch_at` made last."""
+        assert self.rows is not None and torch.equal(self.rows.ids_BT, ids_BT)
+        with watch(self.policy, Indexer, "attend") as calls:
+            main = -log_probs(self.policy, self.rows).mean()
+        indexer = sum(map(indexer_loss, index_calls(calls)), main.new_zeros(()))
+        return ImitationLosses(main + indexer, main, indexer)
