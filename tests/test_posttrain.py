@@ -4,13 +4,12 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
-
-from minidsv4.posttrain import distill, grpo
-from minidsv4.posttrain.grpo import GRPO, Rewards, Sampling, advantages, surrogate
-from minidsv4.posttrain.rows import hidden_of, log_probs, rows_of, vocabulary_log_probs
-from minidsv4.posttrain.tasks import Verdict
 from small import EXACT, normal, off, small_model
+
+from minidsv4.posttrain import distill
+from minidsv4.posttrain.grpo import Rewards, advantages, surrogate
+from minidsv4.posttrain.rows import log_probs, rows_of
+from minidsv4.posttrain.tasks import Verdict
 
 GRADIENT = 1e-6  # central differences with steps of 1e-5 leave 1e-10 of the function, over 1e-5
 
@@ -44,7 +43,10 @@ def test_thinking_costs_its_price_in_its_mode_and_a_wrong_answer_is_worth_nothin
 @pytest.mark.parametrize(("ratio", "advantage"), [*itertools.product([0.5, 0.9, 1.1, 1.5], [-2.0, 2.0])])
 def test_the_surrogate_is_the_lower_of_ratio_and_clipped_ratio_and_its_gradient_stops_at_the_clip(ratio, advantage):
     log_prob_T = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
-    old_T, one = log_prob_T.detach() - torch.tensor(ratio, dtype=torch.float64).log(), torch.ones(1, dtype=torch.float64)
+    old_T, one = (
+        log_prob_T.detach() - torch.tensor(ratio, dtype=torch.float64).log(),
+        torch.ones(1, dtype=torch.float64),
+    )
     parts = surrogate(log_prob_T, old_T, log_prob_T.detach(), advantage * one, one, clip=0.2)
     bounded = min(1.2, max(0.8, ratio))
     assert parts.policy.item() == pytest.approx(-min(ratio * advantage, bounded * advantage), abs=1e-12)

@@ -7,9 +7,8 @@ memory at a time. The usual estimate from the sampled token alone is here for co
 gradient noisy.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 

@@ -58,7 +58,9 @@ class PostTraining:
             raise ValueError(f"post-training: {path} cannot be read ({error}); remove it to begin anew") from error
         if about != self.about:
             names = sorted(n for n in about.keys() | self.about.keys() if about.get(n) != self.about.get(n))
-            raise ValueError(f"post-training: {path} is of another run ({', '.join(names)} differ); give another folder")
+            raise ValueError(
+                f"post-training: {path} is of another run ({', '.join(names)} differ); give another folder"
+            )
         return state
 
     def run(self) -> bool:
