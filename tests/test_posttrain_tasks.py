@@ -10,16 +10,15 @@ from minidsv4.posttrain.tasks import (
     RUN,
     SUM,
     TASKS,
-    VOCAB_SIZE,
     Problem,
     demonstration,
     generator_of,
     problem,
     problems,
     reply,
-    task_tokenizer,
     verdict,
 )
+from minidsv4.posttrain.tokens import VOCAB_SIZE, task_tokenizer
 from minidsv4.serve.chat_format import parse
 from minidsv4.serve.conversation.markers import END_THINK
 

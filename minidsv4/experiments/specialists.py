@@ -24,13 +24,14 @@ from minidsv4.posttrain.distill import ESTIMATES, Distillation, Teachers
 from minidsv4.posttrain.grpo import GRPO, Sampling
 from minidsv4.posttrain.imitation import Imitation
 from minidsv4.posttrain.run import PostTraining
-from minidsv4.posttrain.tasks import MODES, VOCAB_SIZE, problems, task_tokenizer, verdict
+from minidsv4.posttrain.tasks import MODES, problems, verdict
+from minidsv4.posttrain.tokens import VOCAB_SIZE, task_tokenizer
 from minidsv4.posttrain.writer import Writer
 from minidsv4.train.recipe import Recipe
 
 SEEDS = (0, 1, 2)
 TASKS = ("sum", "run")
-BASE_STEPS, BASE_BATCH, BASE_RATE = 900, 64, 0.02
+BASE_STEPS, BASE_BATCH, BASE_RATE = 1000, 64, 0.02
 ROUNDS, STUDENT_ROUNDS, MIXED_ROUNDS = 40, 30, 95
 GRPO_RATE, STUDENT_RATE = 0.002, 0.002
 N_TOKENS = 16  # most of a reply: 8 states, two markers, the answer, and some to spare
@@ -39,12 +40,12 @@ MEASURED = 240  # problems of each task and mode, which nobody learned from
 
 
 def small_config() -> Config:
-    """Three layers, window, CSA and HCA, eight experts: 290 thousand parameters."""
+    """Three layers, window, CSA and HCA, eight experts: 330 thousand parameters."""
     layers = dict(num_hidden_layers=3, compress_ratios=(0, 4, 16, 0), num_nextn_predict_layers=0, num_hash_layers=1)
     heads = dict(num_attention_heads=4, head_dim=32, qk_rope_head_dim=16, q_lora_rank=32, o_groups=2, o_lora_rank=32)
     index = dict(index_n_heads=4, index_head_dim=16, index_topk=8)
     experts = dict(moe_intermediate_size=32, n_routed_experts=8, hc_sinkhorn_iters=5)
-    sizes = dict(vocab_size=VOCAB_SIZE, hidden_size=64, sliding_window=32, initializer_range=0.08)
+    sizes = dict(vocab_size=VOCAB_SIZE, hidden_size=64, sliding_window=48, initializer_range=0.08)
     return Config.mini().replace(**layers, **heads, **index, **experts, **sizes)
 
 

@@ -14,8 +14,12 @@ from minidsv4.model.losses import index_calls, indexer_loss
 from minidsv4.model.model import Model
 from minidsv4.posttrain.rows import Rows, log_probs, rows_of
 from minidsv4.posttrain.tasks import demonstration, generator_of, problems
+from minidsv4.posttrain.tool_calls import tool_demonstration
 from minidsv4.train.data import Batch
 from minidsv4.train.tokenizer import Tokenizer
+
+TOOLS_EVERY = 8  # steps: every eighth batch shows calls of a tool
+TOOLS_LONGER = 4  # times: its rows are so much longer, and so many times fewer
 
 
 class ImitationLosses(NamedTuple):
@@ -27,7 +31,9 @@ class ImitationLosses(NamedTuple):
 
 
 class Imitation(nn.Module):
-    """A policy that learns demonstrations; to `Trainer` it is a model with a loss and the batch of every step.
+    """A policy that learns demonstrations of tasks, and of a tool.
+
+    To `Trainer` it is a model with a loss and the batch of every step.
 
     policy      learns
     tasks       names of the tasks, equally often
@@ -44,9 +50,13 @@ class Imitation(nn.Module):
     def batch_at(self, step: int) -> Batch:
         """The batch of a step, from 0."""
         generator = generator_of("writers", self.seed, step)
-        given = problems(f"imitation {self.seed} {step}", self.batch_size, self.tasks)
-        replies = [self.tokenizer.encode_marked(demonstration(generator, problem)) for problem in given]
-        self.rows = rows_of([self.tokenizer.encode_marked(problem.prompt()) for problem in given], replies)
+        if step % TOOLS_EVERY == TOOLS_EVERY - 1:
+            texts = [tool_demonstration(generator) for _ in range(max(1, self.batch_size // TOOLS_LONGER))]
+        else:
+            given = problems(f"imitation {self.seed} {step}", self.batch_size, self.tasks)
+            texts = [(problem.prompt(), demonstration(generator, problem)) for problem in given]
+        prompts, replies = zip(*texts)
+        self.rows = rows_of(*(list(map(self.tokenizer.encode_marked, part)) for part in (prompts, replies)))
         return self.rows.batch()
 
     def loss(self, ids_BT: Tensor, document_BT: Tensor, mtp_weight: float) -> ImitationLosses:
@@ -56,3 +66,7 @@ class Imitation(nn.Module):
             main = -log_probs(self.policy, self.rows).mean()
         indexer = sum(map(indexer_loss, index_calls(calls)), main.new_zeros(()))
         return ImitationLosses(main + indexer, main, indexer)
+
+    def told(self) -> dict:
+        """What there is to log besides the losses: nothing."""
+        return {}

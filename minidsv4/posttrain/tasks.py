@@ -14,18 +14,21 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from minidsv4.serve.chat_format import MARKERS, Texts, chat_tokenizer, encode, parse
-from minidsv4.train.tokenizer import SMALLEST_VOCABULARY, Tokenizer
+from minidsv4.serve.chat_format import Texts, encode, parse
 
 N_SYMBOLS = 8  # of a problem
 MISREAD = 0.6  # how often writers misread the symbol that they misread
 EVERY = "Every step."
-TEXTS = Texts(exhaustive=EVERY, stronger=EVERY)
+TEXTS = Texts(
+    exhaustive=EVERY,
+    stronger=EVERY,
+    tools_usage="Call a tool.",
+    tools_schemas="They are:",
+    tools_closing="No others.",
+)
 PROFILE = "preview"  # its modes: "none" and "high" add no text, "max" adds `exhaustive`
 MODES = ("none", "high", "max")
 STRIDES = {"high": {1: 0.5, 2: 0.5}, "max": {1: 0.7, 2: 0.3}}  # shares of writers who write each, or each second, state
-WORDS = ("sum", "run", "Every step.\n\n")  # what the tokenizer joins; digits and instructions stay single tokens
-VOCAB_SIZE = 288  # of the model: 256 bytes, the pairs joined, the markers of the chat format, and some to spare
 
 
 class Task(NamedTuple):
@@ -155,11 +158,3 @@ def verdict(given: Problem, text: str) -> Verdict:
     except ValueError:
         return Verdict(False, len(text))
     return Verdict(message["content"] == given.answer(), len(message["reasoning"]))
-
-
-def task_tokenizer() -> Tokenizer:
-    """The tokenizer of these tasks: bytes, the words of the prompts, and the markers of the chat format."""
-    return chat_tokenizer(Tokenizer.train(WORDS * 9, VOCAB_SIZE - len(MARKERS) + 2))
-
-
-assert SMALLEST_VOCABULARY + len(MARKERS) < VOCAB_SIZE
