@@ -20,6 +20,8 @@ from minidsv4.course.record import record
 from minidsv4.model.attention import WindowAttention
 from minidsv4.model.hyper_connection import HyperConnection
 from minidsv4.model.moe import Router
+from minidsv4.posttrain import distill, grpo
+from minidsv4.posttrain.tasks import Verdict
 from minidsv4.serve.pool import Pool
 
 EXACT = 1e-10  # float64, a few layers deep; the smallest trap, an eps of 1e-6, moves logits by more than 1e-8
@@ -251,6 +253,40 @@ def gradients_are_finite_where_softplus_underflows():
     assert weight_ED.grad.isfinite().all()
 
 
+def a_reply_is_compared_with_its_own_group():
+    easy, hard = [1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]
+    advantage_B = grpo.advantages(torch.tensor([*easy, *hard]), 4)
+    assert advantage_B[7] > advantage_B[0] > 0 and abs(advantage_B[:4].sum()) < 1e-5  # float32
+
+
+def a_wrong_answer_is_worth_nothing_however_short():
+    rewards = grpo.Rewards(price={"high": 0.1})
+    assert rewards.of("high", Verdict(False, 0)) == rewards.of("high", Verdict(False, 9)) == 0.0
+    assert rewards.of("high", Verdict(True, 4)) == 0.6
+
+
+def distributions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits [1, V] of a student, and the log-probabilities [1, V] of the student and of a teacher."""
+    numbers = torch.randn(2, 1, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    logits_TV = numbers[0].requires_grad_()
+    return logits_TV, logits_TV.log_softmax(-1), numbers[1].log_softmax(-1)
+
+
+def the_divergence_weighs_by_the_student():
+    _, student_TV, teacher_TV = distributions()
+    by_hand = (student_TV.exp() * (student_TV - teacher_TV)).sum(-1)
+    same(distill.full_kl(student_TV, teacher_TV), by_hand)
+
+
+def the_sampled_gradient_is_the_full_one_in_the_mean():
+    logits_TV, student_TV, teacher_TV = distributions()
+    each = distill.sampled_kl(student_TV.expand(5, -1), teacher_TV.expand(5, -1), torch.arange(5))
+    by_hand = (student_TV.exp() * (student_TV - teacher_TV)).sum()
+    mean = (student_TV.detach().exp() * each).sum()
+    expected = torch.autograd.grad(by_hand, logits_TV, retain_graph=True)
+    same(*torch.autograd.grad(mean, logits_TV), *expected)
+
+
 CHECKS = {
     check.__name__: check
     for check in (
@@ -259,6 +295,8 @@ CHECKS = {
         *(a_prefix_hit_goes_on_with_its_own_text, cache_bytes_equal_the_formula, new_streams_are_means_of_old_ones),
         *(moving_the_text_changes_nothing, routing_weights_sum_to_the_scale, indexers_learn_what_their_layers_read),
         *(the_trunk_learns_from_the_text_alone, gradients_are_finite_where_softplus_underflows),
+        *(a_reply_is_compared_with_its_own_group, a_wrong_answer_is_worth_nothing_however_short),
+        *(the_divergence_weighs_by_the_student, the_sampled_gradient_is_the_full_one_in_the_mean),
     )
 }
 

@@ -9,6 +9,7 @@ the base is the same. A killed run goes on when it is called again.
 
 import copy
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,23 +18,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minidsv4.checkpoint import load, save
 from minidsv4.config import Config
-from minidsv4.files import atomic_file
+from minidsv4.files import atomic_file, atomic_folder
 from minidsv4.model.model import Model
 from minidsv4.posttrain.distill import ESTIMATES, Distillation, Teachers
 from minidsv4.posttrain.grpo import GRPO, Sampling
 from minidsv4.posttrain.imitation import Imitation
-from minidsv4.posttrain.run import PostTraining
-from minidsv4.posttrain.tasks import MODES, problems, verdict
+from minidsv4.posttrain.run import LOG, PostTraining
+from minidsv4.posttrain.tasks import MODES, TEXTS, problems, verdict
 from minidsv4.posttrain.tokens import VOCAB_SIZE, task_tokenizer
 from minidsv4.posttrain.writer import Writer
+from minidsv4.serve.chat_format import TEXTS_FILE
 from minidsv4.train.recipe import Recipe
+from minidsv4.train.ship import POST_TRAINED, SHIPPED_CHAT, TOKENIZER
 
 SEEDS = (0, 1, 2)
 TASKS = ("sum", "run")
 BASE_STEPS, BASE_BATCH, BASE_RATE = 1000, 64, 0.02
-ROUNDS, STUDENT_ROUNDS, MIXED_ROUNDS = 40, 30, 95
-GRPO_RATE, STUDENT_RATE = 0.002, 0.002
+ROUNDS, STUDENT_ROUNDS, MIXED_ROUNDS = 30, 40, 82
+GRPO_RATE, STUDENT_RATE = 0.008, 0.008
 N_TOKENS = 16  # most of a reply: 8 states, two markers, the answer, and some to spare
 FILE = Path(__file__).resolve().parents[1] / "assets" / "specialists.json"
 MEASURED = 240  # problems of each task and mode, which nobody learned from
@@ -50,7 +54,7 @@ def small_config() -> Config:
 
 
 def recipe(steps: int, rate: float, **changes: object) -> Recipe:
-    """How a part of the experiment learns: Muon, a constant rate, routers' biases left alone unless given."""
+    """How a part of the experiment learns: Muon, a cosine, and routers' biases left alone, unless told otherwise."""
     usual = dict(optimizer="muon", warm_up=5, weight_decay=0.0, balance_speed=0.0)
     return Recipe(steps=steps, rate=rate, **(usual | changes))
 
@@ -81,7 +85,7 @@ def specialist(start: Model, folder: Path, tasks: Sequence[str], seed: int, roun
 
 def student(start: Model, teachers: dict[str, Model], folder: Path, seed: int, estimate: str = "full") -> Model:
     """A policy by distillation, from the base, of both specialists."""
-    sampling = Sampling(tuple(teachers), n_problems=96, group=1, n_tokens=N_TOKENS, updates=1, seed=100 + seed)
+    sampling = Sampling(tuple(teachers), n_problems=48, group=1, n_tokens=N_TOKENS, updates=1, seed=100 + seed)
     write = Writer(folder / "rollouts")
     policy = copy.deepcopy(start).requires_grad_(True)
     objective = Distillation(policy, Teachers(teachers), task_tokenizer(), sampling, write, estimate=estimate)
@@ -171,7 +175,20 @@ def run(seed: int, folder: Path) -> dict:
     return {"sampled": sampled, "greedy": greedy, "noise": gradient_noise(start, teachers)}
 
 
-def measured() -> dict:
+def ship(folder: Path) -> None:
+    """Put what seed 0 made into the package: base and specialists, and the student as the chat model, in BF16."""
+    runs = {POST_TRAINED / "base": "base", SHIPPED_CHAT: "student-0"}
+    runs |= {POST_TRAINED / task: f"{task}-0" for task in TASKS}
+    for target, name in runs.items():
+        target.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(target) as scratch:
+            task_tokenizer().save(scratch / TOKENIZER)  # first, so that the checksums cover it
+            save(load(folder / name).bfloat16(), scratch)
+            (scratch / TEXTS_FILE).write_text(json.dumps(vars(TEXTS), indent=1) + "\n", encoding="utf-8")
+        shutil.copy(folder / name / LOG, POST_TRAINED / f"{name.removesuffix('-0')}.log.jsonl")
+
+
+def measured() -> list[dict]:
     """What `python -m minidsv4.experiments.specialists` wrote: `run` of each seed."""
     return json.loads(FILE.read_text(encoding="utf-8"))
 
@@ -186,6 +203,7 @@ def main() -> None:
         print(f"seed {seed}: {json.dumps(runs[-1]['sampled'])}", flush=True)
     with atomic_file(FILE) as scratch:
         scratch.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    ship(folder)
 
 
 if __name__ == "__main__":

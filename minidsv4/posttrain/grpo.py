@@ -38,7 +38,7 @@ class Sampling:
     """
 
     tasks: tuple[str, ...]
-    n_problems: int = 12
+    n_problems: int = 6
     group: int = 8
     n_tokens: int = 16
     updates: int = 2
@@ -87,7 +87,7 @@ class Rewards:
     price  of a character of thinking, in each mode; so no mode is rewarded for being short and wrong
     """
 
-    price: dict[str, float] = field(default_factory=lambda: {"none": 0.0, "high": 0.05, "max": 0.0})
+    price: dict[str, float] = field(default_factory=lambda: {"none": 0.0, "high": 0.1, "max": 0.0})
 
     def of(self, mode: str, found: Verdict) -> float:
         """The reward of a reply."""

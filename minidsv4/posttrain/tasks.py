@@ -19,14 +19,14 @@ from minidsv4.serve.chat_format import Texts, encode, parse
 N_SYMBOLS = 8  # of a problem
 MISREAD = 0.6  # how often writers misread the symbol that they misread
 EVERY = "Every step."
-TEXTS = Texts(
+TEXTS = Texts(  # of the profile's modes "none" and "high" add no text, "max" adds `exhaustive`
     exhaustive=EVERY,
     stronger=EVERY,
     tools_usage="Call a tool.",
     tools_schemas="They are:",
     tools_closing="No others.",
+    profile="preview",
 )
-PROFILE = "preview"  # its modes: "none" and "high" add no text, "max" adds `exhaustive`
 MODES = ("none", "high", "max")
 STRIDES = {"high": {1: 0.5, 2: 0.5}, "max": {1: 0.7, 2: 0.3}}  # shares of writers who write each, or each second, state
 
@@ -88,7 +88,7 @@ class Problem(NamedTuple):
     def prompt(self) -> str:
         """The text that the model goes on from."""
         messages = [{"role": "user", "content": self.question()}]
-        return encode(messages, mode=self.mode, profile=PROFILE, texts=TEXTS)
+        return encode(messages, mode=self.mode, texts=TEXTS)
 
 
 def generator_of(*names: object) -> random.Random:
@@ -140,8 +140,8 @@ def reply(answer: str, reasoning: str | None = None) -> str:
     message = {"role": "assistant", "content": answer}
     mode = "none" if reasoning is None else "high"
     messages = [{"role": "user", "content": ""}, message | {"reasoning": reasoning or ""}]
-    opened = encode(messages[:1], mode=mode, profile=PROFILE)
-    return encode(messages, mode=mode, profile=PROFILE)[len(opened) :]
+    opened = encode(messages[:1], mode=mode, texts=TEXTS)
+    return encode(messages, mode=mode, texts=TEXTS)[len(opened) :]
 
 
 class Verdict(NamedTuple):

@@ -5,7 +5,7 @@ Spec of the chat format for calls and results. There is nothing to reason about,
 
 import random
 
-from minidsv4.posttrain.tasks import MODES, PROFILE, TASKS, TEXTS, below, demonstration, problem
+from minidsv4.posttrain.tasks import MODES, TASKS, TEXTS, below, demonstration, problem
 from minidsv4.serve.calculator import CALCULATE, calculate
 from minidsv4.serve.chat_format import encode
 
@@ -34,7 +34,7 @@ def answered(asked: str) -> list[dict]:
 
 def text_of(messages: list[dict], mode: str) -> str:
     """A conversation in which the calculator is offered."""
-    return encode(messages, TOOLS, mode, PROFILE, texts=TEXTS)
+    return encode(messages, TOOLS, mode, texts=TEXTS)
 
 
 def tool_demonstration(generator: random.Random) -> tuple[str, str]:

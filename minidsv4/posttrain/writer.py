@@ -34,7 +34,7 @@ class Writer:
         """The replies of round `number`, one a prompt, each with random numbers of its own seed."""
         stop = Tokenizer.eos_id
         if self.folder is None:
-            return generate(model, prompts, n_tokens, temperature, seed=seeds, stop=stop, fused=self.fused)
+            return generate(model, prompts, n_tokens, temperature, seed=[*seeds], stop=stop, fused=self.fused)
         log = self.folder / f"round-{number:05}.log"
         how = {"texts": len(prompts), "chunk": 2048, "fused": self.fused}
         return rollouts(model, prompts, n_tokens, log, temperature=temperature, seeds=seeds, stop=stop, **how)

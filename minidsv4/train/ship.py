@@ -13,40 +13,49 @@ from minidsv4.train.tokenizer import Tokenizer
 
 SHIPPED = Path(str(resources.files("minidsv4"))) / "assets" / "mini"
 SHIPPED_CHAT = SHIPPED.with_name("chat")  # the post-trained model, where the package has one
+POST_TRAINED = SHIPPED.with_name("specialists")  # what the chat model was made of
+SPECIALISTS = ("base", "sum", "run")
 TOKENIZER = "tokenizer.json"
 FILES = ("config.json", "model.safetensors", TOKENIZER)
 LIMIT = 12_000_000  # bytes of all files together
 
 
-def load_pretrained(precision: str = "fp32") -> Model:
+def load_pretrained(precision: str = "fp32", name: str = "mini") -> Model:
     """The small V4 that the package ships, trained on Python source and generated programs; needs no network.
 
     Its tokenizer is `pretrained_tokenizer()`. It is stored as released: routed experts in MXFP4, which it was trained
     for, other matrices in FP8, the rest in BF16 and float32; "fp32" holds these numbers and rounds no further.
 
     precision  "fp32", "bf16", or "released": activations in FP8, index queries and keys in MXFP4, for inference
+    name       "mini"; or "chat", a smaller post-trained model, and "chat-base", "chat-sum", "chat-run", of which it was
+               made, all four stored in BF16
     returns    a model in float32, or in bfloat16 with islands of float32
-    raises     ValueError where this copy of the package came without it, and for another precision
+    raises     ValueError where this copy of the package came without it, and for another precision or name
     """
-    return in_precision(load(_shipped()), precision)
+    return in_precision(load(_shipped(name)), precision)
 
 
-def pretrained_tokenizer() -> Tokenizer:
-    """The tokenizer of `load_pretrained()`: `encode(text)` gives ids, `decode(ids)` the text.
+def pretrained_tokenizer(name: str = "mini") -> Tokenizer:
+    """The tokenizer of `load_pretrained(name=name)`: `encode(text)` gives ids, `decode(ids)` the text.
 
-    raises  ValueError where this copy of the package came without it
+    raises  ValueError where this copy of the package came without it, and for another name
     """
-    return Tokenizer.load(_shipped() / TOKENIZER)
+    return Tokenizer.load(_shipped(name) / TOKENIZER)
 
 
-def _shipped() -> Path:
-    missing = [name for name in FILES if not (SHIPPED / name).is_file()]
+def _shipped(name: str) -> Path:
+    """The folder of a shipped model, once its files are there."""
+    folders = {"mini": SHIPPED, "chat": SHIPPED_CHAT} | {f"chat-{own}": POST_TRAINED / own for own in SPECIALISTS}
+    if name not in folders:
+        raise ValueError(f"load_pretrained: name = {name!r} is not known; it is one of {', '.join(folders)}")
+    missing = [file for file in FILES if not (folders[name] / file).is_file()]
     if missing:
+        place = name.replace("chat-", f"{POST_TRAINED.name}/")
         raise ValueError(
-            f"load_pretrained: this copy of minidsv4 came without assets/mini/{missing[0]}; install it again, "
+            f"load_pretrained: this copy of minidsv4 came without assets/{place}/{missing[0]}; install it again, "
             "or train a model with `python -m minidsv4 tour`"
         )
-    return SHIPPED
+    return folders[name]
 
 
 def ship(run: str | Path, folder: str | Path, precision: str = "fp8") -> dict[str, int]:

@@ -14,7 +14,17 @@ Not here, because they change nothing: a mean instead of a sum over index heads 
 the weight-free norm of a query head after its rotation instead of before it (a rotation keeps the length).
 """
 
-from minidsv4.course.mutants import attention, caching, compression, experts, rotary, selection, serving, streams
+from minidsv4.course.mutants import (
+    attention,
+    caching,
+    compression,
+    experts,
+    posttraining,
+    rotary,
+    selection,
+    serving,
+    streams,
+)
 from minidsv4.course.mutants.museum import MUTANTS, Mutant, mutant
 
 __all__ = [
@@ -25,6 +35,7 @@ __all__ = [
     "compression",
     "experts",
     "mutant",
+    "posttraining",
     "rotary",
     "selection",
     "serving",
