@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minidsv4.checkpoint import load
 from minidsv4.model.model import Model
 from minidsv4.posttrain.grpo import Round, Sampling, Write, summary, written_round
+from minidsv4.posttrain.objective import Objective
 from minidsv4.posttrain.rows import Rows, hidden_of, picked, vocabulary_log_probs
 from minidsv4.train.data import Batch
 from minidsv4.train.tokenizer import Tokenizer
@@ -85,8 +86,8 @@ class DistillLosses(NamedTuple):
     main: Tensor
 
 
-class Distillation(nn.Module):
-    """A student that learns from teachers; to `Trainer` it is a model with a loss and the batch of every step.
+class Distillation(Objective):
+    """A student that learns from teachers.
 
     policy    the student
     teachers  one a task of `sampling`
@@ -104,14 +105,14 @@ class Distillation(nn.Module):
         weights: Mapping[str, float] | None = None,
         estimate: str = "full",
     ):
-        super().__init__()
+        super().__init__(policy)
         missing = [task for task in sampling.tasks if task not in teachers.sources]
         if missing or estimate not in ESTIMATES:
             raise ValueError(
                 f"distillation: tasks without a teacher: {missing}, estimate = {estimate!r}; give every task one, and "
                 f"one of {ESTIMATES}"
             )
-        self.policy, self.teachers, self.tokenizer = policy, teachers, tokenizer
+        self.teachers, self.tokenizer = teachers, tokenizer
         self.sampling, self.write, self.estimate = sampling, write, estimate
         self.weights = dict.fromkeys(sampling.tasks, 1.0) | dict(weights or {})
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minidsv4.model.model import Model
+from minidsv4.posttrain.objective import Objective
 from minidsv4.posttrain.rows import Rows, log_probs, rows_of
 from minidsv4.posttrain.tasks import MODES, Problem, Verdict, problems, verdict
 from minidsv4.train.data import Batch
@@ -140,8 +141,8 @@ class GRPOLosses(NamedTuple):
     clipped: Tensor
 
 
-class GRPO(nn.Module):
-    """A policy that learns from rewards; to `Trainer` it is a model with a loss and the batch of every step.
+class GRPO(Objective):
+    """A policy that learns from rewards.
 
     policy     learns
     reference  stays as it is; the policy is held near it
@@ -161,8 +162,8 @@ class GRPO(nn.Module):
         clip: float = 0.2,
         kl_weight: float = 0.01,
     ):
-        super().__init__()
-        self.policy, self.frozen = policy, [reference.requires_grad_(False).eval()]  # in a list: it is no part
+        super().__init__(policy)
+        self.frozen = [reference.requires_grad_(False).eval()]  # in a list: it is no part
         self.tokenizer, self.sampling, self.write = tokenizer, sampling, write
         self.rewards, self.clip, self.kl_weight = rewards or Rewards(), clip, kl_weight
 

@@ -6,12 +6,13 @@ B batch, T tokens. Only tokens of replies are learned; prompts are given. Report
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minidsv4.model.indexer import Indexer
 from minidsv4.model.layer import watch
 from minidsv4.model.losses import index_calls, indexer_loss
 from minidsv4.model.model import Model
+from minidsv4.posttrain.objective import Objective
 from minidsv4.posttrain.rows import Rows, log_probs, rows_of
 from minidsv4.posttrain.tasks import demonstration, generator_of, problems
 from minidsv4.posttrain.tool_calls import tool_demonstration
@@ -30,10 +31,8 @@ class ImitationLosses(NamedTuple):
     indexer: Tensor
 
 
-class Imitation(nn.Module):
+class Imitation(Objective):
     """A policy that learns demonstrations of tasks, and of a tool.
-
-    To `Trainer` it is a model with a loss and the batch of every step.
 
     policy      learns
     tasks       names of the tasks, equally often
@@ -42,8 +41,8 @@ class Imitation(nn.Module):
     """
 
     def __init__(self, policy: Model, tokenizer: Tokenizer, tasks: tuple[str, ...], batch_size: int, seed: int):
-        super().__init__()
-        self.policy, self.tokenizer, self.tasks = policy, tokenizer, tasks
+        super().__init__(policy)
+        self.tokenizer, self.tasks = tokenizer, tasks
         self.batch_size, self.seed = batch_size, seed
         self.rows: Rows | None = None
 
@@ -66,7 +65,3 @@ class Imitation(nn.Module):
             main = -log_probs(self.policy, self.rows).mean()
         indexer = sum(map(indexer_loss, index_calls(calls)), main.new_zeros(()))
         return ImitationLosses(main + indexer, main, indexer)
-
-    def told(self) -> dict:
-        """What there is to log besides the losses: nothing."""
-        return {}

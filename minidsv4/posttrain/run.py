@@ -2,29 +2,17 @@
 
 import pickle
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from minidsv4.checkpoint import save
 from minidsv4.files import atomic_file, writable_folder
-from minidsv4.model.model import Model
-from minidsv4.train.data import Batch
+from minidsv4.posttrain.objective import Objective
 from minidsv4.train.log import Log
 from minidsv4.train.loop import Trainer
 from minidsv4.train.recipe import Recipe
 
 STATE, LOG = "posttraining.pt", "log.jsonl"
-
-
-class Objective(Protocol):
-    """What a run trains: a policy with a loss, and the batch of every step. `Imitation`, `GRPO`, `Distillation`."""
-
-    policy: Model
-
-    def batch_at(self, step: int) -> Batch: ...
-
-    def told(self) -> dict: ...
 
 
 class PostTraining:
