@@ -656,5 +656,5 @@ EQUATIONS = {
     26: Equation(core_attention, "attend", "minidsv4/ops.py"),
     27: Equation(sink_softmax, "attention_weights", "minidsv4/ops.py"),
     28: Equation(newton_schulz, "orthogonalise", "minidsv4/train/muon.py"),
-    29: Equation(distillation_loss, "", ""),  # distillation is not part of the package yet
+    29: Equation(distillation_loss, "Distillation", "minidsv4/posttrain/distill.py"),
 }

@@ -6,6 +6,7 @@ import pytest
 import torch
 from small import EXACT, normal, off, small_model
 
+from minidsv4 import paper
 from minidsv4.posttrain import distill
 from minidsv4.posttrain.grpo import Rewards, advantages, surrogate
 from minidsv4.posttrain.rows import log_probs, rows_of
@@ -95,6 +96,14 @@ def test_the_gradient_of_full_kl_is_its_closed_form_and_central_differences_agre
     closed = log_p_TV.exp() * (log_p_TV - teacher_TV - kl_T.detach().unsqueeze(-1))
     assert off(logits_TV.grad, closed) < EXACT
     assert torch.autograd.gradcheck(lambda x: distill.full_kl(x.log_softmax(-1), teacher_TV), logits_TV, atol=GRADIENT)
+
+
+def test_full_kl_is_the_papers_loop_a_teacher_and_a_weight_each():
+    logits_TV, *teachers = (normal(3, 6, seed=seed) for seed in (5, 6, 7))
+    weights = [0.3, 0.7]
+    parts = [distill.full_kl(logits_TV.log_softmax(-1), teacher_TV.log_softmax(-1)).mean() for teacher_TV in teachers]
+    loop = paper.distillation_loss(logits_TV.numpy(), [teacher_TV.numpy() for teacher_TV in teachers], weights)
+    assert abs(sum(weight * part for weight, part in zip(weights, parts)) - loop) < EXACT
 
 
 def test_full_kl_is_zero_for_the_teacher_itself_and_above_zero_for_any_other():

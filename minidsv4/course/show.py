@@ -143,7 +143,7 @@ def equations():
     returns  Table
     """
     rows = [
-        (f"({number})", f"`{loop.__name__}`", f"`{operation}`" if file else "not here yet", file)
+        (f"({number})", f"`{loop.__name__}`", f"`{operation}`", file)
         for number, (loop, operation, file) in paper.EQUATIONS.items()
     ]
     return Table(("equation", "loop in `paper.py`", "PyTorch form", "file"), rows)

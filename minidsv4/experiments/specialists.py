@@ -144,7 +144,9 @@ def gradient_noise(start: Model, teachers: dict[str, Model], n_rounds: int = 24,
     returns  {estimate: {"signal": |mean|^2, "noise": mean |gradient - mean|^2 of a round}}, unbiased both
     """
     sampling = Sampling(tuple(teachers), n_problems=n_replies, group=1, n_tokens=N_TOKENS, updates=1, seed=7)
-    objective = Distillation(copy.deepcopy(start).requires_grad_(True), Teachers(teachers), task_tokenizer(), sampling, Writer())
+    objective = Distillation(
+        copy.deepcopy(start).requires_grad_(True), Teachers(teachers), task_tokenizer(), sampling, Writer()
+    )
     found: dict[str, list[Tensor]] = {estimate: [] for estimate in ESTIMATES}
     for number in range(n_rounds):
         objective.batch_at(number)

@@ -1,7 +1,7 @@
 """On-policy distillation: one student of many teachers, on texts that the student itself writes.
 
-B batch, T tokens, D width, V vocabulary. Report section 5.1.2: `L = sum_i w_i KL(student || teacher_i)`, the reverse
-KL divergence over the full vocabulary at every position. Teachers are large, so only their last hidden states are kept
+B batch, T tokens, D width, V vocabulary. Report eq. (29): `L = sum_i w_i KL(student || teacher_i)`, the reverse KL
+divergence over the full vocabulary at every position. Teachers are large, so only their last hidden states are kept
 [T, D], and their logits are rebuilt by their heads when they are needed; rows are sorted by teacher, so one head is in
 memory at a time. The usual estimate from the sampled token alone is here for comparison: its mean is right, its
 gradient noisy.
