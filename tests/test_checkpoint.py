@@ -798,7 +798,9 @@ def test_the_files_of_the_shipped_model_travel_with_the_package():
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["minidsv4"]
     place = ship.SHIPPED.relative_to(Path(v4.__file__).parent)
-    assert all(any((place / name).match(pattern) for pattern in patterns) for name in ship.FILES)
+    places = [place, place.with_name("chat"), *(place.with_name("specialists") / own for own in ship.SPECIALISTS)]
+    files = [place / name for place in places for name in ship.FILES]
+    assert all(any(file.match(pattern) for pattern in patterns) for file in files)
 
 
 # ---- saving over what is there ----
