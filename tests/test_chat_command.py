@@ -51,6 +51,12 @@ def test_commands_say_what_is_and_change_it(monkeypatch):
     assert [message["content"] for message in session.messages] == ["one", "a", "two", "b"]
 
 
+def test_a_message_that_begins_with_a_slash_is_typed_behind_a_space(monkeypatch):
+    session = session_of(f"a{E}")
+    assert "no such command" not in talked(monkeypatch, session, " /quit it")
+    assert session.messages[0]["content"] == " /quit it"
+
+
 def test_new_forgets_and_a_refused_text_changes_nothing(monkeypatch, tmp_path):
     session = session_of(f"a{E}")
     shown = talked(monkeypatch, session, "one", "<think>", "/new", "two", file=tmp_path / "talk.json")
@@ -105,6 +111,14 @@ def test_no_line_is_longer_than_the_terminal_is_wide(monkeypatch, width):
         said = "".join(out.getvalue().removeprefix("answer:").split())
         assert said == "".join(TEXT.split())
         assert width < 40 or "\n    indented  twice" in out.getvalue()
+
+
+def test_a_word_that_fits_exactly_is_followed_by_the_next_line_at_its_beginning():
+    out = io.StringIO()
+    screen = Screen(out, lambda: 10, False)
+    screen.piece("answer", "abcdefghij klm nopqrstuvw")
+    screen.end()
+    assert out.getvalue() == "answer:\nabcdefghij\nklm \nnopqrstuvw\n"
 
 
 def test_without_a_terminal_nothing_is_broken_and_nothing_coloured(monkeypatch):

@@ -118,6 +118,18 @@ def test_with_tools_every_prompt_is_read_once():
     assert session.kept.n_hit > 0 and session.kept.last[1] > 0
 
 
+def test_tokens_that_the_model_chose_are_kept_where_the_tokenizer_would_choose_others():
+    session = session_of("", f"b{E}", tools=True)
+    spelt = [TOKENIZER.encode(letter)[0] for letter in "expression"]
+    assert TOKENIZER.encode("expression") != spelt
+    session.model.replies[0] = [*spelt, TOKENIZER.eos_id]
+    said(session, "one")
+    in_cache = list(session.kept.ids)
+    said(session, "two")
+    assert session.messages[1]["content"] == "expression" and in_cache[-10:] == spelt
+    assert session.kept.last[1] == len(in_cache)
+
+
 def test_without_tools_what_is_read_again_begins_where_thinking_did():
     session = session_of(f"rrrr</think>a{E}", f"s</think>b{E}", mode="high")
     said(session, "one")
@@ -145,6 +157,16 @@ def test_a_kept_cache_gives_the_logits_of_a_new_one_in_any_order_of_texts():
             logits_V = kept.append([token])
         torch.testing.assert_close(logits_V, model(torch.tensor([text]), last=1)[0, -1], rtol=0, atol=1e-10)
     assert n_hit == kept.n_hit > 0 and len(kept.marks) <= MOST_MARKS + 1
+
+
+def test_a_text_that_is_read_again_and_one_that_ends_earlier_give_their_own_logits():
+    model = v4.Model(CONFIG).double()
+    kept = KeptCache(model)
+    text = [0, 5, 6, 7, 8, 9]
+    for ids in (text, text, text[:-1], text[:2], text[:1]):
+        expected = model(torch.tensor([ids]), last=1)[0, -1]
+        torch.testing.assert_close(kept.read(ids), expected, rtol=0, atol=1e-10)  # float64
+        assert kept.ids == ids
 
 
 def test_a_cache_that_is_out_of_step_is_begun_anew():

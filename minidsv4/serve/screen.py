@@ -69,11 +69,9 @@ class Screen:
         self.out.flush()
 
     def _write_word(self) -> None:
-        """Write the word that is complete, on a new line where it does not fit on this one."""
+        """Write the word that is complete; one that is longer than a line is cut."""
         word, self._word = self._word, ""
         width = self.columns()
-        if width and self.column and self.column + cells(word) > width:
-            self._write("\n")
         while width and cells(word) > width:
             self._write(word[:width])
             self._write("\n")
@@ -81,13 +79,13 @@ class Screen:
         self._write(word)
 
     def _write(self, text: str) -> None:
-        """Write a word, a space or a line break; a space at the end of a full line is left out."""
+        """Write a word, a space or a line break, on a new line where it does not fit; a full line needs no space."""
         width, size = self.columns(), cells(text)
         if text == "\n":
             self.column = 0
             self.out.write("\n")
         elif text and not (text == " " and width and self.column >= width):
-            if width and self.column + size > width:  # a wide character
+            if width and self.column and self.column + size > width:
                 self.out.write("\n")
                 self.column = 0
             self.column += size
