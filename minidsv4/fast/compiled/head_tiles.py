@@ -112,6 +112,11 @@ def spread(builder: ir.IRBuilder, data, place):
 
 
 def multiply_add(builder: ir.IRBuilder, one, two, total):
-    """one * two + total, rounded once where the processor can."""
-    fused = ("contract",)
-    return builder.fadd(builder.fmul(one, two, flags=fused), total, flags=fused)
+    """one * two + total, rounded once, of numbers or vectors."""
+    kind = one.type
+    number = kind.element if isinstance(kind, ir.VectorType) else kind
+    bits = "f64" if isinstance(number, ir.DoubleType) else "f32"
+    lanes = f"v{kind.count}" if isinstance(kind, ir.VectorType) else ""
+    signature = ir.FunctionType(kind, [kind, kind, kind])
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.fma.{lanes}{bits}")
+    return builder.call(function, [one, two, total])

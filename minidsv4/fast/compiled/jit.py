@@ -1,4 +1,4 @@
-"""The decorator under which plain loops become machine code; it needs numba, and so does every file that uses it."""
+"""The decorators under which plain loops become machine code; they need numba, as does every file that uses them."""
 
 import numba
 
@@ -8,7 +8,21 @@ FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 def compiled(function):
     """Compile on the first call, and keep the machine code for the next process where it can be written down."""
-    options = dict(fastmath=FASTMATH, error_model="numpy", nogil=True)  # threads may run them side by side
+    return kept(function, fastmath=FASTMATH)
+
+
+def as_written(function):
+    """Compile so that every number is what the source says, rounded operation by operation, in its order.
+
+    A compiler that may take sums in any order takes another one for the last rows of a matrix than for the first; so
+    what stands beside a number would change its last bits. This one may not, whatever machine code it chooses.
+    """
+    return kept(function, fastmath=False)
+
+
+def kept(function, **options):
+    """The function, compiled on its first call or read from what an earlier process wrote down."""
+    options |= dict(error_model="numpy", nogil=True)  # threads may run them side by side
     try:
         dispatcher = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written to

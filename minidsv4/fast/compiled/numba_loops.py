@@ -18,7 +18,7 @@ def numba_is_here() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def loops(name: str = "kernels") -> ModuleType:
+def loops(name: str) -> ModuleType:
     """The compiled loops of the file `name`, which need numba."""
     try:
         return importlib.import_module(f"minidsv4.fast.compiled.{name}")
@@ -32,7 +32,7 @@ def told_of_compiling() -> Iterator[None]:
 
     raises  ValueError: numba is missing
     """
-    loops()
+    loops("jit")
     from numba.core import event
 
     class Teller(event.Listener):

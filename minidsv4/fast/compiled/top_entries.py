@@ -24,7 +24,7 @@ def top_entries(query_BTUZ: Tensor, weight_BTU: Tensor, keys_BCZ: Tensor, sees: 
 
     raises  ValueError: numba is missing
     """
-    pick_share = loops().pick_share
+    pick_share = loops("top_entries_loops").pick_share
     known = keys_BCZ.dtype in DTYPES and keys_BCZ.device.type == "cpu" and weight_BTU.dtype == keys_BCZ.dtype
     if not known or keys_BCZ.shape[1] <= k:
         return FAST.top_entries(query_BTUZ, weight_BTU, keys_BCZ, sees, k)

@@ -10,10 +10,10 @@ their room the best P are kept, and the edge rises.
 import numpy as np
 
 from minidsv4.fast.compiled.head_tiles import STRIP, head_tile
-from minidsv4.fast.compiled.jit import compiled
+from minidsv4.fast.compiled.jit import as_written, compiled
 
 TILE_BYTES = 1 << 15  # of keys, turned to strips: they stay in the first cache for all queries
-add_four, add_two = head_tile(4), head_tile(2)
+four_heads, two_heads = head_tile(4), head_tile(2)
 
 
 @compiled
@@ -58,7 +58,9 @@ def positive_first(query_TUZ, weight_TU):
         for positive in (True, False):
             for u in range(n_heads):
                 if (not weight_TU[t, u] <= 0) == positive:  # NaN counts as positive
-                    ordered_TUZ[t, place], gate_TU[t, place] = query_TUZ[t, u], weight_TU[t, u]
+                    gate_TU[t, place] = weight_TU[t, u]
+                    for z in range(width):
+                        ordered_TUZ[t, place, z] = query_TUZ[t, u, z]
                     place += 1
             place += place % 2
             if positive:
@@ -98,15 +100,15 @@ def pick_tile(heads, keys_NZS, low, seen, candidates, n_picked):
     return n_kept, edge
 
 
-@compiled
+@as_written
 def add_heads(query_UZ, gate_U, first, stop, keys_ZS, score_S):
-    """Add the heads `first .. stop - 1`, an even number, to the scores of a strip."""
+    """Add the heads `first .. stop - 1`, an even number, to the scores of a strip; a key scores alike in any strip."""
     u = first
     while u + 4 <= stop:
-        add_four(query_UZ, gate_U, u, keys_ZS, score_S)
+        four_heads(query_UZ, gate_U, u, keys_ZS, score_S)
         u += 4
     if u < stop:
-        add_two(query_UZ, gate_U, u, keys_ZS, score_S)
+        two_heads(query_UZ, gate_U, u, keys_ZS, score_S)
 
 
 @compiled

@@ -7,6 +7,7 @@ import copy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from small import EXACT, TINY, off, small_model, token_ids
@@ -14,7 +15,7 @@ from torch import nn
 
 import minidsv4 as v4
 from minidsv4.config import LayerKind
-from minidsv4.fast.compiled import kernels
+from minidsv4.fast.compiled import expert_loops, row_loops, sequence_loops
 from minidsv4.fast.compiled.step import FusedStep
 
 CONFIGS = {
@@ -81,7 +82,11 @@ def test_float32_is_as_near_to_float64_as_the_model_is(model):
 
 def test_among_equal_scores_the_lower_place_is_picked():
     score = torch.tensor([3.0, 5.0, 1.0, 5.0, 7.0, 3.0, 3.0], dtype=torch.float64).numpy()
-    picked = [sorted(kernels.stable_topk(score, k)) for k in (1, 2, 3, 4, 7)]
+    picked = []
+    for k in (1, 2, 3, 4, 7):
+        picked_A = np.empty(k, np.int64)
+        expert_loops.stable_topk(score, np.zeros(7), picked_A)
+        picked.append(sorted(picked_A))
     assert picked == [[4], [1, 4], [1, 3, 4], [0, 1, 3, 4], [0, 1, 2, 3, 4, 5, 6]]
 
 
@@ -136,7 +141,8 @@ def test_a_replaced_parameter_that_the_loops_cannot_read_is_refused_at_the_next_
 
 def test_the_loops_are_compiled_once_for_a_dtype(step, model):
     write(step, token_ids(1, 40), model.new_cache())
-    assert len(kernels.block.signatures) <= 2 and len(kernels.logits.signatures) <= 2  # float64 and float32
+    for loop in (row_loops.enter, row_loops.leave, row_loops.logits, sequence_loops.attend_sequence):
+        assert len(loop.signatures) <= 2  # float64 and float32
 
 
 # --- the same cache ---
@@ -181,15 +187,15 @@ def test_a_cache_filled_in_inference_mode_is_gone_on_from_outside_of_it_and_back
 def test_a_step_that_fails_leaves_the_cache_as_it_was(model, step, monkeypatch):
     ids_BT, cache = token_ids(1, 36), model.new_cache()
     write(step, ids_BT[:, :35], cache)  # the next token closes windows in every layer that has them
-    before, calls, block = remembered(cache).clone(), [], kernels.block
+    before, calls, leave = remembered(cache).clone(), [], row_loops.leave
 
     def fails_late(*arguments):
-        block(*arguments)
+        leave(*arguments)
         calls.append(1)
         if len(calls) == len(model.layers):
             raise MemoryError
 
-    monkeypatch.setattr(kernels, "block", fails_late)
+    monkeypatch.setattr(row_loops, "leave", fails_late)
     with pytest.raises(MemoryError):
         step(ids_BT[:, 35:], cache)
     monkeypatch.undo()
