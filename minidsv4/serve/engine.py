@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from minidsv4.fast.compiled.step import FusedStep
+from minidsv4.fast.compiled.step import FusedPass
 from minidsv4.model.cache import Cache
 from minidsv4.model.model import Model
 from minidsv4.options import check_memory
@@ -91,6 +91,7 @@ class Engine:
              of 4 texts took 34 ms of one core, 170 ms at most while a prompt of 4,096 tokens was read by 256, 2.4 s in
              all, and 1.4 s where it was read at once
     fused    decode in compiled loops, as in `generate`
+    invariant  a text's logits are bitwise the same whatever is written beside it, as in `generate`
     cache_precision  as in `generate`
     raises   ValueError: a value of a wrong kind or range, too little memory, no fused step, NaN in weights
     """
@@ -103,12 +104,16 @@ class Engine:
         chunk: int = 256,
         fused: bool = False,
         cache_precision: str = "model",
+        invariant: bool = False,
     ):
         self.model = checks.check_model(model)
         self.texts = checks.check_positive("texts", texts, "it counts texts at a time, from 1")
         self.chunk = checks.check_positive("chunk", chunk, "it counts tokens of a step, from 1")
-        plain = functools.partial(forward_each, model)
-        self.forward = fused_each(model) if checks.check_switch("fused", fused) else plain
+        self.forward: Callable[..., list[Tensor]] = functools.partial(forward_each, model)
+        if checks.check_switch("fused", fused):
+            self.forward = fused_each(model)
+        if checks.check_switch("invariant", invariant):
+            self.forward = FusedPass(model, "invariant").forward_each
         checks.check_weights(model)
         n_blocks = Sizes(model, cache_precision).blocks_in(check_memory(memory, "engine: memory"), self.texts)
         self.pool = Pool(model, n_blocks, self.texts, cache_precision)
@@ -226,17 +231,17 @@ def undone_on_failure(requests: Sequence[Request]) -> Iterator[None]:
 
 
 def fused_each(model: Model) -> Callable[..., list[Tensor]]:
-    """`forward_each` of the model, but that a single token of a sequence goes through compiled loops."""
-    step = FusedStep(model)
+    """`forward_each` of the model, but that single tokens of sequences go through compiled loops."""
+    compiled = FusedPass(model)
 
     def forward(ids: Sequence[Tensor], caches: Sequence[Cache], last: int = 1) -> list[Tensor]:
-        single = [len(ids_T) == 1 for ids_T in ids]
-        longer = [place for place, alone in enumerate(single) if not alone]
+        logits: dict[int, Tensor] = {}
         with all_or_nothing(caches):
-            logits = {place: step(ids[place][None], caches[place])[0] for place, alone in enumerate(single) if alone}
-            if longer:
-                parts = [ids[place] for place in longer], [caches[place] for place in longer]
-                logits.update(zip(longer, forward_each(model, *parts, last)))
+            for pass_each, single in ((compiled.forward_each, True), (functools.partial(forward_each, model), False)):
+                places = [place for place, ids_T in enumerate(ids) if (len(ids_T) == 1) == single]
+                if places:
+                    parts = [ids[place] for place in places], [caches[place] for place in places]
+                    logits.update(zip(places, pass_each(*parts, last)))
         return [logits[place] for place in range(len(ids))]
 
     return forward

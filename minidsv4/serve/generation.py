@@ -38,6 +38,7 @@ def generate(
     fused: bool = False,
     cache_precision: str = "model",
     prefixes: PrefixStore | None = None,
+    invariant: bool = False,
 ) -> list[Any]:
     """New token ids after a prompt, by cached decoding; the last one is a stop token where one was met. For several
     prompts a list of such texts, each of which is the one that its prompt gives alone.
@@ -55,10 +56,14 @@ def generate(
     fused        decode in compiled loops: faster, and the same but for rounding; on the CPU, with numba, one by one
     cache_precision  "model", or "released": FP8 entries and FP4 indexer keys, as `Model.new_cache` packs them
     prefixes     the model's `PrefixStore`: how the prompt begins is looked up and kept there; prompt by prompt
+    invariant    each token's logits are bitwise the same alone, beside any others, at any chunk of a prompt and in two
+                 runs: compiled loops take in prompts too, each sum in one order; on the CPU, with numba, without drafts
     raises       ValueError: an argument of a wrong kind or range, no MTP block, no fused step, NaN in weights or logits
     """
     model = checks.check_model(model)
-    how = How(temperature, top_p, speculate, stop, fused, cache_precision, check_prefixes(prefixes, model, speculate))
+    stored = check_prefixes(prefixes, model, speculate)
+    how = How(temperature, top_p, speculate, stop, fused, cache_precision, stored, invariant)
+    _check_invariant(how)
     if checks.holds_prompts(ids):
         return _several(model, checks.check_prompts(ids, model), n_tokens, seed, stream, how)
     return _one(model, checks.check_prompt(ids, model), n_tokens, seed, stream, how)
@@ -74,6 +79,18 @@ class How(NamedTuple):
     fused: bool
     cache_precision: str
     prefixes: PrefixStore | None
+    invariant: bool
+
+
+def _check_invariant(how: How) -> None:
+    """Refuse an invariant text of which the model's own pass would take in a part."""
+    if not checks.check_switch("invariant", how.invariant):
+        return
+    if how.speculate is not False:
+        drafts = f"speculate = {checks.shown(how.speculate)} verifies drafts in the model's own pass"
+        raise ValueError(f"generate: {drafts}; invariant = True takes one token after the other")
+    if how.prefixes is not None:
+        raise ValueError("generate: prefixes hold what the model's own pass made; give prefixes or invariant = True")
 
 
 def _one(
@@ -115,7 +132,7 @@ def _several(
     sizes = Sizes(model, how.cache_precision)
     n_blocks = sum(sizes.blocks(len(prompt_T) + n_tokens) for prompt_T in prompts)
     memory = sizes.n_bytes(n_blocks, len(prompts))
-    engine = Engine(model, memory, len(prompts), PREFILL_CHUNK, how.fused, how.cache_precision)
+    engine = Engine(model, memory, len(prompts), PREFILL_CHUNK, how.fused, how.cache_precision, how.invariant)
     sampling = how.temperature, how.top_p
     requests = [engine.add(prompt_T, n_tokens, *sampling, own, how.stop, show) for prompt_T, own, show in each]
     engine.run()
@@ -132,11 +149,17 @@ def _tokens(model: Model, ids_T: Tensor, seed: object, how: How) -> Iterator[int
         raise ValueError(f"generate: {several}; fused = True takes one")
     if how.speculate is False:
         cache = model.new_cache(precision=how.cache_precision)
-        step = FusedStep(model) if how.fused else model
-        prefill = (how.prefixes or model).prefill
-        return _one_by_one(prefill, step, ids_T, cache, temperature, top_p, generator)
+        return _one_by_one(*_passes(model, how), ids_T, cache, temperature, top_p, generator)
     speculation = how.speculate if isinstance(how.speculate, Speculation) else Speculation(depth=how.speculate)
     return Speculator(model, speculation, temperature, top_p, generator, how.cache_precision).write(ids_T)
+
+
+def _passes(model: Model, how: How) -> tuple[Callable, Callable]:
+    """What takes in a prompt, and what takes in a token after it."""
+    if how.invariant:
+        step = FusedStep(model, "invariant")
+        return step.prefill, step
+    return (how.prefixes or model).prefill, FusedStep(model) if how.fused else model
 
 
 def _one_by_one(

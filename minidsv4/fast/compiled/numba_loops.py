@@ -18,12 +18,13 @@ def numba_is_here() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def loops(name: str) -> ModuleType:
-    """The compiled loops of the file `name`, which need numba."""
+def loops(name: str, option: str = "fused") -> ModuleType:
+    """The compiled loops of the file `name`, which need numba; `option` is what asks for them."""
     try:
         return importlib.import_module(f"minidsv4.fast.compiled.{name}")
     except ModuleNotFoundError as error:
-        raise ValueError("fused: numba is not installed; `pip install 'minidsv4[fast]'` adds it") from error
+        missing = f"{option}: numba is not installed; `pip install 'minidsv4[fast]'` adds it"
+        raise ValueError(missing) from error
 
 
 @contextlib.contextmanager

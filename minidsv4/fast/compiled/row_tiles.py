@@ -71,7 +71,9 @@ def lane_sums(builder: ir.IRBuilder, width, weights: list, rows: list) -> list:
         for number_of_row, row in enumerate(rows):
             x = builder.load(builder.gep(row, [k]))
             for weight, total in zip(weights, scalars[number_of_row * len(weights) :]):
-                builder.store(multiply_add(builder, builder.load(builder.gep(weight, [k])), x, builder.load(total)), total)
+                builder.store(
+                    multiply_add(builder, builder.load(builder.gep(weight, [k])), x, builder.load(total)), total
+                )
     return [builder.load(total) for total in scalars]
 
 

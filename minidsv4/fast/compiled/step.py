@@ -36,17 +36,18 @@ class FusedPass:
     put in another's place, which every pass looks for. Passes of both kinds, prefill and `restore` may follow each
     other in one cache. The first pass on a machine compiles; later ones, in any process, read what it left.
 
+    option  what asks for it, as refusals name it
     raises  ValueError: numba is missing, or the model is not on the CPU, in 16 bits, or holds parts of another make
     """
 
-    def __init__(self, model: "Model"):
-        self.model = model
-        self.rows, self.sequences = loops("row_loops"), loops("sequence_loops")
+    def __init__(self, model: "Model", option: str = "fused"):
+        self.model, self.option = model, option
+        self.rows, self.sequences = loops("row_loops", option), loops("sequence_loops", option)
         self.prepare()
 
     def prepare(self) -> None:
         """Look at the weights where they lie: at the start, and again when any lies elsewhere."""
-        refuse_what_is_not_released(self.model)
+        refuse_what_is_not_released(self.model, self.option)
         self.places, weights = Places(self.model), Weights(self.model)
         self.sizes, self.nothing = weights.sizes(), weights.no_compressor()
         self.layers = [weights.layer(block) for block in self.model.layers]
@@ -159,6 +160,14 @@ class FusedStep(FusedPass):
             self.model.check(ids_BT, cache)
             raise ValueError(f"ids: shape {tuple(ids_BT.shape)} is more than one token; the fused step takes [1, 1]")
         return self.forward_each([ids_BT[0]], [cache])[0][None]
+
+    def prefill(self, ids_BT: Tensor, cache: "Cache") -> Tensor:
+        """Logits [1, V] at a prompt's end, which the cache takes in: what `model.prefill` gives, summed as by a step.
+
+        raises  ValueError as a step, for several sequences
+        """
+        self.model.check(ids_BT, cache)
+        return self.forward_each([*ids_BT], [cache])[0]
 
 
 def passes(lengths: Sequence[int], most: int) -> Iterator[list[Part]]:

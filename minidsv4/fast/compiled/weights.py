@@ -127,14 +127,14 @@ def array(tensor: Tensor) -> ndarray:
     return tensor.detach().numpy()
 
 
-def refuse_what_is_not_released(model: "Model") -> None:
+def refuse_what_is_not_released(model: "Model", option: str) -> None:
     """Raise ValueError unless every part is what `Model` builds and runs, on the CPU, contiguous, of one precision."""
-    check_released(model, "fused", "the loops", "run the model")
+    check_released(model, option, "the loops", "run the model")
     dtype = model.embed.weight.dtype
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device.type != "cpu":
-            raise ValueError(f"fused: {name} is on {tensor.device}; the loops run on the CPU: model.cpu() brings it")
+            raise ValueError(f"{option}: {name} is on {tensor.device}; the loops run on the CPU: model.cpu() brings it")
         if tensor.is_floating_point() and (tensor.dtype not in DTYPES or tensor.dtype != dtype):
-            raise ValueError(f"fused: {name} is {tensor.dtype}; the loops know float32 or float64, one for all")
+            raise ValueError(f"{option}: {name} is {tensor.dtype}; the loops know float32 or float64, one for all")
         if not tensor.is_contiguous():
-            raise ValueError(f"fused: {name} has strides {tensor.stride()}; its rows should follow each other")
+            raise ValueError(f"{option}: {name} has strides {tensor.stride()}; its rows should follow each other")

@@ -162,6 +162,64 @@ def test_only_the_last_logits_are_given_and_they_are_the_same(model, compiled):
     assert all(torch.equal(a[-3:], b) for a, b in zip(every, some))
 
 
+# --- writing ---
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.0, "seed": 5}])
+def test_invariant_texts_are_those_of_each_prompt_alone_and_those_of_the_model(model, sampling):
+    prompts = [token_ids(1, n, seed=n)[0].tolist() for n in (1, 4, 13)]
+    together = v4.generate(model, prompts, 20, invariant=True, **sampling)
+    assert together == [v4.generate(model, prompt, 20, invariant=True, **sampling) for prompt in prompts]
+    assert together == v4.generate(model, prompts, 20, **sampling)  # no two tokens are as near to each other as 1e-6
+
+
+def test_an_engine_reads_a_prompt_to_the_same_bits_at_any_chunk(model):
+    seen = []
+    for chunk in (1, 7, 256):
+        engine = v4.Engine(model, chunk=chunk, invariant=True)
+        requests = [engine.add(token_ids(1, n, seed=n)[0], 2, temperature=0) for n in (12, 30)]
+        forward, kept = engine.forward, {}
+
+        def noting(ids, caches, last=1, forward=forward, kept=kept):
+            logits = forward(ids, caches, last)
+            kept.update({(cache.n_tokens, ids_T[-1].item()): x for ids_T, cache, x in zip(ids, caches, logits)})
+            return logits
+
+        engine.forward = noting
+        engine.run()
+        seen.append(kept)
+        assert all(len(request.written) == 2 for request in requests)
+    for place in seen[2]:
+        assert torch.equal(seen[0][place], seen[2][place]) and torch.equal(seen[1][place], seen[2][place])
+    assert len(seen[0]) > len(seen[1]) > len(seen[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"speculate": True}, "speculate = True verifies drafts in the model's own pass; invariant = True takes one"),
+        ({"invariant": 1}, "invariant = 1 is no switch"),
+        ({"cache_precision": "released"}, "precision = 'released' packs what it holds"),
+    ],
+)
+def test_what_an_invariant_text_cannot_be_written_with_is_refused(model, options, said):
+    with pytest.raises(ValueError, match=said):
+        v4.generate(model, [1, 2], 2, **({"invariant": True} | options))
+
+
+def test_a_model_that_the_loops_cannot_read_is_refused_in_the_name_of_the_option():
+    with pytest.raises(ValueError, match="^invariant: embed.weight is torch.bfloat16; the loops know float32 or float"):
+        v4.generate(small_model(dtype=torch.bfloat16), [1], 2, invariant=True)
+    with pytest.raises(ValueError, match="^invariant: .*operations unknown to the loops"):
+        v4.generate(small_model().use(v4.PLAIN._replace(sinkhorn=lambda x, *_: x.softmax(-1))), [1], 2, invariant=True)
+
+
+def test_without_numba_an_invariant_text_says_what_to_install(monkeypatch, model):
+    monkeypatch.setitem(sys.modules, "minidsv4.fast.compiled.row_loops", None)
+    with pytest.raises(ValueError, match="^invariant: numba is not installed; `pip install 'minidsv4"):
+        v4.generate(model, [1], 2, invariant=True)
+
+
 # --- the caches ---
 
 
