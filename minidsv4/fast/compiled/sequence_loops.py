@@ -96,12 +96,11 @@ def pool(window_MK, before_MK, ape, entry_K):
 
 
 @as_written
-def take_in(flat, part, attn, cache, sizes):
+def take_in(flat, first, stop, attn, cache, sizes):
     """Let the cache take the tokens of a sequence in: window, entries, indexer's keys.
 
-    part  where the sequence's tokens begin and end on the flat axis
+    first, stop  where the sequence's tokens begin and end on the flat axis
     """
-    first, stop = part
     copy_rows(flat.entry_TK[first:stop], cache.window_SK[len(cache.window_SK) - (stop - first) :])
     if len(attn.main_ape):
         series_TS = flat.main_TS[first:stop]
@@ -114,9 +113,8 @@ def take_in(flat, part, attn, cache, sizes):
 
 
 @as_written
-def pick(flat, part, seen_T, key_CZ, n_picked):
+def pick(flat, first, stop, seen_T, key_CZ, n_picked):
     """The entries picked for each token [T, P], for those that see more than so many; seen_T never falls."""
-    first, stop = part
     n_all = 0  # tokens that read all that they see
     for seen in seen_T:
         n_all += seen <= n_picked
@@ -132,20 +130,19 @@ def pick(flat, part, seen_T, key_CZ, n_picked):
 
 
 @as_written
-def attend_sequence(out_THK, flat, part, position, attn, cache, sizes):
+def attend_sequence(out_THK, flat, first, stop, position, attn, cache, sizes):
     """Fill in attention's output of one sequence's tokens, turned back; the cache takes them in.
 
-    part      where its tokens begin and end on the flat axis
-    position  of the first of them in the sequence
+    first, stop  where its tokens begin and end on the flat axis
+    position     of the first of them in the sequence
     """
-    take_in(flat, part, attn, cache, sizes)
-    first, stop = part
+    take_in(flat, first, stop, attn, cache, sizes)
     n_before, ratio = len(cache.window_SK) - (stop - first), len(attn.main_ape)
     seen_T = np.zeros(stop - first, np.int64)  # finished entries that each token sees
     for t in range(stop - first if ratio else 0):
         seen_T[t] = (position + 1 + t) // ratio
     n_picked = sizes.index_topk if len(attn.keys_ape) else len(cache.main.entries_CK)
-    picks_TP = pick(flat, part, seen_T, cache.index.entries_CK, n_picked)
+    picks_TP = pick(flat, first, stop, seen_T, cache.index.entries_CK, n_picked)
     n_far = min(n_picked, seen_T[-1])
     score_HS = np.empty((sizes.heads, sizes.window + n_far), out_THK.dtype)
     picked_CK = np.empty((n_far, out_THK.shape[2]), out_THK.dtype)

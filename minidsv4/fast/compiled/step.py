@@ -42,7 +42,9 @@ class FusedPass:
 
     def __init__(self, model: "Model", option: str = "fused"):
         self.model, self.option = model, option
-        self.rows, self.sequences = loops("row_loops", option), loops("sequence_loops", option)
+        self.rows, self.sequences, self.blocks = (
+            loops(name, option) for name in ("row_loops", "sequence_loops", "block_loops")
+        )
         self.prepare()
 
     def prepare(self) -> None:
@@ -74,28 +76,46 @@ class FusedPass:
                 for (b, new), streams_TND in zip(parts, of_part):
                     kept[b].append(streams_TND[max(0, len(ids[b]) - last - new.start) :].copy())
         ends = [np.concatenate(streams) for streams in kept]
-        logits_TV = self.rows.logits(np.concatenate(ends), self.site, self.norm, self.head, self.sizes)
+        logits_TV = self.logits(np.concatenate(ends))
         return list(torch.from_numpy(logits_TV).split([len(streams_TND) for streams_TND in ends]))
 
     def streams(self, parts: list[tuple[Tensor, "Cache"]]) -> list[ndarray]:
         """The streams [T, N, D] after the last block, of each part; its cache takes its tokens in."""
+        if len(parts) == 1:
+            return [self.streams_of_one(*parts[0])]
         caches, token_T = [cache for _, cache in parts], np.concatenate([ids_T.long().numpy() for ids_T, _ in parts])
         stops = np.cumsum([len(ids_T) for ids_T, _ in parts]).tolist()
         spans = list(zip([0, *stops], stops))
         position_T = np.concatenate([c.n_tokens + np.arange(b - a) for c, (a, b) in zip(caches, spans)])
-        streams_TND = np.repeat(self.embed[token_T][:, None], self.model.config.hc_mult, axis=1)
+        streams_TND = self.embedded(token_T)
         for number, layer in enumerate(self.layers):
             flat, post_TN, carry_Tij = self.rows.enter(streams_TND, position_T, layer.enter, self.sizes)
             out_THK = np.empty_like(flat.query_THK)
             for cache, span in zip(caches, spans):
                 memory = cache.layers[number]
                 held = self.layer_cache(memory, span[1] - span[0])
-                self.sequences.attend_sequence(out_THK, flat, span, cache.n_tokens, layer.attend, held, self.sizes)
+                self.sequences.attend_sequence(out_THK, flat, *span, cache.n_tokens, layer.attend, held, self.sizes)
                 self.forget(memory)
             self.rows.leave(streams_TND, out_THK, post_TN, carry_Tij, token_T, layer.leave, self.sizes)
         for cache, (start, stop) in zip(caches, spans):
             cache.n_tokens += stop - start
         return [streams_TND[start:stop] for start, stop in spans]
+
+    def streams_of_one(self, ids_T: Tensor, cache: "Cache") -> ndarray:
+        """The same of one sequence [T, N, D], with one call a block: the same functions, so the same bits."""
+        token_T = ids_T.long().numpy()
+        position_T = np.arange(cache.n_tokens, cache.n_tokens + len(token_T))
+        streams_TND = self.embedded(token_T)
+        for layer, memory in zip(self.layers, cache.layers):
+            held = self.layer_cache(memory, len(token_T))
+            self.blocks.block(streams_TND, position_T, token_T, layer, held, self.sizes)
+            self.forget(memory)
+        cache.n_tokens += len(token_T)
+        return streams_TND
+
+    def embedded(self, token_T: ndarray) -> ndarray:
+        """The streams [T, N, D] before the first block."""
+        return np.repeat(self.embed[token_T][:, None], self.model.config.hc_mult, axis=1)
 
     def check_each(self, ids: Sequence[Tensor], caches: Sequence["Cache"], last: int) -> None:
         """Refuse, before anything is touched, what cannot be run."""
@@ -104,14 +124,26 @@ class FusedPass:
         if not isinstance(last, int) or last < 1:
             raise ValueError(f"last = {last!r} asks for no logits; give a whole number from 1")
         for ids_T, cache in zip(ids, caches):
-            self.model.check(ids_T[None], cache)
-            if cache is None:
-                raise ValueError("cache: the compiled pass continues a cache; give this model's new_cache()")
-            if cache.precision != "model":
-                held = f"cache: precision = {cache.precision!r} packs what it holds"
-                raise ValueError(f"{held}, and the compiled pass reads numbers; run the model, or give it new_cache()")
+            self.check_cache(ids_T[None], cache)
+        self.look_again()
+
+    def check_cache(self, ids_BT: Tensor, cache: "Cache") -> None:
+        """Refuse ids and a cache that do not fit, and one that holds no numbers."""
+        self.model.check(ids_BT, cache)
+        if cache is None:
+            raise ValueError("cache: the compiled pass continues a cache; give this model's new_cache()")
+        if cache.precision != "model":
+            held = f"cache: precision = {cache.precision!r} packs what it holds"
+            raise ValueError(f"{held}, and the compiled pass reads numbers; run the model, or give it new_cache()")
+
+    def look_again(self) -> None:
+        """Read the weights where they lie now, if any lies elsewhere."""
         if self.places.changed():
             self.prepare()
+
+    def logits(self, streams_TND: ndarray) -> ndarray:
+        """What the vocabulary head says [T, V]."""
+        return self.rows.logits(streams_TND, self.site, self.norm, self.head, self.sizes)
 
     def layer_cache(self, memory: "LayerMemory", n_new: int) -> tuples.LayerCache:
         """What one layer has cached of a sequence, as arrays, with room for what new tokens add."""
@@ -159,7 +191,11 @@ class FusedStep(FusedPass):
         if getattr(ids_BT, "shape", None) != (1, 1):
             self.model.check(ids_BT, cache)
             raise ValueError(f"ids: shape {tuple(ids_BT.shape)} is more than one token; the fused step takes [1, 1]")
-        return self.forward_each([ids_BT[0]], [cache])[0][None]
+        self.check_cache(ids_BT, cache)
+        self.look_again()
+        with cache.all_or_nothing():
+            streams_TND = self.streams_of_one(ids_BT[0], cache)
+            return torch.from_numpy(self.logits(streams_TND))[None]
 
     def prefill(self, ids_BT: Tensor, cache: "Cache") -> Tensor:
         """Logits [1, V] at a prompt's end, which the cache takes in: what `model.prefill` gives, summed as by a step.

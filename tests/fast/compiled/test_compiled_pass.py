@@ -78,20 +78,10 @@ def test_a_token_has_the_same_bits_alone_and_in_any_batch_however_its_text_is_cu
 class SumsAsTheyCome(FusedPass):
     """Broken by hand: the head's product is torch's, whose order of a sum goes with the number of rows."""
 
-    def prepare(self):
-        super().prepare()
-        logits = self.rows.logits
-
-        class Rows:
-            enter, leave = self.rows.enter, self.rows.leave
-
-            @staticmethod
-            def logits(streams_TND, site, norm, head, sizes):
-                identity = torch.eye(head.shape[1], dtype=torch.float32).numpy()
-                hidden_TD = torch.from_numpy(logits(streams_TND, site, norm, identity, sizes))
-                return (hidden_TD @ torch.from_numpy(head).T).numpy()
-
-        self.rows = Rows
+    def logits(self, streams_TND):
+        identity = torch.eye(self.head.shape[1], dtype=torch.float32).numpy()
+        hidden_TD = self.rows.logits(streams_TND, self.site, self.norm, identity, self.sizes)
+        return (torch.from_numpy(hidden_TD) @ torch.from_numpy(self.head).T).numpy()
 
 
 def test_an_order_of_sums_that_goes_with_the_number_of_rows_is_seen(model):

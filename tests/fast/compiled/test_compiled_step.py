@@ -15,7 +15,7 @@ from torch import nn
 
 import minidsv4 as v4
 from minidsv4.config import LayerKind
-from minidsv4.fast.compiled import expert_loops, row_loops, sequence_loops
+from minidsv4.fast.compiled import block_loops, expert_loops, row_loops, sequence_loops
 from minidsv4.fast.compiled.step import FusedStep
 
 CONFIGS = {
@@ -141,7 +141,7 @@ def test_a_replaced_parameter_that_the_loops_cannot_read_is_refused_at_the_next_
 
 def test_the_loops_are_compiled_once_for_a_dtype(step, model):
     write(step, token_ids(1, 40), model.new_cache())
-    for loop in (row_loops.enter, row_loops.leave, row_loops.logits, sequence_loops.attend_sequence):
+    for loop in (block_loops.block, row_loops.enter, row_loops.leave, row_loops.logits, sequence_loops.attend_sequence):
         assert len(loop.signatures) <= 2  # float64 and float32
 
 
@@ -187,15 +187,15 @@ def test_a_cache_filled_in_inference_mode_is_gone_on_from_outside_of_it_and_back
 def test_a_step_that_fails_leaves_the_cache_as_it_was(model, step, monkeypatch):
     ids_BT, cache = token_ids(1, 36), model.new_cache()
     write(step, ids_BT[:, :35], cache)  # the next token closes windows in every layer that has them
-    before, calls, leave = remembered(cache).clone(), [], row_loops.leave
+    before, calls, block = remembered(cache).clone(), [], block_loops.block
 
     def fails_late(*arguments):
-        leave(*arguments)
+        block(*arguments)
         calls.append(1)
         if len(calls) == len(model.layers):
             raise MemoryError
 
-    monkeypatch.setattr(row_loops, "leave", fails_late)
+    monkeypatch.setattr(block_loops, "block", fails_late)
     with pytest.raises(MemoryError):
         step(ids_BT[:, 35:], cache)
     monkeypatch.undo()
