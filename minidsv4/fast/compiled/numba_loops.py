@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 
 DTYPES = (torch.float32, torch.float64)  # that the loops know
-COMPILING = "Compiling, once on a machine: 15 to 30 seconds, up to 100 where other work has the cores."
+COMPILING = "Compiling, once on a machine: 25 to 45 seconds, up to 150 where other work has the cores."
 
 
 def numba_is_here() -> bool:
