@@ -336,6 +336,48 @@ def test_a_model_that_learns_on_finds_nothing_of_what_it_was(tmp_path):
         assert_a_cold_run(store, text(40))
 
 
+def triple_data(net):
+    net.embed.weight.data.mul_(3)
+
+
+def triple_memory(net):
+    net.embed.weight.detach().numpy()[:] *= 3
+
+
+def exchange_rows(net):
+    """The sum of all bits stays as it is."""
+    net.embed.weight.data.copy_(net.embed.weight.data.flip(0))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("change", [triple_data, triple_memory, exchange_rows])
+def test_a_change_that_torch_does_not_count_is_seen(change, inference, tmp_path):
+    with torch.inference_mode(inference):
+        net = small_model(MIXES["CSA"])
+        store = opened(tmp_path, net)
+        stored(store, text(40))
+        change(net)
+        assert store.longest(text(40)[0])[1] == 0
+        assert_a_cold_run(store, text(40))
+
+
+@pytest.mark.parametrize("strategy", ["zero", "full"])
+@pytest.mark.parametrize("to", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_that_changes_its_type_finds_what_the_new_type_stored(to, strategy, tmp_path):
+    net = small_model(MIXES["CSA"], dtype=torch.float32).requires_grad_(False)
+    store = opened(tmp_path, net, strategy)
+    for dtype in (torch.float16, to):
+        net.to(dtype)
+        stored(store, text(40))
+        found = store.counts.found
+        logits, cache = stored(store, text(40))
+        right, right_cache = stored(opened(tmp_path, net, strategy), text(40))
+        assert store.counts.found == found + 39
+        assert torch.equal(logits, right)  # a store that is opened now reads the same
+        for ours, other in zip(cache.series(), right_cache.series()):
+            assert torch.equal(ours.contents(), other.contents())
+
+
 # ---- bytes ----
 
 

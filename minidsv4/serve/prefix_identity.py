@@ -72,11 +72,3 @@ def weights_digest(model: Model) -> str:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     sums = [checksums.digest(name, tensor) for name, tensor in model.state_dict().items()]
     return hashlib.sha256("".join(sums).encode()).hexdigest()
-
-
-def weights_state(model: Model) -> list[tuple[int, int]]:
-    """Where each weight lies and how often it was changed there; not those on disk, whose reader notices a change."""
-    if isinstance(model, ModelOnDisk):
-        return []
-    tensors = model.state_dict().values()
-    return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
