@@ -7,6 +7,7 @@ import re
 import reprlib
 import shlex
 from collections.abc import Callable
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -79,8 +80,8 @@ def check_memory(memory: float | str | None, field: str = "load: memory") -> flo
     """
     if memory is None:
         return math.inf
-    if isinstance(memory, int | float) and not isinstance(memory, bool) and memory > 0:
-        return memory
+    if isinstance(memory, Real) and not isinstance(memory, bool) and memory > 0:
+        return int(memory) if isinstance(memory, Integral) else float(memory)
     amount = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]?)(i?)B?\s*", str(memory), re.IGNORECASE)
     if not isinstance(memory, str) or amount is None or not float(amount[1]):
         raise ValueError(f"{field} = {reprlib.repr(memory)} is no amount; give bytes, or such as '8 GB' or '500 MB'")

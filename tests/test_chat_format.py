@@ -189,6 +189,9 @@ REFUSED = {
     "a text": ("hi", {}, "messages = 'hi' are none"),
     "no role": ([{"content": "a"}], {}, r"messages\[0\] = .* whose role is one of system"),
     "an unknown role": ([{"role": "robot", "content": "a"}], {}, r"messages\[0\] .* is none"),
+    "a role in a list": ([{"role": ["user"], "content": "a"}], {}, r"messages\[0\] .* whose role is one of system"),
+    "no texts": ([user("a")], {"texts": None}, r"texts = None are none; give Texts\(\)"),
+    "texts in a dict": ([user("a")], {"texts": {}}, r"texts = \{\} are none; give Texts\(\)"),
     "an unknown field": ([{**user("a"), "name": "x"}], {}, r"messages\[0\]: 'name' is no field of role user"),
     "no text": ([user(None)], {}, r"messages\[0\]: content is a NoneType"),
     "half a character": ([user("ab\ud800")], {}, r"messages\[0\]: content: character 2 is '\\ud800', half"),
@@ -343,6 +346,13 @@ def test_texts_that_cannot_be_used_are_refused(tmp_path, written, says):
         return
     with pytest.raises(ValueError, match=says):
         Texts.read(tmp_path)
+
+
+def test_what_is_no_path_and_no_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="chat texts: None names no file or folder"):
+        Texts.read(None)
+    with pytest.raises(ValueError, match="base = 'x' is no Tokenizer; give one, or None"):
+        chat_tokenizer("x")
 
 
 def test_a_file_that_is_named_has_to_be_there(tmp_path):

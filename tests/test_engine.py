@@ -4,6 +4,7 @@ import functools
 import os
 import random
 
+import numpy as np
 import pytest
 import torch
 from small import TINY, small_model
@@ -350,6 +351,9 @@ def test_a_text_for_which_there_is_never_room_is_refused_with_a_sentence():
     [
         ({"memory": 10}, "memory = 10 B is too little; 16 texts need .* at least, .* of state each"),
         ({"memory": "much"}, "engine: memory = 'much' is no amount"),
+        ({"memory": None}, "engine: memory = None or inf has no end; give bytes"),
+        ({"memory": float("inf")}, "engine: memory = None or inf has no end; give bytes"),
+        ({"memory": 1e30}, "engine: memory for .* blocks of .* bytes cannot be had; give less"),
         ({"texts": 0}, "texts = 0 is out of range; it counts texts at a time, from 1"),
         ({"chunk": 1.5}, "chunk = 1.5 is no integer; it counts tokens of a step, from 1"),
         ({"fused": None}, "fused = None is no switch"),
@@ -360,6 +364,11 @@ def test_a_text_for_which_there_is_never_room_is_refused_with_a_sentence():
 def test_engines_that_cannot_be_are_refused_with_a_sentence(wrong, words):
     with pytest.raises(ValueError, match=words):
         v4.Engine(**{"model": model()} | wrong)
+
+
+@pytest.mark.parametrize("memory", [np.int64(10**7), np.float32(10**7)])
+def test_memory_may_be_a_number_of_numpy(memory):
+    assert v4.Engine(model(), memory).pool.n_blocks == v4.Engine(model(), 10**7).pool.n_blocks
 
 
 def test_weights_that_hold_nan_are_refused():

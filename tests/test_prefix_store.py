@@ -535,6 +535,12 @@ def test_a_file_that_goes_while_a_hit_is_read_is_a_miss(strategy, tmp_path, monk
     assert gone >= 5
 
 
+def test_a_folder_that_was_removed_is_reported_as_empty(tmp_path):
+    store = opened(tmp_path / "gone", model("CSA"))
+    (tmp_path / "gone").rmdir()
+    assert set(store.report().values()) == {0}
+
+
 # ---- a full disk ----
 
 
@@ -670,6 +676,7 @@ def test_caches_that_do_not_fit_are_refused(tmp_path):
         (lambda: store.prefill(text(5), model("CSA").new_cache()), "another config"),
         (lambda: store.keep(text(6)[0], begun), "ids: 6 tokens, of which the cache holds 5"),
         (lambda: store.keep([], begun), "are no prompt"),
+        (lambda: store.keep(text(5)[0], None), "cache = None holds no text"),
         (lambda: store.longest([99]), "99 is no token id"),
     ):
         with pytest.raises(ValueError, match=sentence):

@@ -284,8 +284,12 @@ def test_what_is_no_padded_batch_is_refused_with_a_sentence(ids, mask, words):
 
 
 def test_a_mask_of_another_kind_is_refused_with_a_sentence():
-    with pytest.raises(ValueError, match="mask: NoneType marks no tokens"):
-        v4.padded_logits(model(), torch.tensor([[1, 2]]), None)
+    ids_BT = torch.tensor([[1, 2]])
+    for mask in (None, torch.ones(1, 2, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="mask: .* marks no tokens; give a tensor of bool, or"):
+            v4.padded_logits(model(), ids_BT, mask)
+    with pytest.raises(ValueError, match="model = None is a NoneType; give a minidsv4 Model"):
+        v4.padded_logits(None, ids_BT, ids_BT)
 
 
 def test_padding_may_hold_any_integer():

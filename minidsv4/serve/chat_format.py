@@ -7,6 +7,7 @@ The structure is the released one: roles, three ways of thinking, calls of tools
 quick instructions. The words of instructions are this package's own (`Texts`).
 """
 
+from minidsv4.serve.checks import shown
 from minidsv4.serve.conversation.markers import MARKERS
 from minidsv4.serve.conversation.parsing import Delta, StreamParser, parse
 from minidsv4.serve.conversation.rendering import encode
@@ -35,5 +36,8 @@ def chat_tokenizer(base: Tokenizer | None = None) -> Tokenizer:
     of `MARKERS`. `encode_marked` reads the text of a conversation, `decode_marked` writes it.
 
     base    the shipped one where None
+    raises  ValueError for what is no tokenizer
     """
+    if base is not None and not isinstance(base, Tokenizer):
+        raise ValueError(f"chat_tokenizer: base = {shown(base)} is no Tokenizer; give one, or None for the shipped one")
     return (pretrained_tokenizer() if base is None else base).with_markers(MARKERS)

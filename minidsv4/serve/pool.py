@@ -59,7 +59,11 @@ class Pool:
         self.n_texts = n_texts
         self.precision = precision
         self.sizes = Sizes(model, precision)
-        self.arenas = self.sizes.arenas(n_blocks)
+        try:
+            self.arenas = self.sizes.arenas(n_blocks)
+        except (RuntimeError, TypeError, OverflowError):  # more than there is, or than torch counts
+            found = f"engine: memory for {n_blocks:,} blocks of {self.sizes.block_bytes:,} bytes cannot be had"
+            raise ValueError(f"{found}; give less") from None
         self.lent: dict[Cache, range] = {}  # the blocks of each text, in the order in which they lie
 
     @property
@@ -165,6 +169,8 @@ class Sizes:
 
         raises  ValueError where there is not one
         """
+        if math.isinf(memory):
+            raise ValueError("engine: memory = None or inf has no end; give bytes, or such as '8 GB'")
         least = self.n_bytes(1, n_texts)
         if memory < least:
             right = f"{n_texts} texts need {readable(least)} at least, {readable(self.state_bytes)} of state each"

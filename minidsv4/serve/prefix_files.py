@@ -12,7 +12,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import NamedTuple
@@ -101,9 +101,13 @@ class PrefixFiles:
             self._warn(error)
 
     def found(self) -> dict[str, Found]:
-        """Every file by its name."""
-        files = {}
-        with os.scandir(self.folder) as entries:
+        """Every file by its name; none where the folder is gone."""
+        files: dict[str, Found] = {}
+        with ExitStack() as stack:
+            try:
+                entries = stack.enter_context(os.scandir(self.folder))
+            except FileNotFoundError:  # somebody removed the folder
+                return files
             for entry in entries:
                 with suppress(FileNotFoundError):  # gone since
                     if _NAME.fullmatch(entry.name):

@@ -143,6 +143,8 @@ class PrefixStore:
         raises  ValueError for a cache of another model, size or precision, or of fewer tokens
         """
         ids_T = checks.check_prompt(ids, self.model)
+        if cache is None:
+            raise ValueError("keep: cache = None holds no text; give the cache that took these ids in")
         self.model.check(ids_T[None], cache)
         self._check_cache(cache)
         if len(ids_T) > cache.n_tokens:

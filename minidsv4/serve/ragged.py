@@ -21,6 +21,7 @@ from minidsv4.model.cache import Cache, LayerMemory
 from minidsv4.model.check import check_cache, check_count, check_device, check_integers
 from minidsv4.model.model import Model
 from minidsv4.model.rope import Positions
+from minidsv4.serve.checks import check_model
 from minidsv4.serve.disk import ModelOnDisk
 
 
@@ -127,9 +128,11 @@ def check_sequences(model: Model, ids: Sequence[Tensor], caches: Sequence[Cache]
 
 def check_padding(model: Model, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """The mask as booleans, or ValueError unless it marks one piece of text in every row of `ids_BT`."""
+    check_model(model)
     check_integers("ids", ids_BT, "cannot name tokens")
-    if not isinstance(mask_BT, Tensor) or mask_BT.dtype != torch.bool:
-        check_integers("mask", mask_BT, "marks no tokens")
+    if not isinstance(mask_BT, Tensor) or mask_BT.dtype not in (torch.bool, torch.int64, torch.int32):
+        found = mask_BT.dtype if isinstance(mask_BT, Tensor) else type(mask_BT).__name__
+        raise ValueError(f"mask: {found} marks no tokens; give a tensor of bool, or of 1 and 0 as int64 or int32")
     if ids_BT.ndim != 2 or mask_BT.shape != ids_BT.shape or 0 in ids_BT.shape:
         shapes = f"ids of shape {tuple(ids_BT.shape)} and a mask of shape {tuple(mask_BT.shape)}"
         raise ValueError(f"ids: {shapes} are no padded batch; give both as [batch, tokens], at least one token")

@@ -71,7 +71,7 @@ def checked(messages: object) -> list[Message]:
 
 def _message(where: str, given: object) -> Message:
     """One message, checked alone."""
-    if not isinstance(given, Mapping) or given.get("role") not in FIELDS:
+    if not isinstance(given, Mapping) or given.get("role") not in [*FIELDS]:
         raise ValueError(f"{where} = {shown(given)} is none; give a dict whose role is one of {', '.join(FIELDS)}")
     role = given["role"]
     fields = ("role", "content", *FIELDS[role])

@@ -57,6 +57,8 @@ def encode(
     texts            the free texts of instructions, `Texts.read(folder)` those of a checkpoint
     raises           ValueError, which names the message and the field, where anything cannot be encoded
     """
+    if not isinstance(texts, Texts):
+        raise ValueError(f"encode: texts = {shown(texts)} are none; give Texts(), or Texts.read(folder)")
     added = added_text(texts.profile if profile is None else profile, mode, texts)
     conversation = checked(messages)
     schemas = checked_schemas(tools)

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from minidsv4.files import given_path
 from minidsv4.serve.conversation.markers import (
     CALLS,
     DSML,
@@ -85,7 +86,7 @@ class Texts:
         path    a JSON object of strings; a folder without the file has none to name
         raises  ValueError for a file that cannot be read, an unknown name, or a text that cannot be used
         """
-        path = Path(path)
+        path = given_path("chat texts", path)
         file = path / TEXTS_FILE if path.is_dir() else path
         if path.is_dir() and not file.exists():
             return cls()
