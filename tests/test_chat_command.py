@@ -192,6 +192,15 @@ def test_the_command_talks_with_the_model_of_a_folder(monkeypatch, capsys, tmp_p
     assert "Resumed after " in capsys.readouterr().out
 
 
+def test_without_a_folder_it_talks_with_the_shipped_model(monkeypatch, capsys):
+    typed = iter(["/help", "sum 31415926", "/new", "/mode max", "sum 31415926"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed, None) or (_ for _ in ()).throw(EOFError))
+    assert main(["chat", "--temperature", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "now none: none, high, max" in said  # the profile of its chat_texts.json
+    assert said.count("answer:\n") == 2 and said.count("thinking:\n") == 1 and "no reply" not in said
+
+
 def test_what_the_command_cannot_do_is_one_sentence(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(chat, "SHIPPED_CHAT", tmp_path / "none")
     assert "came without a chat model; name the folder of one by --model" in refused(capsys)
