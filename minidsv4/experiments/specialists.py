@@ -37,7 +37,7 @@ from minidsv4.train.ship import POST_TRAINED, SHIPPED_CHAT, TOKENIZER
 SEEDS = (0, 1, 2)
 TASKS = ("sum", "run")
 BASE_STEPS, BASE_BATCH, BASE_RATE = 1000, 64, 0.02
-ROUNDS, STUDENT_ROUNDS, MIXED_ROUNDS = 40, 40, 102  # the last: what the others take together, see `passes`
+ROUNDS, STUDENT_ROUNDS, MIXED_ROUNDS = 40, 40, 102  # the last: (2 x 40 x 9 + 40 x 5) / 9, in passes
 GRPO_RATE, STUDENT_RATE = 0.008, 0.008
 N_TOKENS = 16  # most of a reply: 8 states, two markers, the answer, and some to spare
 FILE = Path(__file__).resolve().parents[1] / "assets" / "specialists.json"

@@ -2,8 +2,8 @@
 
 Modules by subject: `style`, `model_map`, `tour` (00), `attention` (01, 04, lineage), `compression` (02, 03, 05),
 `selection` (03), `streams` (06), `experts` (07), `speculation` (08), `training` (09, 10), `lowbit` (11), `cost` (12),
-`parallel` (13), `context` (14), `serving` (16), `released` (20), `bench`, `build` (the track); `shapes` draws a
-mechanism.
+`parallel` (13), `context` (14), `serving` (16), `posttrain` (18), `released` (20), `bench`, `build` (the track);
+`shapes` draws a mechanism.
 """
 
 from minidsv4.course.plots.attention import (
@@ -61,6 +61,7 @@ from minidsv4.course.plots.parallel import (
     sorted_loads,
     traffic,
 )
+from minidsv4.course.plots.posttrain import distillation_shapes, grpo_shapes, learning_curves, noise, scores, thinking
 from minidsv4.course.plots.released import shares_of_fp4, stacked_expert_shapes, wrong_by_token
 from minidsv4.course.plots.selection import caught, indexer_shapes, picked_text, ties
 from minidsv4.course.plots.serving import cone, found_needles, lengths_of_texts, storage_against_work, texts_by_step
@@ -90,12 +91,12 @@ from minidsv4.course.plots.training import (
 )
 
 __all__ = [
-    "Box",
     "COLOURS",
     "DPI",
     "HEADING",
     "INK",
     "PARTS",
+    "Box",
     "alike_by_depth",
     "answers_of_heads",
     "attention_map",
@@ -115,6 +116,7 @@ __all__ = [
     "cost_of_rounding",
     "cut_row",
     "device_time",
+    "distillation_shapes",
     "dots",
     "drafted_text",
     "drafting",
@@ -127,8 +129,10 @@ __all__ = [
     "gain_by_batch",
     "gantt",
     "grouped_bars",
+    "grpo_shapes",
     "indexer_shapes",
     "kept_picks",
+    "learning_curves",
     "learning_to_be_rounded",
     "lengths_of_texts",
     "lineage",
@@ -144,6 +148,7 @@ __all__ = [
     "mtp_shift",
     "muon_shapes",
     "newton_schulz",
+    "noise",
     "overlap_by_ratio",
     "paced_waves",
     "packed_rows",
@@ -160,6 +165,7 @@ __all__ = [
     "schedule",
     "score_by_distance",
     "score_functions",
+    "scores",
     "sent_by_ranks",
     "shapes",
     "shares_of_attention",
@@ -177,6 +183,7 @@ __all__ = [
     "survivors",
     "table_loads",
     "texts_by_step",
+    "thinking",
     "ties",
     "toy_balance",
     "traffic",

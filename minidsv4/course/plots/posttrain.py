@@ -22,9 +22,9 @@ def grpo_shapes():
         "rewards": Box("rewards", "a program judges", "B", 2, 0, "compressed"),
         "advantage": Box("advantages", "within a group", "B", 3, 0, "compressed"),
         "old": Box("log p, old", "who wrote it", "T", 1, 1, "query"),
-        "new": Box("log p", "policy that learns", "T", 2, 1, "key"),
+        "new": Box("log p", "policy that learns", "T", 3, 2, "key"),
         "reference": Box("log p, reference", "the base", "T", 1, 2, "masked"),
-        "loss": Box("loss", "clip, and KL", "number", 3, 1.5, "key"),
+        "loss": Box("loss", "clip, and KL", "number", 3, 1, "key"),
     }
     arrows = [*itertools.pairwise(("problem", "replies", "rewards", "advantage", "loss"))]
     arrows += [("replies", "old"), ("old", "loss"), ("new", "loss"), ("reference", "loss")]
@@ -80,7 +80,7 @@ def running_mean(values, span):
 
 
 def scores(found, names, title):
-    """Right answers of each model on both tasks, all modes together; whiskers are two standard deviations of seeds.
+    """Right answers of each model on both tasks; whiskers are two standard deviations of seeds.
 
     found    {task: {model: (mean, standard deviation)}}
     names    {model: what it is called}
@@ -114,7 +114,8 @@ def thinking(found, title):
             axes.plot(thought, right, linestyle=line, color=COLOURS[colour], label=model)
             for mode, (own, length) in by_mode.items():
                 axes.plot(length, own, LOOKS[mode][1], color=COLOURS[colour])
-                axes.annotate(mode, (length, own), (5, -9), textcoords="offset points", fontsize=8)
+                place = (-26, 6) if mode == "high" else (6, -10)
+                axes.annotate(mode, (length, own), place, textcoords="offset points", fontsize=8)
         axes.set(xlabel="thinking, characters", xlim=(-0.5, 9.5), ylim=(0, 1.05))
         axes.set_title(task, fontweight="normal")
     panels[0].set_ylabel("right answers, share")
