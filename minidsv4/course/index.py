@@ -22,7 +22,7 @@ WEEKS = {
     "Week 1, reading little of a long past": ("00", "lineage", "01", "02", "03", "04", "05", "build 1", "build 2"),
     "Week 2, the rest of a layer": ("06", "07", "08", "build 3"),
     "Week 3, the whole model and its training": ("build 4", "09", "10", "11"),
-    "Week 4, at full size": ("12", "13", "14", "15", "16", "18", "20"),
+    "Week 4, at full size and in use": ("12", "13", "14", "15", "16", "17", "18", "20"),
 }
 PLANNED = {
     "15": "Does it work at 1,048,576 tokens on this machine?",

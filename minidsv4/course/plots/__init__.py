@@ -2,8 +2,8 @@
 
 Modules by subject: `style`, `model_map`, `tour` (00), `attention` (01, 04, lineage), `compression` (02, 03, 05),
 `selection` (03), `streams` (06), `experts` (07), `speculation` (08), `training` (09, 10), `lowbit` (11), `cost` (12),
-`parallel` (13), `context` (14), `serving` (16), `posttrain` (18), `released` (20), `bench`, `build` (the track);
-`shapes` draws a mechanism.
+`parallel` (13), `context` (14), `serving` (16), `chat` (17), `posttrain` (18), `released` (20), `bench`, `build`
+(the track); `shapes` draws a mechanism.
 """
 
 from minidsv4.course.plots.attention import (
@@ -20,6 +20,7 @@ from minidsv4.course.plots.attention import (
 )
 from minidsv4.course.plots.bench import bench_curves
 from minidsv4.course.plots.build import attention_shapes, model_shapes, moe_shapes, site_shapes, turned_pair
+from minidsv4.course.plots.chat import added_by_mode, conversation_strips, passed_on, reused_by_turn
 from minidsv4.course.plots.compression import (
     cache_against_length,
     cache_growth,
@@ -91,12 +92,13 @@ from minidsv4.course.plots.training import (
 )
 
 __all__ = [
+    "Box",
     "COLOURS",
     "DPI",
     "HEADING",
     "INK",
     "PARTS",
-    "Box",
+    "added_by_mode",
     "alike_by_depth",
     "answers_of_heads",
     "attention_map",
@@ -113,6 +115,7 @@ __all__ = [
     "clamped_product",
     "compressor_shapes",
     "cone",
+    "conversation_strips",
     "cost_of_rounding",
     "cut_row",
     "device_time",
@@ -152,6 +155,7 @@ __all__ = [
     "overlap_by_ratio",
     "paced_waves",
     "packed_rows",
+    "passed_on",
     "picked_text",
     "planted_recall",
     "pooled_tokens",
@@ -161,6 +165,7 @@ __all__ = [
     "reach",
     "reads_at_length",
     "recall_in_4_bits",
+    "reused_by_turn",
     "rows_by_ranks",
     "schedule",
     "score_by_distance",
