@@ -20,7 +20,7 @@ from minidsv4.posttrain.tokens import task_tokenizer
 from minidsv4.posttrain.writer import Writer
 from minidsv4.train.recipe import Recipe
 
-N_KILLS = int(os.environ.get("MINIDSV4_KILLS", 2))  # 60 of each kind were run by hand
+N_KILLS = int(os.environ.get("MINIDSV4_KILLS", 2))
 KINDS = ("imitation", "grpo", "distillation")
 STEPS = 4
 TINY = dict(
