@@ -144,6 +144,6 @@ def check_padding(model: Model, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
     begins_BT = mask_BT & ~F.pad(mask_BT[:, :-1], (1, 0))
     for row, n_pieces in enumerate(begins_BT.sum(dim=1).tolist()):
         if n_pieces != 1:
-            found = "is padding alone" if n_pieces == 0 else f"has its text in {n_pieces} pieces"
-            raise ValueError(f"mask: row {row} {found}; a row holds one text, padded on the left, the right or both")
+            piece = "is padding alone" if n_pieces == 0 else f"has its text in {n_pieces} pieces"
+            raise ValueError(f"mask: row {row} {piece}; a row holds one text, padded on the left, the right or both")
     return mask_BT
