@@ -22,7 +22,9 @@ import numpy as np  # noqa: E402
 from nbval.plugin import IPyNbCell  # noqa: E402
 from PIL import Image  # noqa: E402
 
-LARGEST_RMS = 1.0  # of 255: another CPU moves a line's edge by less, another line by more
+# Of 255. Another CPU moves a line's edge by less than 1, and a point of a run that magnifies rounding (notebook 10's
+# spikes) by up to 1.2; another line makes more.
+LARGEST_RMS = 1.5
 
 
 def pngs(outputs):
