@@ -22,8 +22,8 @@ import numpy as np  # noqa: E402
 from nbval.plugin import IPyNbCell  # noqa: E402
 from PIL import Image  # noqa: E402
 
-# Of 255. Another CPU moves a line's edge by less than 1. Where a run magnifies rounding it moves a point: in notebook 10
-# one of twenty numbers, a loss, is 4.85 or 4.82 nats, which makes 1.2. Another line makes more.
+# Of 255. Another CPU moves a line's edge by less than 1. Where a run magnifies rounding it moves a point: one of twenty
+# losses in notebook 10 is 4.85 or 4.82 nats, which makes 1.2. Another line makes more.
 LARGEST_RMS = 1.5
 
 
