@@ -18,7 +18,9 @@ import base64  # noqa: E402
 import io  # noqa: E402
 
 import forks  # noqa: E402
+import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 from nbval.plugin import IPyNbCell  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -63,6 +65,13 @@ def compare_outputs_and_pictures(cell, test, ref, skip_compare=None, compare_tex
 
 IPyNbCell.compare_outputs = compare_outputs_and_pictures
 forks.fork_kernels()
+
+
+@pytest.fixture(autouse=True)
+def _matplotlib_as_it_was():
+    """A test that sets the course's style leaves no later test with it: a title would stand elsewhere."""
+    with matplotlib.rc_context():
+        yield
 
 
 def pytest_collection_modifyitems(items):
