@@ -18,7 +18,7 @@ from minidsv4.dims import GLOSSARY
 NAMED_BY = ("kind", "site")  # arguments that tell one call of a function from another
 
 
-def write_site(folder, notebooks="../notebooks"):
+def write_site(folder, notebooks=".."):
     """Write the stepper as static files, `index.html` among them; they need no server and no network.
 
     folder     is made where it is not there; files of the same names in it are replaced

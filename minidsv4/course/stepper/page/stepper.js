@@ -147,8 +147,9 @@ const page = (() => {
       `, token ids ${data.ids.join(", ")}. Weights are random numbers of seed ${data.seed}: the model has learned `
       + "nothing, and only the way of computing means something. Its three layers are a sliding window, Compressed "
       + "Sparse Attention (CSA, 2 tokens per entry) and Heavily Compressed Attention (HCA, 3 tokens per entry).");
-    const sizes = make("p", "", `Sizes: ${data.config.map(([letter, meaning, size]) => `${letter} ${meaning} ${size}`).join("; ")}.`);
-    const left = make("p", "", "The walk follows the last token. A loop shows its first and its last pass, and what it "
+    const named = data.config.map(([letter, meaning, size]) => `${letter} = ${size} (${meaning})`);
+    const sizes = make("p", "", `Sizes: ${named.join("; ")}.`);
+    const left = make("p", "", "The walk follows the last token. A loop shows its first and its last pass; what it "
       + "calls is followed in its last pass; the loop over layers is followed in every pass. Where one line calls a "
       + "function for every token, the last call is followed. A note says each time what is left out. Numbers are "
       + "rounded to four significant digits; the computation itself runs in 64-bit floating point.");
@@ -179,7 +180,8 @@ const page = (() => {
     first: () => 0, back: walk.back, into: walk.into, over: walk.over, out: walk.out, last: () => walk.last,
   };
   const keys = {
-    ArrowRight: ways.into, ArrowLeft: ways.back, ArrowDown: ways.over, ArrowUp: ways.out, Home: ways.first, End: ways.last,
+    ArrowRight: ways.into, ArrowLeft: ways.back, ArrowDown: ways.over, ArrowUp: ways.out,
+    Home: ways.first, End: ways.last,
   };
 
   function pressed(event) {

@@ -91,7 +91,8 @@ const drawing = (() => {
 
   function itemsOf(row) {
     const plain = row.items.every((item) => walk.values[item].number !== undefined);
-    if (plain && row.items.length) return tableOf(row.items.map((item) => walk.values[item].number), row.items.length, []);
+    const numbers = row.items.map((item) => walk.values[item].number);
+    if (plain && numbers.length) return tableOf(numbers, numbers.length, []);
     const whole = make("div", "item");
     for (let place = row.items.length - 1; place >= 0; place -= 1) {
       whole.append(entry(`[${place}]`, row.items[place], false, place >= row.items.length - 1));
