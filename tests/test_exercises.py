@@ -13,12 +13,13 @@ import pytest
 from nbformat import v4
 
 from minidsv4.course import notebooks
-from minidsv4.course.index import course
+from minidsv4.course.index import PROBLEMS, WEEKS, course, problems
+from minidsv4.course.kit.exercises import code_cells, exercises
 
 ROOT = Path(__file__).resolve().parents[1]
 SOLUTIONS = notebooks.FOLDER / "solutions"
-STUB = re.compile(r"# exercise: (\w+)( \(repair\))?\n")
-
+FEWEST = 57
+PATHS = [*course(notebooks.FOLDER), *problems(notebooks.FOLDER)]
 # Answers with what the check cell shows, and with the first of it for anything else.
 PARROT = """
 def _parrot(answer, *cases, _exercise=show.exercise, **options):
@@ -30,15 +31,11 @@ def _parrot(answer, *cases, _exercise=show.exercise, **options):
     _exercise(repeat, *cases, **options)
 
 
-_honest, show.exercise = show.exercise, _parrot
+_honest = show.exercise
+show.exercise = checks.exercise = _parrot
 {check}
-show.exercise = _honest
+show.exercise = checks.exercise = _honest
 """
-
-
-def code_cells(notebook):
-    """The notebook's code cells, in order."""
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def prose(notebook):
@@ -58,19 +55,15 @@ def verdicts(notebook, solutions):
     solutions  path of the file with the solutions
     raises     LookupError naming an exercise without its check cell or its solution
     """
-    for stub in code_cells(notebook):
-        if not (named := STUB.match(stub.source)):
-            continue
-        name, repair = named.groups()
-        checks = [
-            cell.source for cell in code_cells(notebook) if re.search(rf"show\.exercise\(\s*{name},", cell.source)
-        ]
-        if not checks or not solutions.exists() or name not in functions(solutions):
-            raise LookupError(f"{name} needs a check cell and a solution")
+    for exercise in exercises(notebook):
+        name = exercise.name
+        if not solutions.exists() or name not in functions(solutions):
+            raise LookupError(f"{name} needs a check and a solution, and dots in its heading")
         solution = f"import runpy\n{name} = runpy.run_path({str(solutions)!r})[{name!r}]"
-        yield f"{stub.source}\n{checks[0]}", f"exercise {name}: {'.* is not right yet' if repair else 'not done yet'}"
-        yield f"{solution}\n{checks[0]}", f"exercise {name}: correct in"
-        yield PARROT.format(check=checks[0]), rf"exercise {name}: correct in .*, but for a fresh input"
+        both = exercise.stub if exercise.check in exercise.stub else f"{exercise.stub}\n{exercise.check}"
+        yield both, f"exercise {name}: {'.* is not right yet' if exercise.repair else 'not done yet'}"
+        yield f"{solution}\n{exercise.check}", f"exercise {name}: correct in"
+        yield PARROT.format(check=exercise.check), rf"exercise {name}: correct in .*, but for a fresh input"
 
 
 def exercise_faults(notebook, solutions):
@@ -80,6 +73,7 @@ def exercise_faults(notebook, solutions):
     except LookupError as error:
         return [str(error)]
     setup = next((cell.source for cell in code_cells(notebook)), "")
+    setup = f"from minidsv4.course import checks\n{setup}"
     said = run_script("\n".join([setup, *(source for source, _ in tried)])) if tried else ""
     said = [line for line in said.splitlines() if line.startswith("exercise ")]
     if len(said) != len(tried):
@@ -87,6 +81,11 @@ def exercise_faults(notebook, solutions):
     return [
         f"it says '{line}', it should say '{due}'" for line, (_, due) in zip(said, tried) if not re.match(due, line)
     ]
+
+
+def solutions_of(path):
+    """The file with the solutions of a notebook."""
+    return SOLUTIONS / (PROBLEMS if path.parent.name == PROBLEMS else "") / f"{path.stem}.py"
 
 
 def run_script(source):
@@ -97,23 +96,31 @@ def run_script(source):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", course(notebooks.FOLDER), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_stubs_are_not_done_yet_solutions_are_correct_and_answers_made_for_the_shown_cases_fail(path):
-    solutions = SOLUTIONS / f"{path.stem}.py"
-    assert exercise_faults(nbformat.read(path, as_version=4), solutions) == []
+    assert exercise_faults(nbformat.read(path, as_version=4), solutions_of(path)) == []
 
 
-@pytest.mark.parametrize("path", course(notebooks.FOLDER), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_notebook_keeps_its_solutions_apart_and_links_to_them(path):
     notebook = nbformat.read(path, as_version=4)
-    named = [found.group(1) for cell in code_cells(notebook) if (found := STUB.match(cell.source))]
-    assert functions(SOLUTIONS / f"{path.stem}.py") == named
-    assert f"(solutions/{path.stem}.py)" in prose(notebook)
+    named = [exercise.name for exercise in exercises(notebook)]
+    assert functions(solutions_of(path)) == named
+    assert f"solutions/{solutions_of(path).relative_to(SOLUTIONS).as_posix()})" in prose(notebook)
     assert "Solution:" not in prose(notebook)
 
 
 def test_every_file_of_solutions_belongs_to_a_notebook():
-    assert {path.stem for path in SOLUTIONS.glob("*.py")} <= {path.stem for path in course(notebooks.FOLDER)}
+    ours = {*SOLUTIONS.glob("*.py"), *(SOLUTIONS / PROBLEMS).glob("*.py")}
+    assert ours == {solutions_of(path) for path in PATHS}
+
+
+def test_the_course_has_sixty_exercises_two_or_three_a_notebook_and_a_larger_assignment_a_week():
+    counts = {path.stem: len(exercises(nbformat.read(path, as_version=4))) for path in PATHS}
+    print(counts)
+    assert {stem for stem, count in counts.items() if count not in (2, 3) and stem[1] != "_"} == set()
+    assert sum(count for stem, count in counts.items() if stem[1] != "_") >= FEWEST
+    assert [count >= 5 for stem, count in counts.items() if stem[1] == "_"] == [True] * len(WEEKS)
 
 
 # --- the tests above notice what they are for ---
@@ -127,6 +134,7 @@ def exercise_on_halving(stub="...", mark="", fresh=FRESH):
     """A notebook with one exercise, in the form of the convention."""
     cells = [
         v4.new_code_cell(SETUP),
+        v4.new_markdown_cell("## Exercise 1 ●○○ (5 minutes)"),
         v4.new_code_cell(f"# exercise: half{mark}\ndef half(x):\n    return {stub}  # half of x"),
         v4.new_code_cell(CHECK.format(fresh=fresh)),
     ]
@@ -144,7 +152,7 @@ def exercise_on_halving(stub="...", mark="", fresh=FRESH):
         (exercise_on_halving(stub="x / 3", mark=" (repair)"), "x / 2", None),
         (exercise_on_halving(stub="x / 2", mark=" (repair)"), "x / 2", "should say 'exercise half: .* is not right"),
         (exercise_on_halving(fresh=""), "x / 2", "correct in 2 of 2 cases', it should say"),
-        (exercise_on_halving(), None, "half needs a check cell and a solution"),
+        (exercise_on_halving(), None, "half needs a check and a solution, and dots in its heading"),
     ],
 )
 def test_only_an_exercise_whose_stub_fails_and_whose_solution_passes_is_sound(notebook, answer, fault, tmp_path):
@@ -157,7 +165,7 @@ def test_only_an_exercise_whose_stub_fails_and_whose_solution_passes_is_sound(no
 
 def test_an_exercise_without_its_check_is_missed(tmp_path):
     notebook = exercise_on_halving()
-    del notebook.cells[2]
+    del notebook.cells[3]
     solutions = tmp_path / "half.py"
     solutions.write_text("def half(x):\n    return x / 2\n")
-    assert exercise_faults(notebook, solutions) == ["half needs a check cell and a solution"]
+    assert exercise_faults(notebook, solutions) == ["half needs a check and a solution, and dots in its heading"]

@@ -1,8 +1,9 @@
 """Checks that a notebook makes before the reader's eyes, and exercises that check what the reader wrote.
 
-An exercise NAME of the notebook NN_x is two cells and a file, which a test finds (tests/test_notebooks.py):
+An exercise NAME of the notebook NN_x is a stub, a check and a solution, which a test finds (tests/test_exercises.py):
 1. a code cell whose first line is `# exercise: NAME`; it defines the function NAME with the body `return ...`;
-2. a code cell with `show.exercise(NAME, (arguments, wanted), ..., fresh=...)`;
+2. its check: `show.exercise_of("NN_x", NAME)` at the end of that cell, with the inputs in `minidsv4/course/tasks/x.py`,
+   or a code cell of its own with `show.exercise(NAME, (arguments, wanted), ..., fresh=...)`;
 3. the function NAME in `notebooks/solutions/NN_x.py`, with its imports at the top of that file.
 Stub and check may use what the notebook's first code cell defines, and nothing from the cells between. A hint stands
 folded in Markdown above the stub, and links to the file.
@@ -10,6 +11,8 @@ folded in Markdown above the stub, and links to the file.
 
 import numpy as np
 import torch
+
+from minidsv4.course import tasks
 
 FRESH = 10  # drawn inputs of an exercise; the same in every run
 
@@ -85,6 +88,16 @@ def exercise(answer, *cases, fresh=None, within=1e-9):
     print(f"{name}: {said}")
 
 
+def exercise_of(notebook, answer):
+    """Say how an exercise stands whose inputs the package holds: `exercise` on those of minidsv4/course/tasks.
+
+    notebook  such as "01_attention"
+    answer    the function to write
+    """
+    task = tasks.find(notebook, answer.__name__)
+    exercise(answer, *task.cases, fresh=task.fresh, within=task.within)
+
+
 def _fault(answer, arguments, wanted, within):
     """What is wrong with answer(*arguments), in words; None where it is as wanted."""
     call = f"{answer.__name__}({', '.join(_short(argument) for argument in arguments)})"
@@ -94,13 +107,42 @@ def _fault(answer, arguments, wanted, within):
         return f"{call} stopped with {type(error).__name__}: {error}"
     if got is ...:
         return "not done yet"
-    difference = _wrong(got, wanted, within)
+    difference = wrong(got, wanted, within)
     return difference and f"{call} is not right yet. {difference}"
 
 
-def _wrong(got, wanted, within):
-    """_difference for answers of any kind: words and None are compared as they are."""
+def wrong(got, wanted, within):
+    """What tells an answer from the wanted one, in words; None where they agree.
+
+    Texts and None are compared as they are, lists of unequal lengths and dicts part by part.
+
+    got     any value
+    wanted  any value
+    within  largest absolute difference of numbers
+    """
+    if _is_nest(wanted):
+        same = type(got) in (list, tuple, dict) and _same_nest(got, wanted, within)
+        return None if same else f"It is {_short(got)}, it should be {_short(wanted)}"
     try:
         return _difference(got, wanted, within)
     except TypeError:
         return None if got == wanted else f"It is {_short(got)}, it should be {_short(wanted)}"
+
+
+def _is_nest(value):
+    """True for a dict, and for a list or tuple that is no array."""
+    if not isinstance(value, list | tuple):
+        return isinstance(value, dict)
+    try:
+        return np.asarray(value).dtype == object
+    except ValueError:
+        return True
+
+
+def _same_nest(got, wanted, within):
+    """True where two dicts or two lists have the same parts."""
+    if isinstance(wanted, dict):
+        keys = isinstance(got, dict) and got.keys() == wanted.keys()
+        return keys and all(wrong(got[key], wanted[key], within) is None for key in wanted)
+    pairs = zip(got, wanted)
+    return len(got) == len(wanted) and all(wrong(*pair, within) is None for pair in pairs)

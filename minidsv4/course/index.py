@@ -15,14 +15,26 @@ from minidsv4.course.tables import Table
 MAP_CELL = "# hidden: the map\nfrom minidsv4.course import show\n\nshow.setup()\nshow.map_of_model()"
 PAGES = ("index", "glossary")  # notebooks that the builder writes
 BUILD = "build"  # the folder of the track in which the reader writes a V4
+PROBLEMS = "problems"  # the folder of the assignments, one a week
 
 # Numbers of notebooks. A notebook that no week names stands below the weeks.
 AFTERNOON = ("00", "01", "02", "03", "04", "05", "07")
 WEEKS = {
-    "Week 1, reading little of a long past": ("00", "lineage", "01", "02", "03", "04", "05", "build 1", "build 2"),
-    "Week 2, the rest of a layer": ("06", "07", "08", "build 3"),
-    "Week 3, the whole model and its training": ("build 4", "09", "10", "11"),
-    "Week 4, at full size and in use": ("12", "13", "14", "15", "16", "17", "18", "20"),
+    "Week 1, reading little of a long past": (
+        "00",
+        "lineage",
+        "01",
+        "02",
+        "03",
+        "04",
+        "05",
+        "build 1",
+        "build 2",
+        "problems 1",
+    ),
+    "Week 2, the rest of a layer": ("06", "07", "08", "build 3", "problems 2"),
+    "Week 3, the whole model and its training": ("build 4", "09", "10", "11", "problems 3"),
+    "Week 4, at full size and in use": ("12", "13", "14", "15", "16", "17", "18", "19", "20", "problems 4"),
 }
 PLANNED = {
     "15": "Does it work at 1,048,576 tokens on this machine?",
@@ -36,7 +48,7 @@ PLANNED = {
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a notebook's first cell says of it; the number of one of the build track is "build 1"."""
+    """What a notebook's first cell says of it; the number of one of the build track is "build 1", as "problems 1"."""
 
     number: str
     file: str
@@ -61,6 +73,11 @@ def track(folder):
     return sorted((Path(folder) / BUILD).glob("*.ipynb"))
 
 
+def problems(folder):
+    """Paths of the assignments, one a week, in order."""
+    return sorted((Path(folder) / PROBLEMS).glob("*.ipynb"))
+
+
 def lesson(path):
     """The Lesson that a notebook's first cell describes.
 
@@ -75,21 +92,22 @@ def lesson(path):
             f"{path.name}: its first cell should have a question as heading, a line 'Needs: ... About 30 minutes.' "
             "and a list below 'Afterwards you can'"
         )
-    place = Path(BUILD) if path.parent.name == BUILD else Path()
+    place = Path(path.parent.name) if path.parent.name in (BUILD, PROBLEMS) else Path()
     number = " ".join([*place.parts, path.stem.split("_")[0]])
     return Lesson(number, (place / path.name).as_posix(), heading[1], int(needs[2]), needs[1], tuple(abilities))
 
 
 def lessons(folder):
-    """Number of a notebook = its Lesson, in reading order, the build track last."""
-    return {found.number: found for found in map(lesson, [*course(folder), *track(folder)])}
+    """Number of a notebook = its Lesson, in reading order, then the build track, then the assignments."""
+    paths = [*course(folder), *track(folder), *problems(folder)]
+    return {found.number: found for found in map(lesson, paths)}
 
 
 def index_cells(folder):
     """The index: the map, what there is, two paths through it, what is not there yet, and the equations."""
     known = lessons(folder)
     return [
-        ("md", "# minidsv4: the course\n\n" + WELCOME + _build_words(known)),
+        ("md", "# minidsv4: the course\n\n" + WELCOME + _build_words(known) + _problem_words(known)),
         ("code", MAP_CELL),
         ("md", "## Notebooks\n\n" + _notebooks(known)),
         ("md", "## Two paths\n\n" + _paths(known)),
@@ -99,9 +117,10 @@ def index_cells(folder):
     ]
 
 
+WHERE_SOLUTIONS = "; solutions stand apart, in `solutions/`"  # left out where there are none
 WELCOME = (
     "Each notebook answers one question and runs alone in at most a minute and a half. In every notebook you predict, "
-    "compute, look, break something and write something; solutions stand apart, in `solutions/`. Letters and "
+    f"compute, look, break something and write something{WHERE_SOLUTIONS}. Letters and "
     "abbreviations are explained in the [glossary](glossary.ipynb). `make lab` opens copies of your own, in the folder "
     "`work`, with sliders and with questions that hide what follows until you answer; where you open a saved one "
     "again, choose *Run All Cells*, as buttons and sliders live in the kernel."
@@ -114,6 +133,14 @@ def _build_words(known):
     if not files:
         return ""
     return f"\n\n**Build a V4.** In `{BUILD}/` you write the model yourself, step by step: {_links(files)}."
+
+
+def _problem_words(known):
+    """A sentence about the assignments, where there are any."""
+    files = _files(known, [number for number in known if number.startswith(PROBLEMS)])
+    if not files:
+        return ""
+    return f"\n\n**Assignments.** Each of the four weeks below ends with a larger piece of work: {_links(files)}."
 
 
 def _notebooks(known):
@@ -140,7 +167,9 @@ def _paths(known):
     lines = [
         f"**An afternoon** ({_hours(known, AFTERNOON)}): what is new in V4's attention, cache and experts.\n",
         f"{_links(_files(known, AFTERNOON))}\n",
-        "**A course of four weeks**, a notebook at a sitting, with exercises and the track *build a V4*.\n",
+        "**A course of four weeks**, a notebook at a sitting, with exercises, the track *build a V4* and an assignment "
+        "at the end of each week. Instructors: `python -m minidsv4.course --help` makes copies without solutions and "
+        "grades what comes back.\n",
     ]
     for title, numbers in WEEKS.items():
         lines.append(f"- {title} ({_hours(known, numbers)}): {_links(_files(known, numbers))}")

@@ -22,7 +22,7 @@ from nbclient import NotebookClient
 from nbformat import v4
 
 from minidsv4.course.glossary import glossary_cells
-from minidsv4.course.index import course, index_cells, track
+from minidsv4.course.index import course, index_cells, problems, track
 from minidsv4.course.live import STATIC
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
@@ -126,9 +126,9 @@ def settle(notebook, stem):
 
 
 def every():
-    """The paths of all notebooks by name, such as `00_tour` or `build/1_pieces`: course, track, then the pages."""
+    """The paths of all notebooks by name, such as `00_tour` or `build/1_pieces`: course, track, assignments, pages."""
     pages = [FOLDER / f"{page}.ipynb" for page in GENERATED]
-    paths = [*course(FOLDER), *track(FOLDER), *pages]
+    paths = [*course(FOLDER), *track(FOLDER), *problems(FOLDER), *pages]
     return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in paths}
 
 

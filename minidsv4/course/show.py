@@ -21,6 +21,7 @@ from minidsv4.course import plots
 from minidsv4.course.checks import breaks as breaks
 from minidsv4.course.checks import check as check
 from minidsv4.course.checks import exercise as exercise
+from minidsv4.course.checks import exercise_of as exercise_of
 from minidsv4.course.questions import predict as predict
 from minidsv4.course.record import record as record
 from minidsv4.course.sliders import explore as explore

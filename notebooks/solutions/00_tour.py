@@ -21,3 +21,17 @@ def new_streams(streams, y, post, carry):
             total += carry[i][j] * streams[i]
         updated.append(total)
     return updated
+
+
+def overtakes(ratios, window, other):
+    """The first number of tokens after which all layers together keep less."""
+    n = 1
+    while True:
+        kept = 0
+        for ratio in ratios:
+            kept += min(n, window)
+            if ratio:
+                kept += n // ratio
+        if kept < other * n:
+            return n
+        n += 1

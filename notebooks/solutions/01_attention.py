@@ -18,3 +18,15 @@ def window_attention(query_TK, entry_TK, sink, W):
         weight_S = exp_S / (exp_S.sum() + np.exp(sink))
         answers.append(weight_S @ seen_SK)
     return np.array(answers)
+
+
+def turned(x_K, place, R, base):
+    """Each pair of the last R channels, turned by its own angle."""
+    angles = place * base ** (-2 * np.arange(R // 2) / R)
+    start = len(x_K) - R
+    even = x_K[start::2]
+    odd = x_K[start + 1 :: 2]
+    result = x_K.copy()
+    result[start::2] = even * np.cos(angles) - odd * np.sin(angles)
+    result[start + 1 :: 2] = even * np.sin(angles) + odd * np.cos(angles)
+    return result

@@ -16,3 +16,11 @@ def pool_entry(own, before):
     weight_SK = np.exp(gates_SK - gates_SK.max(axis=0))
     share_SK = weight_SK / weight_SK.sum(axis=0)
     return (share_SK * values_SK).sum(axis=0)
+
+
+def listens_to(gates_SK):
+    """The exponential of the entropy of each channel's shares, as a mean."""
+    weight_SK = np.exp(gates_SK - gates_SK.max(axis=0))
+    share_SK = weight_SK / weight_SK.sum(axis=0)
+    entropy_K = -(share_SK * np.log(share_SK)).sum(axis=0)
+    return np.exp(entropy_K).mean()

@@ -17,3 +17,11 @@ def picks_of_text(score_TC, M, k):
         by_score = sorted(visible, key=lambda c, t=t: -score_TC[t][c])
         picks.append(sorted(by_score[:k]))
     return picks
+
+
+def needed(score_C, weight_C, share):
+    """The first place at which the sum of weights, best score first, is enough."""
+    best_first = np.argsort(-score_C, kind="stable")
+    held = np.cumsum(weight_C[best_first])
+    enough = held >= share * weight_C.sum()
+    return int(np.argmax(enough)) + 1

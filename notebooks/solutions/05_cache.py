@@ -22,3 +22,21 @@ def longest(n_bytes):
         else:
             too_long = middle
     return fits
+
+
+def means(chunks, M):
+    """The open and the closed window go from chunk to chunk."""
+    closed = []
+    waiting = []
+    finished = []
+    for chunk in chunks:
+        entries = []
+        for token in chunk:
+            waiting.append(token)
+            if len(waiting) == M:
+                pooled = closed + waiting
+                entries.append(sum(pooled) / len(pooled))
+                closed = waiting
+                waiting = []
+        finished.append(entries)
+    return finished

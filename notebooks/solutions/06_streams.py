@@ -17,3 +17,15 @@ def mean_cosine(streams):
     n = streams.shape[1]
     different = ~np.eye(n, dtype=bool)
     return cosines[:, different].mean()
+
+
+def layers_to_forget(carry, streams, part):
+    """Carry and count until the streams are near their mean."""
+    first = np.linalg.norm(streams - streams.mean(axis=0))
+    distance = first
+    layers = 0
+    while distance >= part * first:
+        streams = np.einsum("ij,id->jd", carry, streams)
+        distance = np.linalg.norm(streams - streams.mean(axis=0))
+        layers += 1
+    return layers

@@ -18,3 +18,17 @@ def steadiness(visits, n_active, fewest):
     seen = visits[visits.sum(axis=1) >= fewest]
     commonest = np.sort(seen, axis=1)[:, -n_active:]
     return np.mean(commonest.sum(axis=1) / seen.sum(axis=1))
+
+
+def steps_to_balance(scores, n_active, speed, limit):
+    """Route, compare the loads, move the biases."""
+    n_experts = scores.shape[1]
+    biases = np.zeros(n_experts)
+    for step in range(200):
+        best_first = np.argsort(-(scores + biases), axis=1, kind="stable")
+        visited = best_first[:, :n_active]
+        loads = np.bincount(visited.reshape(-1), minlength=n_experts)
+        if loads.max() <= limit * loads.mean():
+            return step
+        biases = biases + speed * np.sign(loads.mean() - loads)
+    return 200

@@ -20,3 +20,22 @@ def written(p, q, guess, first, second):
     missing = np.maximum(0, p - q)
     room = np.cumsum(missing / missing.sum())
     return int(np.searchsorted(room, second))
+
+
+def passes(model, block, first, n, depth):
+    """Each pass keeps the guesses up to the first wrong one, and one token more."""
+    last = first
+    n_written = 0
+    n_passes = 0
+    while n_written < n:
+        guess = last
+        for _ in range(depth):
+            guess = block[guess]
+            if guess != model[last]:
+                break
+            last = guess
+            n_written += 1
+        last = model[last]
+        n_written += 1
+        n_passes += 1
+    return n_passes

@@ -20,3 +20,15 @@ def packed_row(lengths, align):
             row.append(-1)
         row += [number] * length
     return row
+
+
+def targets(ids, documents, ahead):
+    """The token ahead, where it is of the same document."""
+    found = []
+    for place in range(len(ids)):
+        later = place + ahead
+        target = -100
+        if later < len(ids) and documents[later] == documents[place] != -1:
+            target = ids[later]
+        found.append(target)
+    return found

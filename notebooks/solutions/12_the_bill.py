@@ -15,3 +15,14 @@ def widest(device_bytes, n_tokens):
     cache_bytes = sum(memory.cache(flash, n_tokens).values()) + memory.tail_room(flash)
     table = parameters.parameters(parameters.weights(flash))
     return 8 * (device_bytes - cache_bytes) / parameters.total(table).total
+
+
+def smallest_batch(dense, expert, E, A, budget):
+    """Grow the batch until a text's part of the bytes is small enough."""
+    batch = 0
+    each = budget + 1
+    while each > budget:
+        batch += 1
+        visited = E * (1 - (1 - A / E) ** batch)
+        each = (dense + expert * visited) / batch
+    return batch

@@ -28,3 +28,15 @@ def fullest_rank(loads, n_ranks):
         total[lightest] += load
         held[lightest] += 1
     return max(total)
+
+
+def finished(arrive, multiply, leave):
+    """Each wave goes through three units, each busy with one wave at a time."""
+    came = 0
+    multiplied = 0
+    back = 0
+    for i in range(len(arrive)):
+        came = came + arrive[i]
+        multiplied = max(came, multiplied) + multiply[i]
+        back = max(multiplied, back) + leave[i]
+    return back

@@ -17,3 +17,17 @@ def in_order(emitted, lengths, m):
         start = stop
     n_places = len(lengths) * max(lengths) // m
     return listed + [0] * (n_places - len(listed))
+
+
+def fetched(lengths, W):
+    """How much of the window before its start lies on each rank."""
+    starts = [sum(lengths[:rank]) for rank in range(len(lengths))]
+    table = []
+    for start in starts:
+        row = []
+        for other, length in zip(starts, lengths):
+            first = max(other, start - W + 1)
+            stop = min(other + length, start)
+            row.append(max(0, stop - first))
+        table.append(row)
+    return table

@@ -1,5 +1,7 @@
 """Solutions of the exercises in 20_released_weights.ipynb."""
 
+import json
+
 
 def opened(packed, scales):
     """The numbers of a row of FP4: the low half of a byte first, 32 share a scale."""
@@ -23,3 +25,17 @@ def per_token(tensors, n_active, n_experts):
         elif not name.startswith("mtp."):
             total += n_bytes
     return total
+
+
+def listed(content):
+    """The header's entries, by where their bytes begin."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header.pop("__metadata__", None)
+    found = []
+    for name, told in sorted(
+        header.items(), key=lambda item: item[1]["data_offsets"][0]
+    ):
+        first, stop = told["data_offsets"]
+        found.append((name, told["dtype"], stop - first))
+    return found

@@ -114,6 +114,8 @@ def thinking(found, title):
             axes.plot(thought, right, linestyle=line, color=COLOURS[colour], label=model)
             for mode, (own, length) in by_mode.items():
                 axes.plot(length, own, LOOKS[mode][1], color=COLOURS[colour])
+                if mode == "none" and model != next(iter(by_model)):
+                    continue  # all models begin at the same point
                 place = (-26, 6) if mode == "high" else (6, -10)
                 axes.annotate(mode, (length, own), place, textcoords="offset points", fontsize=8)
         axes.set(xlabel="thinking, characters", xlim=(-0.5, 9.5), ylim=(0, 1.05))

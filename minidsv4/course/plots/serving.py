@@ -91,7 +91,8 @@ def found_needles(entries, found, border, title):
     axes.plot(queries[found], entries[found], "o", color=RIGHT, label="found")
     axes.plot(queries[~found], entries[~found], "x", color=WRONG, label="missed")
     axes.axhline(border - 0.5, color=INK, linestyle="--", linewidth=1)
-    axes.annotate("above: last chunk", (-1.5, border), va="bottom")
+    beside = {"transform": axes.get_yaxis_transform(), "va": "center", "linespacing": 1.8}
+    axes.text(1.01, border - 0.5, "last chunk\nearlier", **beside)
     axes.set(xlabel="query of the last chunk", ylabel="its best entry", title=title)
     axes.legend(loc="upper left", ncols=2, fontsize=8)
     axes.set_ylim(-1, 1.35 * max(entries.max(), border))
