@@ -9,7 +9,7 @@ from minidsv4.train import muon
 
 def any_value(generator):
     """A value and three steps, and where they lead as a matrix of one number."""
-    schedule = generator.uniform(-2, 2, size=(3, 3)).tolist()
+    schedule = generator.uniform(-1, 1, size=(3, 3)).tolist()
     s = float(generator.uniform(0, 1))
     turned = np.array([[s]])
     for a, b, c in schedule:

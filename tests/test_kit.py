@@ -1,0 +1,308 @@
+"""The instructor's kit: copies without solutions, points for what comes back, whatever students' code does."""
+
+import ast
+import csv
+import io
+import os
+import re
+import runpy
+import secrets
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from nbformat import v4
+
+from minidsv4.course import __main__ as command
+from minidsv4.course import checks, notebooks
+from minidsv4.course.kit import exercises, grade, table, wire
+from minidsv4.course.kit.pupil import Limits
+from minidsv4.course.kit.release import release, without_solutions
+
+SOLUTIONS = notebooks.FOLDER / "solutions"
+EASY = "problems/4_prefixes"  # its set-up imports little
+SECONDS = 4.0
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A folder of students' copies."""
+    folder = tmp_path_factory.mktemp("kit") / "copies"
+    release(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def settings_as_they_were():
+    """The set-up cells of notebooks change how this process computes and prints: not for longer than a test."""
+    before = torch.get_default_dtype(), torch.get_num_threads()
+    with np.printoptions():
+        yield
+    torch.set_default_dtype(before[0])
+    torch.set_num_threads(before[1])
+    torch.set_printoptions(profile="default")
+
+
+# --- release ---
+
+
+def test_a_release_holds_every_notebook_and_the_starter_file_and_nothing_of_the_solutions(released):
+    names = {path.relative_to(released).as_posix() for path in released.rglob("*") if path.is_file()}
+    assert names == {f"{name}.ipynb" for name in notebooks.every()} | {"build/my_v4.py", "README.txt"}
+    texts = "".join((released / name).read_text(encoding="utf-8") for name in names)
+    assert "solutions/" not in texts
+    for path in SOLUTIONS.rglob("*.py"):
+        for told in re.findall(r'def \w+\(.*\):\n    """(.{20,})"""', path.read_text(encoding="utf-8")):
+            assert path.parent.name == "build" or told not in texts, f"{path.name} says '{told}'"
+
+
+def test_a_released_exercise_is_a_stub_that_says_nothing_and_all_else_is_as_it_was(released):
+    for name, path in notebooks.every().items():
+        ours = exercises.read(path)
+        theirs = nbformat.read(released / f"{name}.ipynb", as_version=4)
+        parts = {part for one in exercises.exercises(ours) for part in (one.stub, one.check)}
+        for own, copy in zip(ours.cells, theirs.cells, strict=True):
+            if own.cell_type == "markdown":
+                assert copy.source == without_solutions(own.source)
+            elif own.source in parts:
+                assert (copy.source, copy.outputs, copy.execution_count) == (own.source, [], None)
+            else:
+                assert copy == own
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Do it.\n\n[Solutions](solutions/01_attention.py)", "Do it."),
+        ("Do it. [Solution](../solutions/x.py)\n<details>a</details>", "Do it.\n<details>a</details>"),
+        ("Stuck? The solution is [one file](../solutions/build/my_v4.py).", "Stuck?"),
+        (
+            "Compare with [my_v4.py](../solutions/build/my_v4.py), and [this](x.py).",
+            "Compare with my_v4.py, and [this](x.py).",
+        ),
+        ("write something; solutions stand apart, in `solutions/`. More", "write something. More"),
+    ],
+)
+def test_links_to_solutions_leave_no_trace_in_a_students_text(text, left):
+    assert without_solutions(text) == left
+
+
+def test_a_folder_that_holds_something_takes_no_release(tmp_path, capsys):
+    (tmp_path / "old.ipynb").touch()
+    assert command.main(["release", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"{tmp_path} is not empty; give a new folder, so that nothing of an earlier release stays\n"
+    )
+
+
+# --- the inputs ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["00_tour", "09_muon", "17_chat", EASY])
+def test_the_inputs_that_the_checks_hold_are_caught_for_both_forms_of_an_exercise(name):
+    path = notebooks.every()[name]
+    found = grade.trials(path, seed=5)
+    solutions = runpy.run_path(str(SOLUTIONS / f"{name}.py"))
+    for trial in found:
+        assert len(trial.cases) > grade.DRAWN and 1 <= trial.exercise.points <= 3
+        for arguments, wanted in trial.cases:
+            assert checks.wrong(solutions[trial.exercise.name](*arguments), wanted, trial.within) is None
+
+
+# --- what students hand in ---
+
+
+def hand_in(folder, student, name, answers, extra=()):
+    """A returned notebook: cells of stubs replaced by the answers, and more cells before the exercises."""
+    notebook = nbformat.read(notebooks.every()[name], as_version=4)
+    for exercise in exercises.exercises(notebook):
+        if exercise.name in answers:
+            cell = next(cell for cell in notebook.cells if cell.source == exercise.stub)
+            cell.source = answers[exercise.name]
+    notebook.cells[2:2] = [v4.new_code_cell(source) for source in extra]
+    path = folder / student / f"{name}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+def solved(name):
+    """Name of an exercise = its solution, with the imports of the file."""
+    text = (SOLUTIONS / f"{name}.py").read_text(encoding="utf-8")
+    parts = [(node, ast.get_source_segment(text, node)) for node in ast.parse(text).body]
+    imports = "\n".join(part for node, part in parts if isinstance(node, ast.Import | ast.ImportFrom))
+    return {node.name: f"{imports}\n\n\n{part}" for node, part in parts if isinstance(node, ast.FunctionDef)}
+
+
+def points(scores, student):
+    """Exercise = (points, reason) of a student."""
+    return {score.exercise: (score.points, score.reason) for score in scores if score.student == student}
+
+
+HOSTILE = {
+    "computed_again": "def computed_again(*given):\n    import os\n    os._exit(0)",
+    "hits": "def hits(requests, block, capacity):\n    while True:\n        pass",
+    "recovered": "class Always:\n    __eq__ = lambda self, other: True\n\n\ndef recovered(lines):\n    return Always()",
+    "dollars": "def dollars(*given):\n    return bytearray(10**11)",
+    "smallest_store": "def smallest_store(*given):\n    raise SystemExit('all right')",
+}
+FORGED = """import os
+
+show.exercise_of = show.exercise = lambda *given, **more: print("correct in 3 of 3 cases")
+print("exercise hits: correct in 2 of 2 cases and for 10 fresh inputs")
+for number in range(3, 30):
+    try:
+        os.write(number, (9).to_bytes(8, "little") + b'["x", []]')
+    except OSError:
+        pass"""
+
+
+@pytest.mark.slow
+def test_points_are_for_right_answers_whatever_else_a_notebook_does(tmp_path):
+    answers = solved(EASY)
+    hand_in(tmp_path, "ada", EASY, answers)
+    shown = "def dollars(*given):\n    return 0.00168"
+    hand_in(tmp_path, "ben", EASY, answers | {"dollars": shown, "hits": "def hits(:"}, extra=["import sys\nsys.exit()"])
+    hand_in(tmp_path, "eve", EASY, HOSTILE, extra=["%matplotlib inline", "while True:\n    pass", "1 / 0"])
+    hand_in(tmp_path, "mallory", EASY, {"hits": FORGED})
+    hand_in(tmp_path, "zoe", EASY, {})
+    scores = grade.grade_all(tmp_path, 3, Limits(SECONDS, 500_000_000))
+    assert sum(score.points for score in scores if score.student == "ada") == sum(score.most for score in scores) / 5
+    ben = points(scores, "ben")
+    assert ben["recovered"] == (2, "") and ben["dollars"][1].startswith("wrong for input 2 of 11. It is 0.00168")
+    assert re.match(r"there is no function hits \(cell 2: SystemExit: ; cell \d+: SyntaxError: ", ben["hits"][1])
+    eve = points(scores, "eve")
+    assert eve["computed_again"] == (0, "ended the process (exit code 0)")
+    assert eve["hits"] == (0, "ran longer than 4 s")
+    assert eve["recovered"] == (
+        0,
+        "it stopped with TypeError: it gives back a Always, which is no value that can be compared",
+    )
+    assert eve["dollars"][0] == 0 and "MemoryError" in eve["dollars"][1]
+    assert eve["smallest_store"] == (0, "it stopped with SystemExit: all right")
+    assert sum(number for number, _ in points(scores, "mallory").values()) == 0
+    assert set(points(scores, "zoe").values()) == {(0, "not done yet")}
+
+
+@pytest.mark.slow
+def test_the_reason_for_a_function_that_is_missing_names_the_cell_that_failed(tmp_path):
+    hand_in(tmp_path, "ann", EASY, {"dollars": "import nothing_of_this_name\n\n\ndef dollars(*given):\n    return 1"})
+    scores = grade.grade_all(tmp_path, 3, Limits(SECONDS))
+    reason = points(scores, "ann")["dollars"][1]
+    assert re.match(r"there is no function dollars \(cell \d+: ModuleNotFoundError: No module named 'noth", reason)
+
+
+# --- what was returned ---
+
+
+def test_a_student_is_a_subfolder_or_the_beginning_of_a_name(tmp_path):
+    known = {"01_attention": None, "problems/1_decoding": None}
+    for place in (
+        "ada/01_attention.ipynb",
+        "ben/week/1_decoding.ipynb",
+        "cy_01_attention.ipynb",
+        "dee-1_decoding.ipynb",
+    ):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    (tmp_path / "notes.ipynb").touch()
+    found = {student: list(given) for student, given in grade.returned(tmp_path, known).items()}
+    assert found == {
+        "ada": ["01_attention"],
+        "ben": ["problems/1_decoding"],
+        "cy": ["01_attention"],
+        "dee": ["problems/1_decoding"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "said"),
+    [
+        ([], [], "holds no notebook of the course; expected such as ada/01_attention.ipynb"),
+        (["ada/01_attention.ipynb", "ada/again/01_attention.ipynb"], [], "ada returned 01_attention twice"),
+        (["ada/01_attention.ipynb"], ["--notebooks", "77"], "'77' is no notebook with exercises; there are 00_tour, "),
+        (["ada/01_attention.ipynb"], ["--memory", "much"], "'much' is no amount"),
+        (["ada/01_attention.ipynb"], ["--seconds", "0"], "give a number above 0"),
+        (None, [], "is no folder; give the one that holds what students returned"),
+    ],
+)
+def test_what_cannot_be_graded_is_told_in_a_sentence(files, words, said, tmp_path, capsys):
+    for place in files or []:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    try:
+        code = command.main(["grade", str(tmp_path / "none" if files is None else tmp_path), *words])
+    except SystemExit as stopped:
+        code = stopped.code
+    told = capsys.readouterr().err.splitlines()
+    assert code == 2 and said in told[-1] and not any("Traceback" in line for line in told)
+
+
+def test_a_file_that_is_no_notebook_earns_nothing_and_stops_nobody(tmp_path):
+    path = notebooks.every()[EASY]
+    (tmp_path / "x.ipynb").write_text("{broken")
+    for given, reason in ((tmp_path / "x.ipynb", "the file is no notebook (NotJSONError)"), (None, "not returned")):
+        assert {one.reason for one in grade.score("ada", EASY, path, given, 3, Limits())} == {reason}
+
+
+# --- the table ---
+
+
+def test_the_table_has_a_row_a_student_and_a_column_an_exercise_and_the_reasons_below():
+    scores = [grade.Score("a|b", "01_x", "f", 2, 2), grade.Score("a|b", "problems/1_y", "g", 0, 3, "it\nstopped|")]
+    assert table.as_markdown(scores).splitlines() == [
+        "| student | 01 f | problems 1 g | sum |",
+        "|---|---|---|---|",
+        "| of | 2 | 3 | 5 |",
+        "| a\\|b | 2 | 0 | 2 |",
+        "",
+        "| student | exercise | why no points |",
+        "|---|---|---|",
+        "| a\\|b | problems 1 g | it stopped\\| |",
+    ]
+    read = list(
+        csv.reader(
+            io.StringIO(
+                table.as_csv(
+                    [*scores, grade.Score("=1", "01_x", "f", 0, 2), grade.Score("=1", "problems/1_y", "g", 3, 3)]
+                )
+            )
+        )
+    )
+    assert read[0] == ["student", "01 f", "problems 1 g", "sum", "why no points"]
+    assert [row[:4] for row in read[1:]] == [["a|b", "2", "0", "2"], ["'=1", "0", "3", "3"]]
+
+
+# --- the wire ---
+
+
+@pytest.mark.parametrize(
+    "value", [1, 2.5, "x", None, True, ..., [1, (2, [])], {"a": {3: [4.0]}}, b"\x00\xff", float("inf")]
+)
+def test_an_answer_comes_through_the_wire_as_it_was(value):
+    assert wire.loads(wire.dumps(value)) == value and type(wire.loads(wire.dumps(value))) is type(value)
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, lambda: 1, [object()], np.array([object()])])
+def test_what_is_no_value_does_not_go_through_the_wire(value):
+    with pytest.raises(TypeError, match="it gives back a"):
+        wire.dumps(value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'["x", 1]', b'["array", "AAAA"]', b'["plain", []]', b"\xff", b"[" * 9999]
+)
+def test_bytes_that_are_no_answer_are_refused(content):
+    with pytest.raises(ValueError):
+        wire.loads(content)
+
+
+def test_without_a_seed_the_inputs_are_drawn_anew_and_the_seed_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(secrets, "randbits", lambda bits: 77)
+    (tmp_path / "ada").mkdir()
+    (tmp_path / "ada" / "4_prefixes.ipynb").write_text("{}")
+    assert command.main(["grade", str(tmp_path), "--format", "csv"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("inputs of --seed 77; each cell and each exercise may take 20 s and 2 GB")
+    assert said.out.startswith("student,problems 4 computed_again,") and os.linesep == "\n"
