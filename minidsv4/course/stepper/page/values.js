@@ -25,7 +25,8 @@ const drawing = (() => {
   }
 
   function tableOf(numbers, n_columns, letters) {
-    const largest = Math.max(...numbers.filter((number) => typeof number === "number").map(Math.abs));
+    const areCounts = numbers.every(Number.isInteger);
+    const largest = areCounts ? 0 : Math.max(...numbers.filter(Number.isFinite).map(Math.abs));
     const table = make("table");
     const [down, across] = letters;
     if (across) {
@@ -109,7 +110,7 @@ const drawing = (() => {
     const head = inside ? make("summary") : whole;
     head.append(make("code", "name", name), make("span", "", inside ? ` ${sizeOf(row)}` : ` = ${sizeOf(row)}`));
     if (!inside) return whole;
-    whole.open = isOpen;
+    whole.open = isOpen && !row.tensors;
     whole.append(head);
     if (letters.length) {
       const words = [...new Set(letters)].map((letter) => `${letter} ${axes[letter]}`);
