@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from nbformat import v4
 
+from minidsv4 import paper
 from minidsv4.course import index, notebooks
 from minidsv4.course.glossary import ABBREVIATIONS, glossary_cells
 from minidsv4.dims import GLOSSARY
@@ -18,7 +19,7 @@ from minidsv4.dims import GLOSSARY
 PATHS = index.course(notebooks.FOLDER)
 WIDEST, LONGEST, NEAR = 88, 15, 30
 RULES = (f"code lines over {WIDEST} columns", f"cells over {LONGEST} lines", "statements of several assignments")
-RULES += ("abbreviations not spelled out",)
+RULES += ("lines of several statements", "abbreviations not spelled out")
 
 
 def read(path):
@@ -45,6 +46,16 @@ def packed_statements(notebook):
     """Statements that assign several things: a, b = x, y and a = b = x."""
     nodes = [node for source in code(notebook) for node in ast.walk(ast.parse(source))]
     return [ast.unparse(node) for node in nodes if isinstance(node, ast.Assign) and is_packed(node)]
+
+
+def crowded_lines(notebook):
+    """Lines of code on which a second statement begins: `a; b`, and `if a: b`."""
+    found = []
+    for source in code(notebook):
+        begins = [node.lineno for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
+        lines = source.splitlines()
+        found += [lines[number - 1] for number in sorted(set(begins)) if begins.count(number) > 1]
+    return found
 
 
 def is_packed(assign):
@@ -86,8 +97,8 @@ def plain(words):
 
 def counts(notebook):
     """How often each of the RULES is broken, with the cases."""
-    found = (wide_lines(notebook), long_cells(notebook), packed_statements(notebook), list(unspelled(notebook)))
-    return dict(zip(RULES, found))
+    found = (wide_lines(notebook), long_cells(notebook), packed_statements(notebook), crowded_lines(notebook))
+    return dict(zip(RULES, (*found, list(unspelled(notebook)))))
 
 
 def test_notebooks_keep_the_rules():
@@ -114,7 +125,8 @@ PLANTED = {
     RULES[0]: lambda n: n.cells[2].update(source="# " + "x" * 87),
     RULES[1]: lambda n: n.cells[2].update(source="x = 1\n" * 16),
     RULES[2]: lambda n: n.cells[2].update(source="a, b = 1, 2"),
-    RULES[3]: lambda n: n.cells[1].update(source="show.predict(\n    'Does GQA8 grow?'\n)"),
+    RULES[3]: lambda n: n.cells[2].update(source="if a: b = 1"),
+    RULES[4]: lambda n: n.cells[1].update(source="show.predict(\n    'Does GQA8 grow?'\n)"),
 }
 
 
@@ -159,6 +171,67 @@ def test_a_notebook_explains_the_abbreviations_for_which_the_glossary_sends_read
     assert [short for short in sent if not re.search(rf"(?<![\w-]){short}", text)] == []
 
 
+# --- the way through the course ---
+
+
+def way_faults(paths):
+    """What is wrong with the links from notebook to notebook, a sentence each; paths in reading order."""
+    numbered = [path for path in paths if path.stem[0].isdigit()]
+    for path, following in zip(numbered, [*numbered[1:], None]):
+        cells = read(path).cells
+        due = following.name if following else "index.ipynb"
+        end = cells[-1].source.rpartition("Next:")[2]  # the whole cell where it has none
+        if not re.search(rf"\((?:\.\./)?{re.escape(due)}\)", end):
+            yield f"{path.stem} should end with 'Next:' and a link to {due}"
+        if path != numbered[0] and "Last time" not in cells[0].source:
+            yield f"{path.stem} should begin with what was last time"
+
+
+@pytest.mark.parametrize("paths", [PATHS, index.track(notebooks.FOLDER)], ids=["course", "build"])
+def test_each_notebook_begins_with_the_one_before_and_ends_with_the_one_after(paths):
+    assert list(way_faults(paths)) == []
+
+
+def test_a_notebook_that_leads_past_the_next_one_is_seen(tmp_path):
+    texts = {
+        "00_a": "Next: [b](01_b.ipynb)",
+        "01_b": "Last time. Next: [d](03_d.ipynb)",
+        "02_c": "Next: [i](index.ipynb)",
+    }
+    for stem, text in texts.items():
+        nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(text)]), tmp_path / f"{stem}.ipynb")
+    assert list(way_faults(sorted(tmp_path.glob("*.ipynb")))) == [
+        "01_b should end with 'Next:' and a link to 02_c.ipynb",
+        "02_c should begin with what was last time",
+    ]
+
+
+def headings(notebook):
+    """The anchors of a notebook's headings, as JupyterLab makes them."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return {found.strip().replace(" ", "-") for found in re.findall(r"(?m)^#+ (.+)$", text)}
+
+
+def lost_anchors(path):
+    """Links of a notebook to a heading that is not there."""
+    text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    for file, anchor in re.findall(r"\]\(([\w./]*\.ipynb)?#([^)\s]+)\)", text):
+        if anchor not in headings(read(path.parent / file if file else path)):
+            yield f"{file}#{anchor}"
+
+
+@pytest.mark.parametrize("path", notebooks.every().values(), ids=lambda path: path.stem)
+def test_a_link_to_a_heading_finds_it(path):
+    assert list(lost_anchors(path)) == []
+
+
+def test_a_link_to_a_heading_that_is_not_there_is_seen(tmp_path):
+    path = tmp_path / "x.ipynb"
+    cell = v4.new_markdown_cell("## Two words\n\n[a](#Two-words) [b](x.ipynb#Two-words) [c](#One)")
+    nbformat.write(v4.new_notebook(cells=[cell]), path)
+    assert list(lost_anchors(path)) == ["#One"]
+
+
 # --- the pages that the builder writes ---
 
 
@@ -175,14 +248,26 @@ def page(cells):
 
 def test_the_index_names_each_notebook_with_its_question_its_minutes_its_needs_and_its_abilities():
     text = page(index.index_cells(notebooks.FOLDER))
-    for path in [*PATHS, *index.track(notebooks.FOLDER)]:
+    for path in [*PATHS, *index.track(notebooks.FOLDER), *index.problems(notebooks.FOLDER)]:
         told = index.lesson(path)
         row = next(line for line in text.splitlines() if line.startswith("|") and f"]({told.file})" in line)
-        longest = 180 if told.number.startswith(index.BUILD) else 60
+        longest = {"build": 180, "problems": 90}.get(path.parent.name, 60)
         assert row.split(" | ")[1] == str(told.minutes) and 10 <= told.minutes <= longest
         assert row.count("<br>") == len(told.abilities) - 1 == 2
         assert told.question.endswith("?") and (told.question in row or "$" in told.question)
     assert len(re.findall(r"(?m)^- Week \d", text)) == len(index.WEEKS) and "An afternoon" in text
+
+
+@pytest.mark.parametrize("number", paper.EQUATIONS)
+def test_the_notebook_that_the_index_names_for_an_equation_shows_its_loop_or_its_pytorch_form(number):
+    loop, operation, _ = paper.EQUATIONS[number]
+    path = next(path for path in PATHS if path.stem.startswith(f"{index.taught(number)}_"))
+    names = [loop.__name__, *operation.split(", ")]
+    assert re.search(rf"\b(?:{'|'.join(names)})\b", path.read_text(encoding="utf-8"))
+    row = next(
+        line for line in page(index.index_cells(notebooks.FOLDER)).splitlines() if line.startswith(f"| ({number}) ")
+    )
+    assert f"({path.name})" in row and f"`paper.{loop.__name__}`" in row
 
 
 def needed(lesson):

@@ -16,7 +16,7 @@ from nbformat import v4
 
 from minidsv4.course import __main__ as command
 from minidsv4.course import checks, notebooks
-from minidsv4.course.kit import exercises, grade, table, wire
+from minidsv4.course.kit import exercises, grade, slides, table, wire
 from minidsv4.course.kit.pupil import Limits
 from minidsv4.course.kit.release import release, without_solutions
 
@@ -306,3 +306,39 @@ def test_without_a_seed_the_inputs_are_drawn_anew_and_the_seed_is_told(tmp_path,
     said = capsys.readouterr()
     assert said.err.startswith("inputs of --seed 77; each cell and each exercise may take 20 s and 2 GB")
     assert said.out.startswith("student,problems 4 computed_again,") and os.linesep == "\n"
+
+
+# --- slides ---
+
+
+def test_slides_hold_every_cell_and_fetch_nothing(tmp_path):
+    path = tmp_path / "x.html"
+    assert command.main(["slides", "01", "--out", str(path)]) == 0
+    html = path.read_text(encoding="utf-8")
+    notebook = exercises.read(notebooks.every()["01_attention"])
+    pictures = sum(
+        "image/png" in one.get("data", {}) for cell in exercises.code_cells(notebook) for one in cell.outputs
+    )
+    headings = re.findall(
+        r"(?m)^##? .+", "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    )
+    assert html.count("<img alt=") == pictures > 3 and html.count("<section>") >= len(headings) > 8
+    assert not re.search(r'(?:src|href)="(?!data:|https?://|\w[\w/.]*\.(?:ipynb|py)|#)', html)
+    assert not re.search(r'<(?:script|link|img)[^>]+(?:src|href)="https?:', html) and "kept0here" not in html
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("## A\n\nThe price is \\$5 and `$x$` is code.", "<code>$x$</code>"),
+        ("a|b\n---|---\n1|2", "<td>2</td>"),
+        ("```python\nx = 1  # $y$\n```", "$y$"),
+    ],
+)
+def test_markdown_of_a_slide_keeps_code_as_it_is(text, html):
+    assert html in re.sub(r"<span[^>]*>|</span>", "", slides.markdown(text))
+
+
+def test_slides_of_no_notebook_are_refused(capsys):
+    assert command.main(["slides", "99"]) == 2
+    assert capsys.readouterr().err.startswith("slides: '99' is no notebook; there are 00_tour, ")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 
+from minidsv4 import paper
 from minidsv4.course.tables import Table
 
 MAP_CELL = "# hidden: the map\nfrom minidsv4.course import show\n\nshow.setup()\nshow.map_of_model()"
@@ -35,6 +36,18 @@ WEEKS = {
     "Week 2, the rest of a layer": ("06", "07", "08", "build 3", "problems 2"),
     "Week 3, the whole model and its training": ("build 4", "09", "10", "11", "problems 3"),
     "Week 4, at full size and in use": ("12", "13", "14", "15", "16", "17", "18", "19", "20", "problems 4"),
+}
+# Where each equation of the report is taught: (first, last) = number of a notebook.
+TAUGHT = {
+    (1, 8): "06",
+    (9, 12): "02",
+    (13, 13): "01",
+    (14, 17): "03",
+    (18, 19): "01",
+    (20, 23): "02",
+    (24, 27): "01",
+    (28, 28): "09",
+    (29, 29): "18",
 }
 PLANNED = {
     "15": "Does it work at 1,048,576 tokens on this machine?",
@@ -112,9 +125,22 @@ def index_cells(folder):
         ("md", "## Notebooks\n\n" + _notebooks(known)),
         ("md", "## Two paths\n\n" + _paths(known)),
         ("md", "## Not there yet\n\n" + _planned(known)),
-        ("md", "## From an equation of the report to its loop and to its PyTorch form"),
-        ("code", "show.equations()"),
+        ("md", "## From an equation of the report to its loop and to its PyTorch form\n\n" + _equations(known)),
     ]
+
+
+def taught(number):
+    """Number of the notebook that teaches an equation."""
+    return next(notebook for (first, last), notebook in TAUGHT.items() if first <= number <= last)
+
+
+def _equations(known):
+    """The table of equations: the loop that defines each, its PyTorch form, and the notebook that teaches it."""
+    rows = []
+    for number, (loop, operation, file) in paper.EQUATIONS.items():
+        link = _links(_files(known, [taught(number)]))
+        rows.append((f"({number})", f"`paper.{loop.__name__}`", f"`{operation}` in `{file}`", link))
+    return Table(("equation", "loop", "PyTorch form", "notebook"), rows).markdown()
 
 
 WHERE_SOLUTIONS = "; solutions stand apart, in `solutions/`"  # left out where there are none
