@@ -142,6 +142,14 @@ def test_losses_and_best_guesses_are_those_of_the_logits(seen):
     assert data["tokens"][0] == "<bos>" and "".join(data["tokens"][1:]) == TEXT.text
 
 
+def test_every_token_has_a_text_to_show(seen):
+    tokenizer = v4.pretrained_tokenizer()
+    assert measure.spelled(tokenizer, [tokenizer.bos_id, *tokenizer.encode("x ="), tokenizer.eos_id]) == [
+        *("<bos>", "x", " =", "<eos>")
+    ]
+    assert all(token for row in seen[0]["best"] for token in row)
+
+
 def test_the_bytes_of_the_cache_are_those_it_reports_whatever_the_tokens_are(model):
     grown = measure.cache_growth(model, 33)
     cache = model.new_cache()
@@ -203,9 +211,17 @@ def test_the_page_has_every_file_that_it_names_and_links_to_notebooks_that_exist
     assert all((NOTEBOOKS / f"{name}.ipynb").is_file() for name in linked)
 
 
-def test_the_comparison_of_bytes_is_that_of_the_cost_model(model):
+def test_the_page_says_how_large_the_model_is(model):
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    text = (PAGE / "index.html").read_text(encoding="utf-8")
+    assert f"{millions:.0f} million parameters" in text
+    assert {6: "six layers"}[len(model.layers)] in text
+
+
+def test_sizes_and_the_comparison_of_bytes_are_those_of_the_model(model):
     frame = microscope.frame(model, SAMPLES[:1], longest=2)
     per_token = mha(model.config, model.config.head_dim).cache_bytes(1, 4)
+    assert (frame["sizes"]["W"], frame["sizes"]["CSA"], frame["sizes"]["P"]) == (WINDOW, RATIO, PICKS)
     assert frame["others"]["MHA"] == per_token == 2 * 8 * 64 * 6 * 4
 
 

@@ -37,11 +37,17 @@ def script(variable, data):
 
 
 def write_from_command_line(name, write_site, words=None):
-    """Write a page into the folder that the command line names, and say where it begins; returns exit status 0."""
+    """Write a page into the folder that the command line names, and say where it begins.
+
+    returns  exit status 0
+    raises   SystemExit 2 with a sentence where the folder cannot be written
+    """
     parser = argparse.ArgumentParser(prog=f"python -m minidsv4.course.{name}", description=f"Write the {name}.")
     parser.add_argument("folder", type=Path, help="is made where it is not there")
     folder = parser.parse_args(words).folder
-    if folder.exists() and not folder.is_dir():
-        parser.error(f"folder = {folder} is a file; name a folder")
-    print(f"Open {write_site(folder)} in a browser.")
+    try:
+        index = write_site(folder)
+    except OSError as error:
+        parser.exit(2, f"{name}: folder = {folder} cannot be written ({error.strerror}); name another folder\n")
+    print(f"Open {index} in a browser.")
     return 0

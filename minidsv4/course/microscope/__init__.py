@@ -5,6 +5,7 @@
 Everything is measured when the page is written, which takes some seconds.
 """
 
+from minidsv4.config import LayerKind
 from minidsv4.cost.baselines import at_own_widths
 from minidsv4.course.microscope.measure import cache_growth, measured
 from minidsv4.course.microscope.texts import SAMPLES
@@ -13,6 +14,7 @@ from minidsv4.dims import GLOSSARY
 from minidsv4.train.ship import load_pretrained, pretrained_tokenizer
 
 LETTERS = "TDHKWMCPUEANLV"
+RATIOS = "compress_ratios"  # the field of M, which differs between layers
 FLOAT32 = 4  # bytes of a number
 PRECISION = (
     "The model runs in 64-bit floating point on its shipped weights. Attention weights and pooling shares are kept in "
@@ -49,6 +51,7 @@ def frame(model, samples, longest):
     }
     return {
         "texts": [{"name": one.name, "title": one.title, "look": one.look} for one in samples],
+        "sizes": sizes(model.config),
         "kinds": [block.attn.kind.name for block in model.layers],
         "cache": cache_growth(model, longest),
         "others": others,
@@ -56,3 +59,12 @@ def frame(model, samples, longest):
         "axes": {letter: GLOSSARY[letter].meaning for letter in LETTERS},
         "precision": PRECISION,
     }
+
+
+def sizes(config):
+    """Sizes of the model by letter, the tokens per entry of both kinds, and the sum of a token's routing weights."""
+    letters = {
+        letter: getattr(config, axis.field) for letter, axis in GLOSSARY.items() if axis.field not in ("", RATIOS)
+    }
+    ratios = {kind.name: config.ratio_of(kind) for kind in (LayerKind.CSA, LayerKind.HCA)}
+    return letters | ratios | {"scale": config.routed_scaling_factor}

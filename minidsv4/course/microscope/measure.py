@@ -32,7 +32,8 @@ def measured(model, tokenizer, text):
 
 def spelled(tokenizer, ids):
     """Each token's own text; one that holds a part of a character only has the replacement character."""
-    return ["<bos>" if token == tokenizer.bos_id else tokenizer.decode([token]) for token in ids]
+    marks = {tokenizer.bos_id: "<bos>", tokenizer.eos_id: "<eos>"}
+    return [marks.get(token) or tokenizer.decode([token]) for token in ids]
 
 
 def guesses(logits_TV, ids, tokenizer):

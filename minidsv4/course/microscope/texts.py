@@ -74,7 +74,7 @@ print(code("red"))
     Sample(
         "list",
         "a long list",
-        "Click the last number: which entries does the indexer pick from a list that repeats itself?",
+        "Click the last line break: which entries do the indexers of layers 1, 3 and 5 leave out?",
         "values = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8, 3, 2, 7, 9, 5, 0]\n"
         "print(values[0])\n#> 3\nprint(len(values))\n#> 33\nprint(max(values))\n#> 9\n",
     ),

@@ -20,9 +20,9 @@ function sharesPanel({ layer, t, head, n_heads }, chooseHead) {
     return make("div", "share", button, make("div", "", bar(parts), words));
   });
   return [
-    ...heading("Where each head looks", "The weights of a query over the window (W = 32 tokens), the compressed "
-      + "entries and the sink sum to 1 in each of the H = 8 heads. The sink is an entry of value zero: a head that "
-      + "finds nothing gives it its attention. ", notebook("01_attention")),
+    ...heading("Where each head looks", `The weights of a query over the window (W = ${sizes.W} tokens), the `
+      + `compressed entries and the sink sum to 1 in each of the H = ${sizes.H} heads. The sink is an entry of value `
+      + "zero: a head that finds nothing gives it its attention. ", notebook("01_attention")),
     ...rows,
   ];
 }
@@ -51,8 +51,8 @@ function readsPanel({ layer, t, head, tokens }) {
 function entriesPanel(view, chooseEntry) {
   const { layer, t, entry } = view;
   if (layer.kind === "WINDOW") {
-    return heading("Compressed entries", "A window layer has none: it reads the last 32 tokens and the sink. Choose "
-      + "another layer. ", notebook("04_who_sees_what"));
+    return heading("Compressed entries", `A window layer has none: it reads the last W = ${sizes.W} tokens and the `
+      + "sink. Choose another layer. ", notebook("04_who_sees_what"));
   }
   const { read } = reading(layer, t, view.head);
   const n_finished = finished(layer, t);
@@ -79,7 +79,8 @@ function wordsOnEntries(layer, n_finished, n_read) {
   }
   return [`CSA, Compressed Sparse Attention: an entry pools ${2 * ratio} tokens, the M = ${ratio} that close it and `
     + `the ${ratio} before. The indexer scores all ${n_finished} finished entries (height of the bar; below the line `
-    + `where the score is negative) and picks at most 16 (green), here ${n_read}. `, notebook("03_indexer")];
+    + `where the score is negative) and picks at most P = ${sizes.P} (green), here ${n_read}. `,
+  notebook("03_indexer")];
 }
 
 function entryCell({ place, found, isFinished, score, largest }, chosen, choose) {

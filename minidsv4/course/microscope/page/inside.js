@@ -16,18 +16,19 @@ function expertsPanel({ layer, t }) {
     return column;
   });
   const how = layer.hashed
-    ? "Here a frozen table of token ids chooses the A = 2 experts (hash routing); their weights follow the scores."
-    : "The router scores E = 16 experts; a bias that balances their load is added before it chooses the A = 2 best.";
+    ? `Here a frozen table of token ids chooses A = ${sizes.A} experts (hash routing); weights follow the scores.`
+    : `The router scores E = ${sizes.E} experts; a bias that balances their load is added before it chooses the best `
+      + `A = ${sizes.A}.`;
   const words = chosen.map((place, slot) => `expert ${place} with weight ${short(weights[slot])}`).join(" and ");
   return [
     ...heading("Experts", `${how} Every token visits the shared expert as well. `, notebook("07_experts")),
     make("div", "columns", ...columns),
-    make("p", "", `Chosen: ${words}. The weights sum to 1.5, the model's route scale.`),
+    make("p", "", `Chosen: ${words}. The weights sum to ${sizes.scale}, the model's route scale.`),
   ];
 }
 
 function streamsPanel({ layer, t }) {
-  const names = ["0", "1", "2", "3"];
+  const names = [...Array(sizes.N).keys()].map(String);
   const sites = [["attentionMix", "before attention"], ["expertsMix", "before the experts"]].map(([site, words]) => {
     const { pre, post, carry } = layer[site];
     const mix = names.map((_, old) => carry.row(t, old));
@@ -47,8 +48,8 @@ function streamsPanel({ layer, t }) {
     return make("div", "read", line, make("span", "", `stream ${place}: ${short(norm)}`));
   });
   return [
-    ...heading("Residual streams", "N = 4 streams run through the model in place of one. Each part reads a weighted "
-      + "sum of them, and its result is written back while they are mixed. ", notebook("06_streams")),
+    ...heading("Residual streams", `N = ${sizes.N} streams run through the model in place of one. Each part reads a `
+      + "weighted sum of them, and its result is written back while they are mixed. ", notebook("06_streams")),
     make("div", "sites", ...sites, make("div", "site", make("h3", "", "After the layer"),
       make("p", "small", "Root mean square of each stream at this token."), ...bars)),
   ];
@@ -84,9 +85,10 @@ function cachePanel({ t }) {
     now.push(make("tr", "pale", make("th", "", `for comparison: ${name}`), there));
   }
   return [
-    ...heading("Cache", `What the model must remember after these ${t + 1} tokens: bytes of 32-bit numbers, all six `
-      + "layers together. The window stops growing at 32 tokens; there is one entry more every 4 (CSA) or 32 tokens "
-      + "(HCA); the tail state is what an unfinished entry needs. ", notebook("05_cache")),
+    ...heading("Cache", `What the model must remember after these ${t + 1} tokens: bytes of 32-bit numbers, all L = `
+      + `${sizes.L} layers together. The window stops growing at W = ${sizes.W} tokens; there is one entry more every `
+      + `${sizes.CSA} (CSA) or ${sizes.HCA} tokens (HCA); the tail state is what an unfinished entry needs. `,
+    notebook("05_cache")),
     make("div", "sites",
       cachePicture(cache, others, sums, longest, t), make("div", "scroll", make("table", "bytes", ...now))),
   ];

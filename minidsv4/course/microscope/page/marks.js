@@ -1,6 +1,8 @@
 // Small parts of the page: elements, bars, tables of numbers, and the coloured text.
 "use strict";
 
+const { sizes } = window.MICROSCOPE; // by letter of the glossary
+
 function make(tag, className, ...inside) {
   const element = document.createElement(tag);
   if (className) element.className = className;

@@ -4,7 +4,7 @@
 (() => {
   const { texts, kinds, axes, precision } = window.MICROSCOPE;
   const $ = (id) => document.getElementById(id);
-  const n_heads = 8;
+  const n_heads = sizes.H;
   const state = { text: texts[0].name, token: null, layer: 1, head: "mean", colour: "attention", entry: null };
   const loaded = {}; // unpacked data by the text's name
   let spans = [];
@@ -31,7 +31,15 @@
     return read.reduce((best, one) => (one.weight > best.weight ? one : best), { entry: 0, weight: -1 }).entry;
   }
 
+  // Redraw, and give the keyboard back the button that it was on.
   function draw() {
+    const card = document.activeElement && document.activeElement.closest("section[id]");
+    const place = card ? [...card.querySelectorAll("button")].indexOf(document.activeElement) : -1;
+    redraw();
+    if (place >= 0) card.querySelectorAll("button")[place].focus({ preventScroll: true });
+  }
+
+  function redraw() {
     const text = loaded[state.text];
     const layer = text.layers[state.layer];
     const t = state.token;
