@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from minidsv4.serve.speedup import measure_speedup
     from minidsv4.train.ship import load_pretrained, pretrained_tokenizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "COMPILED",
     "FAST",

@@ -51,6 +51,7 @@ COMMANDS = {
     "train": Command("train by a recipe, with a log and checkpoints", "train.pretrain", True, True),
     "ship": Command("make the small checkpoint of the package from a run", "train.ship"),
     "mint": Command("write random weights in the exact layout of the released files", "train.mint"),
+    "vectors": Command("write test vectors for other implementations, or compare with them", "course.vectors.command"),
     "generate": Command("write with a model", "serve.completion", True, True),
     "chat": Command(
         "talk with a model: it thinks, calls a tool, keeps its cache between turns", "serve.chat", True, True
@@ -110,10 +111,15 @@ def keeping_pages(run: Callable[[argparse.Namespace], int]) -> Callable[[argpars
     return kept_pages()(run)
 
 
+def program() -> str:
+    """What was typed to get here: the installed command, or the module."""
+    return "minidsv4" if os.path.basename(sys.argv[0]) in ("minidsv4", "minidsv4.exe") else "python -m minidsv4"
+
+
 def parsed(words: Sequence[str]) -> argparse.Namespace:
     """The arguments of the command that the words name."""
     says = "DeepSeek-V4, small enough to train on a laptop."
-    parser = Parser(prog="python -m minidsv4", description=says)
+    parser = Parser(prog=program(), description=says)
     parser.add_argument("--version", action="version", version=f"minidsv4 {minidsv4.__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     for name, command in COMMANDS.items():

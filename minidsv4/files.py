@@ -64,7 +64,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         made = Path(scratch, folder.name)
         made.mkdir()
         yield made
-        to_disk(made.iterdir())
+        to_disk(path for path in made.rglob("*") if path.is_file())
         if folder.exists():
             raise FileExistsError(f"{folder} exists by now")
         os.rename(made, folder)

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -249,6 +250,19 @@ def test_help_shows_defaults_and_the_version_needs_no_torch(capsys):
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("typed", ["minidsv4", "python -m minidsv4"])
+def test_a_refusal_names_the_program_that_was_typed(typed, capsys, monkeypatch):
+    started = "minidsv4" if typed == "minidsv4" else str(PACKAGE / "__main__.py")
+    monkeypatch.setattr(sys, "argv", [os.path.join("bin", started), "tour"])
+    code, _, errors = run(capsys, "tour", "--minutes", "0")
+    assert code == 2 and errors.startswith(f"{typed} tour: argument --minutes: ")
+
+
+def test_the_installed_command_is_the_modules_main():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"minidsv4": f"{main.__module__}:{main.__name__}"}
+
+
 def test_make_alone_lists_its_targets_and_starts_none():
     """Kind: a first try that costs minutes; before, it trained the tour's model."""
     listed = subprocess.run(["make"], cwd=PACKAGE.parent, capture_output=True, text=True, check=True).stdout
@@ -263,7 +277,7 @@ VALUES += "0 -1 1 7 inf nan x 1e400 % %s - -- = é ∑ pro --help tiny, tiny,non
 OPTIONS = """
     --out --minutes --seed --resume --overwrite --steps --threads --recipe --model --tokens --temperature --top-p
     --fused --plain --size --phases --lengths --repeats --json --plot --ranks --waves --device --seconds --rounds
-    --like --layers --width --version --history --mode --tools --nothing
+    --like --layers --width --version --history --mode --tools --check --nothing
 """.split()
 
 
@@ -285,6 +299,7 @@ def test_200_lines_of_any_words_are_done_or_refused_in_a_sentence(tmp_path, monk
         ("minidsv4.serve.chat", "opened"),
         ("minidsv4.cost.ranks", "strategies"),
         ("minidsv4.train.mint", "draw"),
+        ("minidsv4.course.vectors.command", "write"),
         ("minidsv4.bench.report", "machine"),
     ):
         monkeypatch.setattr(f"{place}.{name}", stop)
