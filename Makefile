@@ -17,9 +17,9 @@ HALVES = test-code test-more-code
 NOTEBOOKS = test-notebooks test-notebooks-elsewhere
 TWO_AT_A_TIME = --no-print-directory --keep-going --jobs=2 --output-sync=target
 
-.PHONY: help tour test check lint $(HALVES) $(NOTEBOOKS) lab notebooks figures clean
-test check $(HALVES) $(NOTEBOOKS) notebooks figures: export OMP_NUM_THREADS = 1
-test check $(HALVES) $(NOTEBOOKS) notebooks figures: export PYTHONHASHSEED = 0
+.PHONY: help tour test check lint $(HALVES) $(NOTEBOOKS) lab notebooks figures site clean
+test check $(HALVES) $(NOTEBOOKS) notebooks figures site: export OMP_NUM_THREADS = 1
+test check $(HALVES) $(NOTEBOOKS) notebooks figures site: export PYTHONHASHSEED = 0
 
 help:
 	@echo "make tour        train a small V4, let it write, weigh its cache (ARGS=\"--minutes 1\")"
@@ -27,6 +27,7 @@ help:
 	@echo "make check       ruff, mypy and the fast tests"
 	@echo "make lab         JupyterLab on your own copy of the course, in work/"
 	@echo "make notebooks   rebuild notebooks (ARGS=\"01_attention\"); make figures: rebuild figures"
+	@echo "make site        the course as static pages in site/, looked at in a browser where one is installed"
 	@echo "make clean       remove the environment and caches"
 
 tour: .venv/ready
@@ -66,8 +67,11 @@ notebooks: .venv/ready
 figures: .venv/ready
 	$(BIN)/python -m minidsv4.course.figures $(ARGS)
 
+site: .venv/ready
+	$(BIN)/python -m minidsv4.course.site $(ARGS)
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site *.egg-info
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 .venv/ready: pyproject.toml

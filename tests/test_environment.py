@@ -87,13 +87,17 @@ def test_make_takes_a_torch_that_the_package_allows_and_only_where_there_is_none
 
 EXTRA = {
     "course": {"course"},
+    "course/site": {"course", "site"},
     "fast/compiled": {"fast"},
     "bench": {"dev", "fast"},
 }  # what rooms need more
 BRINGS = {
     "ipywidgets": {"IPython"},
+    "sphinx": {"docutils"},
     "jupyterlab": {"nbformat"},
+    "matplotlib": {"PIL"},
     "numba": {"llvmlite"},
+    "websocket-client": {"websocket"},
 }  # modules that come along with a package
 
 

@@ -155,18 +155,18 @@ WELCOME = (
 
 def _build_words(known):
     """A sentence about the build track, where there is one."""
-    files = _files(known, [number for number in known if number.startswith(BUILD)])
-    if not files:
+    parts = files(known, [number for number in known if number.startswith(BUILD)])
+    if not parts:
         return ""
-    return f"\n\n**Build a V4.** In `{BUILD}/` you write the model yourself, step by step: {_links(files)}."
+    return f"\n\n**Build a V4.** In `{BUILD}/` you write the model yourself, step by step: {links(parts)}."
 
 
 def _problem_words(known):
     """A sentence about the assignments, where there are any."""
-    files = _files(known, [number for number in known if number.startswith(PROBLEMS)])
-    if not files:
+    parts = files(known, [number for number in known if number.startswith(PROBLEMS)])
+    if not parts:
         return ""
-    return f"\n\n**Assignments.** Each of the four weeks below ends with a larger piece of work: {_links(files)}."
+    return f"\n\n**Assignments.** Each of the four weeks below ends with a larger piece of work: {links(parts)}."
 
 
 def _notebooks(known):
@@ -191,32 +191,32 @@ def _without_links(text):
 def _paths(known):
     """The two paths, and what is on neither."""
     lines = [
-        f"**An afternoon** ({_hours(known, AFTERNOON)}): what is new in V4's attention, cache and experts.\n",
-        f"{_links(_files(known, AFTERNOON))}\n",
+        f"**An afternoon** ({hours(known, AFTERNOON)}): what is new in V4's attention, cache and experts.\n",
+        f"{links(files(known, AFTERNOON))}\n",
         "**A course of four weeks**, a notebook at a sitting, with exercises, the track *build a V4* and an assignment "
         "at the end of each week. Instructors: `python -m minidsv4.course --help` makes copies without solutions and "
         "grades what comes back.\n",
     ]
     for title, numbers in WEEKS.items():
-        lines.append(f"- {title} ({_hours(known, numbers)}): {_links(_files(known, numbers))}")
+        lines.append(f"- {title} ({hours(known, numbers)}): {links(files(known, numbers))}")
     named = {number for numbers in WEEKS.values() for number in numbers}
     if others := [number for number in known if number not in named]:
-        lines.append(f"- Besides ({_hours(known, others)}): {_links(_files(known, others))}")
+        lines.append(f"- Besides ({hours(known, others)}): {links(files(known, others))}")
     return "\n".join(lines)
 
 
-def _files(known, numbers):
+def files(known, numbers):
     """Names of those notebooks that exist."""
     return [Path(known[number].file) for number in numbers if number in known]
 
 
-def _links(files):
+def links(paths):
     """Short links to notebooks: 05 cache, build 1 pieces."""
-    words = [" ".join(file.with_suffix("").parts).replace("_", " ") for file in files]
-    return ", ".join(f"[{text}]({file.as_posix()})" for text, file in zip(words, files))
+    words = [" ".join(file.with_suffix("").parts).replace("_", " ") for file in paths]
+    return ", ".join(f"[{text}]({file.as_posix()})" for text, file in zip(words, paths))
 
 
-def _hours(known, numbers):
+def hours(known, numbers):
     """The sum of the notebooks' minutes, in half hours."""
     halves = round(sum(known[number].minutes for number in numbers if number in known) / 30)
     return f"{halves / 2:g} hour{'s' if halves != 2 else ''}"

@@ -59,11 +59,13 @@ def _new_cell(kind, text):
     raise ValueError(f"cell kind {kind!r} is not known: it should be 'md', 'code' or 'code-raises'")
 
 
-def run(notebook, path):
+def run(notebook, path, settings=None, timeout=SECONDS_PER_CELL):
     """Run a notebook in a fresh kernel in its folder.
 
     notebook  NotebookNode; its outputs are replaced
     path      where it lies: the kernel's folder, and the start of its cells' ids
+    settings  more variables of the kernel's environment
+    timeout   seconds for a cell
     returns   the text of the .ipynb file
     """
     for cell in notebook.cells:
@@ -72,12 +74,12 @@ def run(notebook, path):
     client = NotebookClient(
         notebook,
         kernel_name="python3",
-        timeout=SECONDS_PER_CELL,
+        timeout=timeout,
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(Path(path).parent)}},
     )
-    client.execute(env=_environment())
+    client.execute(env=_environment() | (settings or {}))
     settle(notebook, Path(path).stem)
     return nbformat.writes(notebook) + "\n"
 

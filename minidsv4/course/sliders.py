@@ -1,10 +1,14 @@
-"""A picture that follows sliders and menus where a reader sits in front of it, and a plain picture elsewhere."""
+"""A picture that follows sliders and menus where a reader sits in front of it, and a plain picture elsewhere.
+
+The site has no kernel: for it, all pictures are drawn ahead (frames.py).
+"""
 
 import base64
 import html
 import re
 from numbers import Real
 
+from minidsv4.course.frames import frames_folder, write_frames
 from minidsv4.course.live import is_live, show_live
 
 
@@ -29,6 +33,8 @@ def explore(draw, units=None, start=None, **ranges):
     for field, named in (("units", units), ("start", start)):
         if strange := [name for name in named if name not in ranges]:
             raise ValueError(f"{field} names {', '.join(strange)}, the ranges are {', '.join(ranges)}")
+    if folder := frames_folder():
+        write_frames(folder, draw, ranges, start, lambda name, value: _label(value, units.get(name)))
     if not is_live():
         return draw(**start)
     _show_widgets(draw, ranges, units, start)
@@ -69,10 +75,15 @@ def _control(name, values, unit, start):
     import ipywidgets
 
     kind = ipywidgets.SelectionSlider if _is_number(values[0]) else ipywidgets.Dropdown
-    options = [(f"{value} {_counted(value, unit)}" if unit else str(value), value) for value in values]
+    options = [(_label(value, unit), value) for value in values]
     extra = {"continuous_update": False} if kind is ipywidgets.SelectionSlider else {}
     look = {"style": {"description_width": "initial"}, "layout": {"width": "32em"}}
     return kind(options=options, value=start, description=name.replace("_", " "), **look, **extra)
+
+
+def _label(value, unit):
+    """A value as it stands beside its control."""
+    return f"{value} {_counted(value, unit)}" if unit else str(value)
 
 
 def _counted(value, unit):

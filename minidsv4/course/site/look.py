@@ -1,0 +1,142 @@
+"""What a reader would stumble over, looked for on every page of the site in a real browser."""
+
+from pathlib import Path
+
+from minidsv4.course.site.browser import Browser
+
+WIDTHS = (400, 1280)  # pixels: a telephone, a desk
+KEYS = {  # of a control: the one that goes on, the one that goes back, each with its code
+    "slider": (("ArrowRight", 39), ("ArrowLeft", 37)),
+    "menu": (("ArrowDown", 40), ("ArrowUp", 38)),
+}
+WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+LOADED = """Promise.all([...document.images].map((image) => {
+  image.loading = "eager";
+  return image.decode().then(() => "", () => image.src);
+})).then((found) => found.filter(Boolean))"""
+ANSWER = """(question) => {
+  const facts = question.dataset;
+  if ("right" in facts) {
+    question.querySelectorAll(".answers > button:not(.told)")[Number(facts.right)].click();
+  } else {
+    question.querySelector(".answers input").value = facts.number;
+    question.querySelector(".answers form").requestSubmit();
+  }
+}"""
+SHOW_ALL = "document.querySelector('.curtain button')?.click()"
+CONTROLS = "document.querySelectorAll('.controls input, .controls select')"
+FOCUS = """(control) => {
+  control.focus();
+  const isMenu = control.tagName === "SELECT";
+  return isMenu ? [control.length, control.selectedIndex, "menu"]
+    : [Number(control.max) + 1, Number(control.value), "slider"];
+}"""
+STATE = """(control) => {
+  const picture = control.closest("figure").querySelector("img");
+  return [control.value, picture.src + picture.alt];
+}"""
+WORD = "quantisation"
+
+
+def faults(site, program):
+    """Open every page at both widths, light and dark, and use what moves on it.
+
+    site     folder of the pages
+    program  path of the browser
+    returns  a sentence for each fault
+    """
+    site = Path(site).resolve()
+    found = []
+    with Browser(program) as browser:
+        for path in sorted(site.rglob("*.html")):
+            for width in WIDTHS:
+                for dark in (False, True):
+                    seen = f"{path.relative_to(site).as_posix()} at {width} px, {'dark' if dark else 'light'}"
+                    found += [f"{seen}: {fault}" for fault in page_faults(browser, path, site, width, dark)]
+            found += [f"{path.relative_to(site).as_posix()}: {fault}" for fault in moving_faults(browser, path)]
+        found += search_faults(browser, site)
+    return found
+
+
+def page_faults(browser, path, site, width, dark):
+    """Errors, requests and overflow of one page, a sentence each."""
+    browser.load(path.as_uri(), width, dark)
+    browser.run(SHOW_ALL)
+    for address in browser.run(LOADED):
+        yield f"the picture {address} cannot be shown"
+    if (over := browser.run(WIDER)) > 0:
+        yield f"the page is {over} pixels wider than the window"
+    yield from event_faults(browser.events, site.as_uri())
+
+
+def event_faults(events, root):
+    """Errors of scripts, failed requests and requests that leave the folder root, a sentence each."""
+    for event in events:
+        method = event.get("method")
+        params = event.get("params", {})
+        if method == "Runtime.exceptionThrown":
+            details = params["exceptionDetails"]
+            yield f"a script stopped: {details.get('exception', {}).get('description', details['text'])}"
+        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
+            yield f"a script reports: {[value.get('value') for value in params['args']]}"
+        elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
+            yield f"the browser reports: {params['entry']['text']} {params['entry'].get('url', '')}"
+        elif method == "Network.loadingFailed" and not params.get("canceled"):
+            yield f"a request failed: {params['errorText']}"
+        elif method == "Network.requestWillBeSent":
+            address = params["request"]["url"]
+            if not address.startswith((f"{root}/", "data:", "about:", "blob:")):
+                yield f"a request leaves the folder: {address}"
+
+
+def moving_faults(browser, path):
+    """Sliders that do not move by keyboard, and questions that do not hide or do not answer, a sentence each."""
+    browser.load(path.as_uri(), WIDTHS[-1])
+    yield from question_faults(browser)
+    browser.run(SHOW_ALL)
+    n_controls = browser.run(f"{CONTROLS}.length")
+    for place in range(n_controls):
+        if not _moves(browser, f"{CONTROLS}[{place}]"):
+            yield f"slider or menu {place + 1} does not change its picture by an arrow key"
+
+
+def _moves(browser, control):
+    """True where an arrow key changes a slider or a menu, and some place of it the picture with its words."""
+    n_places, place, keys = browser.run(f"({FOCUS})({control})")
+    before = browser.run(f"({STATE})({control})")
+    last = before
+    for _ in range(n_places):
+        browser.press(*KEYS[keys][place == n_places - 1])
+        last = browser.run(f"({STATE})({control})")
+        if last[1] != before[1]:
+            break
+    return all(new != old for new, old in zip(last, before))
+
+
+def question_faults(browser):
+    """Questions of the open page that hide nothing or stay open when they are answered, a sentence each."""
+    n_questions = browser.run("document.querySelectorAll('div.predict').length")
+    for place in range(n_questions):
+        question = f"document.querySelectorAll('div.predict')[{place}]"
+        if browser.run(f"!{question}.querySelector('.curtain')"):
+            yield f"question {place + 1} does not hide what follows"
+        if browser.run(f"!{question}.checkVisibility() || !{question}.querySelector('.answers')"):
+            yield f"question {place + 1} cannot be answered"
+            return
+        browser.run(f"({ANSWER})({question})")
+        if not browser.run(f"{question}.querySelector('details').open && !{question}.querySelector('.answers')"):
+            yield f"question {place + 1} does not show its answer"
+        if (said := browser.run(f"{question}.querySelector('.verdict').textContent")) != "✓ Right.":
+            yield f"question {place + 1} says {said!r} to the right answer"
+    if n_questions and browser.run("document.querySelector('.behind') !== null"):
+        yield "something stays hidden after the last answer"
+
+
+def search_faults(browser, site):
+    """A search that does not find a word of the course, a sentence."""
+    browser.load(f"{(site / 'search.html').as_uri()}?q={WORD}", WIDTHS[-1])
+    try:
+        browser.wait_until("document.querySelectorAll('#search-results li a').length > 0")
+    except TimeoutError:
+        yield f"search.html: the search does not find {WORD!r}"
+    yield from (f"search.html: {fault}" for fault in event_faults(browser.events, site.as_uri()))
