@@ -48,8 +48,7 @@ def course(tmp_path_factory):
     notebooks.write(folder / "00_tour.ipynb", [*cells, ("code", "torch.rand(1).item()")])
     second = [("md", FIRST.format("that").replace("#a-second-part", "")), ("md", "## A second part\n\nquantisation")]
     notebooks.write(folder / "01_next.ipynb", second)
-    tables = [v4.new_code_cell(words, outputs=[]) for words in ("the map", "the equations")]
-    nbformat.write(v4.new_notebook(cells=tables), folder / "index.ipynb")
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("the map")]), folder / "index.ipynb")
     nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell("# Words")]), folder / "glossary.ipynb")
     (folder / "solutions").mkdir()
     (folder / "solutions" / "00_tour.py").write_text("answer = 1\n")

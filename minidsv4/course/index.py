@@ -125,7 +125,7 @@ def index_cells(folder):
         ("md", "## Notebooks\n\n" + _notebooks(known)),
         ("md", "## Two paths\n\n" + _paths(known)),
         ("md", "## Not there yet\n\n" + _planned(known)),
-        ("md", "## From an equation of the report to its loop and to its PyTorch form\n\n" + _equations(known)),
+        ("md", "## From an equation of the report to its loop and to its PyTorch form\n\n" + equations(known)),
     ]
 
 
@@ -134,11 +134,11 @@ def taught(number):
     return next(notebook for (first, last), notebook in TAUGHT.items() if first <= number <= last)
 
 
-def _equations(known):
+def equations(known):
     """The table of equations: the loop that defines each, its PyTorch form, and the notebook that teaches it."""
     rows = []
     for number, (loop, operation, file) in paper.EQUATIONS.items():
-        link = _links(_files(known, [taught(number)]))
+        link = links(files(known, [taught(number)]))
         rows.append((f"({number})", f"`paper.{loop.__name__}`", f"`{operation}` in `{file}`", link))
     return Table(("equation", "loop", "PyTorch form", "notebook"), rows).markdown()
 

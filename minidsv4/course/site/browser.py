@@ -112,18 +112,21 @@ class Browser:
         while not loaded:
             loaded = self._hear().get("method") == "Page.loadEventFired"
 
-    def load(self, address, width, dark=False):
+    def load(self, address, width, scheme="light"):
         """Load a page in a window so many pixels wide, light or dark, and wait until it has loaded.
 
         events then holds what happened since this call
         """
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.ask("Emulation.setEmulatedMedia", features=scheme)
+        self.paint(scheme)
         self.events.clear()
         self._go("about:blank")  # so that an address with another fragment alone is loaded anew
         self.events.clear()
         self._go(address)
+
+    def paint(self, scheme):
+        """Show the page as to somebody who prefers "light" or "dark"."""
+        self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def run(self, script):
         """The value of a JavaScript expression on the page, a promise's once it is kept."""

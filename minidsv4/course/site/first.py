@@ -52,22 +52,22 @@ def first_page(folder, stored, there):
     """The site's first page.
 
     folder  of the notebooks
-    stored  NotebookNode of the course's index, for its map and its table of equations
+    stored  NotebookNode of the course's index, for its map
     there   names of the TOOLS that the site has
     returns NotebookNode, its outputs as a notebook stores them
     """
     known = index.lessons(folder)
-    drawn, equations = (cell for cell in stored.cells if cell.cell_type == "code")
-    for cell in (drawn, equations):
-        cell.metadata["tags"] = ["remove-input"]
+    (drawn,) = (cell for cell in stored.cells if cell.cell_type == "code")
+    drawn.metadata["tags"] = ["remove-input"]
     return v4.new_notebook(
         cells=[
             v4.new_markdown_cell(WELCOME),
             drawn,
             v4.new_markdown_cell(_paths(known)),
             v4.new_markdown_cell(_lessons(known) + _tools(there)),
-            v4.new_markdown_cell("## From an equation of the report to its loop and to its PyTorch form"),
-            equations,
+            v4.new_markdown_cell(
+                f"## Equations\n\nFrom the report to a loop and to PyTorch.\n\n{index.equations(known)}"
+            ),
             v4.new_markdown_cell(contents(known, there)),
         ]
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from minidsv4.course.site.browser import Browser
 
 WIDTHS = (400, 1280)  # pixels: a telephone, a desk
+SCHEMES = ("light", "dark")
 KEYS = {  # of a control: the one that goes on, the one that goes back, each with its code
     "slider": (("ArrowRight", 39), ("ArrowLeft", 37)),
     "menu": (("ArrowDown", 40), ("ArrowUp", 38)),
@@ -14,6 +15,35 @@ LOADED = """Promise.all([...document.images].map((image) => {
   image.loading = "eager";
   return image.decode().then(() => "", () => image.src);
 })).then((found) => found.filter(Boolean))"""
+# Words that hardly stand out from what lies behind them: a contrast below 3:1 (W3C's formula), a few examples.
+PALE = """(() => {
+  const numbers = (colour) => (colour.match(/[\\d.]+/g) || []).map(Number);
+  const light = (rgb) => rgb.slice(0, 3).map((v) => v / 255)
+    .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, n) => sum + v * [0.2126, 0.7152, 0.0722][n], 0);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const rgb = numbers(getComputedStyle(node).backgroundColor);
+      if (rgb.length === 3 || rgb[3] === 1) { return rgb; }
+    }
+    return [255, 255, 255];
+  };
+  const found = new Set();
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode() && found.size < 3) {
+    const node = walk.currentNode.parentElement;
+    if (!walk.currentNode.data.trim() || !node.checkVisibility({ opacityProperty: true }) || node.closest("svg")) {
+      continue;
+    }
+    const front = numbers(getComputedStyle(node).color);
+    const [low, high] = [light(front), light(behind(node))].sort((a, b) => a - b);
+    const ratio = (high + 0.05) / (low + 0.05);
+    if (ratio < 3) {
+      found.add(`'${walk.currentNode.data.trim().slice(0, 30)}' has a contrast of ${ratio.toFixed(1)} to 1 only`);
+    }
+  }
+  return [...found];
+})()"""
 ANSWER = """(question) => {
   const facts = question.dataset;
   if ("right" in facts) {
@@ -49,24 +79,28 @@ def faults(site, program):
     found = []
     with Browser(program) as browser:
         for path in sorted(site.rglob("*.html")):
+            name = path.relative_to(site).as_posix()
             for width in WIDTHS:
-                for dark in (False, True):
-                    seen = f"{path.relative_to(site).as_posix()} at {width} px, {'dark' if dark else 'light'}"
-                    found += [f"{seen}: {fault}" for fault in page_faults(browser, path, site, width, dark)]
-            found += [f"{path.relative_to(site).as_posix()}: {fault}" for fault in moving_faults(browser, path)]
+                found += [f"{name} at {width} px{fault}" for fault in page_faults(browser, path, site, width)]
         found += search_faults(browser, site)
     return found
 
 
-def page_faults(browser, path, site, width, dark):
-    """Errors, requests and overflow of one page, a sentence each."""
-    browser.load(path.as_uri(), width, dark)
+def page_faults(browser, path, site, width):
+    """What is wrong with one page at a width, a sentence each; in a wide window what moves is used as well."""
+    browser.load(path.as_uri(), width)
+    if width == WIDTHS[-1]:
+        yield from (f": {fault}" for fault in moving_faults(browser))
     browser.run(SHOW_ALL)
     for address in browser.run(LOADED):
-        yield f"the picture {address} cannot be shown"
-    if (over := browser.run(WIDER)) > 0:
-        yield f"the page is {over} pixels wider than the window"
-    yield from event_faults(browser.events, site.as_uri())
+        yield f": the picture {address} cannot be shown"
+    for scheme in SCHEMES:
+        browser.paint(scheme)
+        if (over := browser.run(WIDER)) > 0:
+            yield f", {scheme}: the page is {over} pixels wider than the window"
+        for words in browser.run(PALE):
+            yield f", {scheme}: {words}"
+    yield from (f": {fault}" for fault in event_faults(browser.events, site.as_uri()))
 
 
 def event_faults(events, root):
@@ -89,9 +123,8 @@ def event_faults(events, root):
                 yield f"a request leaves the folder: {address}"
 
 
-def moving_faults(browser, path):
+def moving_faults(browser):
     """Sliders that do not move by keyboard, and questions that do not hide or do not answer, a sentence each."""
-    browser.load(path.as_uri(), WIDTHS[-1])
     yield from question_faults(browser)
     browser.run(SHOW_ALL)
     n_controls = browser.run(f"{CONTROLS}.length")
