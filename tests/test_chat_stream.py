@@ -299,7 +299,7 @@ def test_what_is_no_reply_is_refused_in_every_cut_and_leaks_nothing(name):
         ([b"a\xff"], "character 0: invalid start byte; the bytes are no UTF-8"),
         ([b"ab", b"\xc3", b"("], "character 2: invalid continuation byte"),
         ([b"a\xc3", "b"], "character 1: text follows within a character"),
-        ([3], "text = 3 is a int; give a str or bytes"),
+        ([3], "text = 3 is an int; give a str or bytes"),
         (["ab", "c\ud800"], r"the piece at character 2: character 1 is '\\ud800'"),
     ],
 )

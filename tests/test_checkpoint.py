@@ -269,7 +269,7 @@ def test_what_transformers_would_compute_otherwise_is_not_exported(tmp_path):
         v4.export_hf(model, tmp_path)
     model.use(v4.PLAIN)
     model.layers[1].attn_norm = Mean(TINY.hidden_size)
-    with pytest.raises(ValueError, match="export_hf: layers.1.attn_norm is a Mean, unknown to transformers"):
+    with pytest.raises(ValueError, match="export_hf: layers.1.attn_norm is of type Mean, unknown to transformers"):
         v4.export_hf(model, tmp_path)
     model.config = copy.copy(TINY)
     kinds = (*TINY.layer_types[:3], SimpleNamespace(name="MEAN", value="mean_attention"), TINY.layer_types[-1])

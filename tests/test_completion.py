@@ -150,6 +150,7 @@ def test_no_token_is_decoded_twice(monkeypatch):
     [
         ({"prompt": None}, "prompt = None is a NoneType"),
         ({"prompt": [1, 2]}, "generate takes token ids"),
+        ({"prompt": ["a", "b"]}, r"prompt = \['a', 'b'\] is a list, no text; give one str"),
         ({"prompt": b"def"}, "decode them first"),
         ({"prompt": "ab\ud800"}, "character 2 is '.ud800', half of a surrogate pair"),
         ({"n_tokens": -1}, "n_tokens = -1"),
@@ -158,14 +159,15 @@ def test_no_token_is_decoded_twice(monkeypatch):
         ({"model": "runs/tour"}, "model = 'runs/tour' is a str"),
         ({"tokenizer": "tokenizer.json"}, "tokenizer = 'tokenizer.json' is not one over bytes"),
         ({"tokenizer": Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()))}, "is not one over bytes"),
-        ({"stream": 3}, "stream = 3 cannot be called"),
+        ({"stream": 3}, "stream = 3 cannot be called; give a function of the new piece of text"),
+        ({"speculate": None}, "speculate = None is a NoneType; give False, True"),
         ({"temperature": float("nan")}, "temperature = nan"),
         ({"seed": 1 << 64}, "at most 64 bits"),
     ],
 )
 def test_what_cannot_be_completed_is_refused_with_a_sentence(wrong, words):
     options = {"prompt": "a", "n_tokens": 3, "model": untrained(), "tokenizer": bytes_only()} | wrong
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f"^complete: .*{words}"):
         v4.complete(**options)
 
 

@@ -114,10 +114,10 @@ def test_a_model_without_compressors_writes_several_texts():
     ("wrong", "words"),
     [
         ({"ids": [[1], []]}, r"prompt 1: ids of shape \(0,\) are no prompt"),
-        ({"ids": [[1], 2]}, "prompt 1: ids = 2 is a int"),
+        ({"ids": [[1], 2]}, "prompt 1: ids = 2 is an int"),
         ({"ids": [[1], [31]]}, "prompt 1: ids: 31 is no token id"),
         ({"ids": [[1], [[2], [3]]]}, r"prompt 1: ids of shape \(2, 1\) are no prompt"),
-        ({"seed": [1]}, "seed holds 1 seeds for 2 prompts; give one for each, or one int"),
+        ({"seed": [1]}, "seed = .1. for 2 prompts; give one for each, or one int"),
         ({"seed": [1, 2.5]}, "seed = 2.5 is no integer"),
         ({"n_tokens": 4096}, "n_tokens = 4096 after 5 tokens goes beyond"),
         ({"temperature": -1}, "temperature = -1"),
@@ -131,7 +131,13 @@ def test_a_model_without_compressors_writes_several_texts():
 def test_what_cannot_be_written_of_several_prompts_is_refused_with_a_sentence(wrong, words):
     seen = []
     with pytest.raises(ValueError, match=words):
-        v4.generate(**{"model": model(), "ids": [prompt(5), prompt(3)], "n_tokens": 3, "stream": seen.append} | wrong)
+        usual = {
+            "model": model(),
+            "ids": [prompt(5), prompt(3)],
+            "n_tokens": 3,
+            "stream": lambda *told: seen.append(told),
+        }
+        v4.generate(**usual | wrong)
     assert seen == []
 
 
@@ -362,8 +368,46 @@ def test_a_text_for_which_there_is_never_room_is_refused_with_a_sentence():
     ],
 )
 def test_engines_that_cannot_be_are_refused_with_a_sentence(wrong, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as refusal:
         v4.Engine(**{"model": model()} | wrong)
+    assert str(refusal.value).startswith(("engine: ", "cache: "))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"ids": "text"}, "ids = 'text' is text"),
+        ({"n_tokens": -1}, "n_tokens = -1"),
+        ({"temperature": -1}, "temperature = -1"),
+        ({"top_p": 2}, "top_p = 2"),
+        ({"seed": "one"}, "seed = 'one' is no integer"),
+        ({"stop": 1 << 40}, "stop = 1099511627776 is no token id"),
+        ({"stream": 3}, "stream = 3 cannot be called"),
+    ],
+)
+def test_a_text_that_cannot_be_is_refused_in_the_name_of_the_engine(wrong, words):
+    served = engine()
+    with pytest.raises(ValueError, match=f"^engine: {words}"):
+        served.add(**{"ids": [1, 2], "n_tokens": 3} | wrong)
+    assert not served.busy
+
+
+def test_logits_that_are_nan_are_refused_in_the_name_of_the_engine(monkeypatch):
+    served = engine()
+    served.add([1, 2], 3)
+    right = served.forward
+    monkeypatch.setattr(served, "forward", lambda *parts: [logits_TV * float("nan") for logits_TV in right(*parts)])
+    with pytest.raises(ValueError, match="^engine: the largest logit = nan"):
+        served.step()
+
+
+def test_a_text_of_another_engine_or_of_none_cannot_be_cancelled():
+    served, other = engine(), engine()
+    theirs = other.add([1, 2], 3)
+    for request in (theirs, None, 3):
+        with pytest.raises(ValueError, match="^engine: request = .* is none of this engine's; give what its add"):
+            served.cancel(request)
+    assert theirs.state == "waiting"
 
 
 @pytest.mark.parametrize("memory", [np.int64(10**7), np.float32(10**7)])

@@ -238,6 +238,12 @@ def test_logits_that_overflow_from_finite_weights_end_the_text_with_a_sentence(m
         ({"speculate": 65}, r"depth = 65 is too many drafts; give 1 \.\. 64"),
         ({"speculate": 10**9}, "depth = 1000000000 is too many"),
         ({"stream": "print"}, "stream = 'print' cannot be called"),
+        ({"stream": lambda: 0}, "stream = .* cannot be called so: too many .*; give a function of the new token's id"),
+        ({"ids": [[1], [2]], "stream": lambda token: token}, "too many .*; give a function of a prompt's number and"),
+        ({"ids": [[1], [2]], "seed": {0, 1}}, "seed = {0, 1} is no integer"),
+        ({"ids": [[1], [2]], "seed": range(10**30)}, "seed = range.* for 2 prompts; give one for each"),
+        ({"ids": [[1], [2]], "stream": None, "temperature": -1}, "generate: temperature = -1"),
+        ({"ids": [[1], [2]], "stream": None, "cache_precision": 8}, "precision = 8 is not known"),
         ({"fused": "yes"}, "fused = 'yes' is no switch"),
         ({"n_tokens": -1}, "n_tokens = -1"),
         ({"n_tokens": 2.5}, "n_tokens = 2.5"),
@@ -258,3 +264,15 @@ def test_what_cannot_be_written_is_refused_with_a_sentence(model, wrong, words):
 
 def test_no_tokens_asked_for_are_no_tokens_written(model):
     assert generate(model, PROMPT, 0) == []
+
+
+def test_a_range_of_seeds_is_a_seed_for_each_prompt(model):
+    assert generate(model, [[5], [7]], 4, seed=range(2)) == generate(model, [[5], [7]], 4, seed=[0, 1])
+
+
+def test_what_stream_refuses_comes_through_as_it_is(model):
+    def refuse(_token):
+        raise ValueError("engine room: full")
+
+    with pytest.raises(ValueError, match=r"^engine room: full$"):
+        generate(model, PROMPT, 3, stream=refuse)

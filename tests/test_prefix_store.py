@@ -642,7 +642,7 @@ def test_what_cannot_be_is_refused_with_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be made .*; give another"):
         PrefixStore(tmp_path / "file", net)
-    with pytest.raises(ValueError, match="model = 3"):
+    with pytest.raises(ValueError, match="^PrefixStore: model = 3"):
         PrefixStore(tmp_path, 3)
 
 
@@ -675,7 +675,8 @@ def test_caches_that_do_not_fit_are_refused(tmp_path):
         (lambda: store.prefill(token_ids(2, 5), net.new_cache(2)), "2 texts; a store takes one at a time"),
         (lambda: store.prefill(text(5), model("CSA").new_cache()), "another config"),
         (lambda: store.keep(text(6)[0], begun), "ids: 6 tokens, of which the cache holds 5"),
-        (lambda: store.keep([], begun), "are no prompt"),
+        (lambda: store.keep([], begun), r"^keep: ids of shape \(0,\) are no prompt"),
+        (lambda: store.longest("text"), "^longest: ids = 'text' is text"),
         (lambda: store.keep(text(5)[0], None), "cache = None holds no text"),
         (lambda: store.longest([99]), "99 is no token id"),
     ):

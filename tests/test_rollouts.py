@@ -112,11 +112,11 @@ def test_the_log_says_of_which_run_it_is(tmp_path):
         "temperature": ({"temperature": -1}, "temperature = -1 is out of range"),
         "top_p": ({"top_p": 2.0}, "top_p = 2.0 is out of range"),
         "stop": ({"stop": 10_000}, "stop = 10000 is no token id"),
-        "seeds": ({"seeds": 5}, "seeds = 5 is a int; give a list"),
+        "seeds": ({"seeds": 5}, "seeds = 5 is an int; give a list"),
         "seed": ({"seeds": [1, 2, 3, 4, 5, "six"]}, "seed = 'six' is no integer"),
         "n_tokens": ({"n_tokens": -3}, "n_tokens = -3 cannot be written"),
         "context": ({"n_tokens": 10_000}, "n_tokens = 10000 after .* goes beyond"),
-        "prompts": ({"prompts": 5}, "prompts = 5 is a int; give a list"),
+        "prompts": ({"prompts": 5}, "prompts = 5 is an int; give a list"),
         "prompt": ({"prompts": [[1]] * 5 + [[10_000]]}, "prompt 5: "),
         "memory": ({"memory": "1 kB"}, "memory = .* is too little"),
         "model": ({"model": None}, "model = None is a NoneType"),
@@ -125,7 +125,7 @@ def test_the_log_says_of_which_run_it_is(tmp_path):
 def test_what_cannot_be_written_is_refused_before_there_is_a_log(tmp_path, change, says):
     model, prompts, options = setting()
     call = {"model": model, "prompts": prompts, "n_tokens": 2, "log": tmp_path / "log"} | options | change
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=f"^rollouts: {says}"):
         rollouts(**call)
     assert not (tmp_path / "log").exists()
 

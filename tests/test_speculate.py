@@ -392,7 +392,13 @@ def test_no_tokens_asked_for_are_no_tokens_written():
     assert v4.generate(model(), prompt(5), 0, speculate=2) == []
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 2.0, "2", None])
+@pytest.mark.parametrize("wrong", [2.0, "2", None])
+def test_what_says_nothing_of_drafts_is_refused_with_a_sentence(wrong):
+    with pytest.raises(ValueError, match=f"generate: speculate = {wrong!r} is a .*; give False, True, a number of"):
+        v4.generate(model(), prompt(5), 3, speculate=wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, -1])
 def test_depths_that_draft_nothing_are_refused_with_a_sentence(wrong):
     with pytest.raises(ValueError, match=f"depth = {wrong!r} .* from 1"):
         v4.generate(model(), prompt(5), 3, speculate=wrong)

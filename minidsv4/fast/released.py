@@ -35,7 +35,7 @@ def check_released(model: "Model", caller: str, reader: str, instead: str) -> No
             )
     for name, module in model.named_modules():
         if type(module) is not built.get(name):
-            raise ValueError(f"{caller}: {name} is a {type(module).__name__}, unknown to {reader}; {instead}")
+            raise ValueError(f"{caller}: {name} is of type {type(module).__name__}, unknown to {reader}; {instead}")
         if not is_exact(getattr(module, "ops", FAST)):
             place = name or "the model"
             raise ValueError(f"{caller}: {place} runs operations unknown to {reader}; {instead}, or model.use(FAST)")

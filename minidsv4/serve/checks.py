@@ -3,10 +3,12 @@
 T tokens.
 """
 
+import inspect
 import math
 import operator
 import reprlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -18,6 +20,19 @@ from minidsv4.model.model import Model
 from minidsv4.serve.disk import ModelOnDisk
 
 SEEDS = range(-(1 << 63), 1 << 64)  # what torch.Generator takes
+CALLS = ("generate", "engine")  # what refusals of these checks, and of an engine's parts, begin with
+
+
+@contextmanager
+def refusing(call: str) -> Iterator[None]:
+    """Inside, refusals that begin with the name of an inner call begin with this one, which the user has made."""
+    try:
+        yield
+    except ValueError as error:
+        inner, _, words = str(error).partition(": ")
+        if type(error) is ValueError and inner in CALLS:
+            error.args = (f"{call}: {words}",)
+        raise
 
 
 def shown(value: object) -> str:
@@ -28,10 +43,16 @@ def shown(value: object) -> str:
         return "a very large number"
 
 
+def kind(value: object) -> str:
+    """The name of a value's type with its article, such as "a str", "an int"."""
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiouAEIO" else f"a {name}"
+
+
 def check_model(model: object) -> Model:
     """The model, once it is one that holds numbers."""
     if not isinstance(model, Model):
-        raise ValueError(f"generate: model = {shown(model)} is a {type(model).__name__}; give a minidsv4 Model")
+        raise ValueError(f"generate: model = {shown(model)} is {kind(model)}; give a minidsv4 Model")
     if model.embed.weight.device.type == "meta":
         raise ValueError("generate: model is on the meta device, which holds no numbers; give one with weights")
     return model
@@ -124,7 +145,7 @@ def check_prompt(ids: object, model: Model) -> Tensor:
     if isinstance(ids, str):
         raise ValueError(f"generate: ids = {shown(ids)} is text; complete(prompt, n_tokens) takes text, or {right}")
     if isinstance(ids, bytes | bytearray) or not isinstance(ids, Sequence | Tensor | np.ndarray):
-        raise ValueError(f"generate: ids = {shown(ids)} is a {type(ids).__name__}; {right}")
+        raise ValueError(f"generate: ids = {shown(ids)} is {kind(ids)}; {right}")
     try:
         if not isinstance(ids, Tensor):
             most = model.config.max_position_embeddings + 1  # one too many is enough to see
@@ -162,10 +183,10 @@ def check_prompts(ids: Any, model: Model) -> list[Tensor]:
 
 def check_seeds(seed: object, n_texts: int) -> list[int]:
     """A seed for each text: the one that is given, or one of as many."""
-    if not isinstance(seed, list | tuple):
+    if not isinstance(seed, list | tuple | range):
         return [check_seed(seed)] * n_texts
-    if len(seed) != n_texts:
-        raise ValueError(f"generate: seed holds {len(seed)} seeds for {n_texts} prompts; give one for each, or one int")
+    if len(seed[: n_texts + 1]) != n_texts:  # a range may be longer than Python can count
+        raise ValueError(f"generate: seed = {shown(seed)} for {n_texts} prompts; give one for each, or one int")
     return [check_seed(each) for each in seed]
 
 
@@ -206,7 +227,18 @@ def check_characters(where: str, text: str) -> str:
     return text
 
 
-def check_stream(stream: object) -> None:
-    """Refuse what cannot be called with a piece of the text."""
-    if stream is not None and not callable(stream):
-        raise ValueError(f"generate: stream = {shown(stream)} cannot be called; give a function of one argument")
+def check_stream(stream: object, arguments: tuple[str, ...] = ("the new token's id",)) -> None:
+    """Refuse what cannot be called with these arguments, as far as it tells what it takes."""
+    right = f"give a function of {' and '.join(arguments)}"
+    if stream is None:
+        return
+    if not callable(stream):
+        raise ValueError(f"generate: stream = {shown(stream)} cannot be called; {right}")
+    try:
+        signature = inspect.signature(stream)
+    except (TypeError, ValueError):  # some that are written in C tell nothing
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise ValueError(f"generate: stream = {shown(stream)} cannot be called so: {error}; {right}") from None

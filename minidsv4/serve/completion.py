@@ -20,6 +20,8 @@ from minidsv4.serve.checks import (
     check_stream,
     check_temperature,
     check_top_p,
+    kind,
+    refusing,
     shown,
 )
 from minidsv4.serve.detokenize import IncrementalDecoder
@@ -31,6 +33,7 @@ from minidsv4.train.ship import TOKENIZER, load_pretrained, pretrained_tokenizer
 from minidsv4.train.tokenizer import Tokenizer
 
 
+@refusing("complete")
 def complete(
     prompt: str,
     n_tokens: int = 100,
@@ -56,7 +59,7 @@ def complete(
     returns    whole characters only: what `n_tokens` cuts through is left out
     raises     ValueError: an argument of a wrong kind or range, a tokenizer of another model, logits that are NaN
     """
-    check_stream(stream)
+    check_stream(stream, ("the new piece of text",))
     model = _shipped_model() if model is None else check_model(model)
     tokenizer = _shipped_tokenizer() if tokenizer is None else tokenizer
     decoder = IncrementalDecoder(tokenizer)
@@ -81,8 +84,10 @@ def complete(
 def check_text(prompt: object) -> str:
     """The prompt, once it is a text that UTF-8 can hold."""
     if not isinstance(prompt, str):
-        right = "decode them first" if isinstance(prompt, bytes | bytearray) else "give a str; generate takes token ids"
-        raise ValueError(f"complete: prompt = {shown(prompt)} is a {type(prompt).__name__}, no text; {right}")
+        right = "give one str; generate takes token ids, of several prompts too"
+        if isinstance(prompt, bytes | bytearray):
+            right = "decode them first"
+        raise ValueError(f"complete: prompt = {shown(prompt)} is {kind(prompt)}, no text; {right}")
     return check_characters("complete: prompt", prompt)
 
 

@@ -31,6 +31,7 @@ class Request:
 
     ids_T    its prompt
     most     how many tokens are written at most
+    engine   the mark of the engine whose it is
     written  those written so far
     state    "waiting" for room, "running", "finished" or "cancelled"
     """
@@ -42,6 +43,7 @@ class Request:
     generator: torch.Generator = field(repr=False)
     stops: frozenset[int]
     stream: Callable[[int], object] | None = None
+    engine: object = field(default=None, repr=False)
     written: list[int] = field(default_factory=list)
     state: str = "waiting"
     cache: Cache | None = field(default=None, repr=False)
@@ -96,6 +98,7 @@ class Engine:
     raises   ValueError: a value of a wrong kind or range, too little memory, no fused step, NaN in weights
     """
 
+    @checks.refusing("engine")
     def __init__(
         self,
         model: Model,
@@ -107,6 +110,7 @@ class Engine:
         invariant: bool = False,
     ):
         self.model = checks.check_model(model)
+        self.mark = object()  # its requests carry it, and do not keep the engine alive
         self.texts = checks.check_positive("texts", texts, "it counts texts at a time, from 1")
         self.chunk = checks.check_positive("chunk", chunk, "it counts tokens of a step, from 1")
         self.forward: Callable[..., list[Tensor]] = functools.partial(forward_each, model)
@@ -125,6 +129,7 @@ class Engine:
         """Whether any text waits or runs."""
         return bool(self.waiting or self.running)
 
+    @checks.refusing("engine")
     def add(
         self,
         ids: Sequence[int] | Tensor,
@@ -146,13 +151,19 @@ class Engine:
         stops = checks.check_stop(stop, self.model.config.vocab_size)
         sampling = checks.check_temperature(temperature), checks.check_top_p(top_p)
         generator = torch.Generator().manual_seed(checks.check_seed(seed))
-        request = Request(ids_T, most, *sampling, generator, stops, stream)
+        request = Request(ids_T, most, *sampling, generator, stops, stream, self.mark)
         self.pool.check_size(request.n_tokens)
         self.waiting.append(request)
         return request
 
     def cancel(self, request: Request) -> None:
-        """End a text; what it held is there for others from the next step on. What has ended stays as it is."""
+        """End a text; what it held is there for others from the next step on. What has ended stays as it is.
+
+        raises  ValueError for what is no text of this engine
+        """
+        if not isinstance(request, Request) or request.engine is not self.mark:
+            found = f"engine: request = {checks.shown(request)} is none of this engine's"
+            raise ValueError(f"{found}; give what its add returned")
         if request in self.waiting:
             self.waiting.remove(request)
             request.state = "cancelled"
@@ -164,6 +175,7 @@ class Engine:
         while self.busy:
             self.step()
 
+    @checks.refusing("engine")
     @torch.inference_mode()
     def step(self) -> list[tuple[Request, int]]:
         """One pass: each text that got a token, and this token, for which its `stream` was called.

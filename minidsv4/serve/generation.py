@@ -24,6 +24,7 @@ from minidsv4.serve.speculate import Speculation, Speculator
 Prompt = Sequence[int] | Tensor
 
 
+@checks.refusing("generate")
 @torch.inference_mode()
 def generate(
     model: Model,
@@ -61,6 +62,7 @@ def generate(
     raises       ValueError: an argument of a wrong kind or range, no MTP block, no fused step, NaN in weights or logits
     """
     model = checks.check_model(model)
+    _check_speculate(speculate)
     stored = check_prefixes(prefixes, model, speculate)
     how = How(temperature, top_p, speculate, stop, fused, cache_precision, stored, invariant)
     _check_invariant(how)
@@ -80,6 +82,13 @@ class How(NamedTuple):
     cache_precision: str
     prefixes: PrefixStore | None
     invariant: bool
+
+
+def _check_speculate(speculate: object) -> None:
+    """Refuse what says neither whether nor how many tokens to draft."""
+    if not isinstance(speculate, bool | int | Speculation):
+        right = "give False, True, a number of drafts or a Speculation"
+        raise ValueError(f"generate: speculate = {checks.shown(speculate)} is {checks.kind(speculate)}; {right}")
 
 
 def _check_invariant(how: How) -> None:
@@ -124,7 +133,7 @@ def _several(
     """The texts after several prompts: side by side in an engine; with drafts or stored prefixes one by one."""
     seeds = checks.check_seeds(seed, len(prompts))
     checks.check_context(max(map(len, prompts)), checks.check_n_tokens(n_tokens), model)
-    checks.check_stream(stream)
+    checks.check_stream(stream, ("a prompt's number", "the new token's id"))
     streams = [None if stream is None else functools.partial(stream, number) for number in range(len(prompts))]
     each = list(zip(prompts, seeds, streams))
     if how.speculate is not False or how.prefixes is not None:

@@ -80,6 +80,7 @@ class PrefixStore:
     raises     ValueError for what is none of these
     """
 
+    @checks.refusing("PrefixStore")
     def __init__(
         self,
         folder: str | Path,
@@ -101,10 +102,11 @@ class PrefixStore:
         self.files = PrefixFiles(given_path("PrefixStore", folder), limit)
         self.counts = Counts()
 
+    @checks.refusing("longest")
     def longest(self, ids: Sequence[int] | Tensor) -> tuple[Cache, int]:
         """A cache of the longest stored prefix of a text, which leaves at least one token to run, and its tokens.
 
-        raises  ValueError as `generate` for the ids
+        raises  ValueError for ids that are no prompt
         """
         ids_T = checks.check_prompt(ids, self.model)[:-1]
         cache, _ = self._resume(ids_T, self.chain(ids_T))
@@ -136,6 +138,7 @@ class PrefixStore:
         cache.go_back(working.n_tokens, [series.ends() for series in working.series()])
         return logits_BV
 
+    @checks.refusing("keep")
     def keep(self, ids: Sequence[int] | Tensor, cache: Cache) -> None:
         """Store what a cache holds of a text: entries and keys of every whole block; of windows nothing.
 
@@ -277,7 +280,7 @@ def check_prefixes(prefixes: PrefixStore | None, model: Model, speculate: object
         return None
     if not isinstance(prefixes, PrefixStore):
         right = "give a PrefixStore of the model, or None"
-        raise ValueError(f"generate: prefixes = {checks.shown(prefixes)} is a {type(prefixes).__name__}; {right}")
+        raise ValueError(f"generate: prefixes = {checks.shown(prefixes)} is {checks.kind(prefixes)}; {right}")
     if prefixes.model is not model:
         raise ValueError("generate: prefixes: a store of another model; give PrefixStore(folder, model) of this one")
     if speculate is not False:

@@ -21,7 +21,7 @@ from minidsv4.model.cache import Cache, LayerMemory
 from minidsv4.model.check import check_cache, check_count, check_device, check_integers
 from minidsv4.model.model import Model
 from minidsv4.model.rope import Positions
-from minidsv4.serve.checks import check_model
+from minidsv4.serve.checks import check_model, refusing
 from minidsv4.serve.disk import ModelOnDisk
 
 
@@ -45,6 +45,7 @@ def forward_each(model: Model, ids: Sequence[Tensor], caches: Sequence[Cache], l
         return list(model.logits(torch.cat(ends, dim=1))[0].split(kept))
 
 
+@refusing("padded_logits")
 def padded_logits(model: Model, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Logits [B, T, V] of a padded batch: each row's are those that its text has alone, and 0 at padding.
 

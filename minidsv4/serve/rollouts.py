@@ -23,6 +23,7 @@ from minidsv4.serve.rollout_log import RolloutLog
 DECIDING = {"cache_precision": "model", "fused": False, "invariant": False}
 
 
+@checks.refusing("rollouts")
 def rollouts(
     model: Model,
     prompts: Sequence[Sequence[int] | Tensor],
@@ -76,7 +77,7 @@ def several(name: str, values: object) -> Sequence:
     raises  ValueError for one thing alone
     """
     if not isinstance(values, list | tuple | range):
-        raise ValueError(f"rollouts: {name} = {checks.shown(values)} is a {type(values).__name__}; give a list")
+        raise ValueError(f"rollouts: {name} = {checks.shown(values)} is {checks.kind(values)}; give a list")
     return values
 
 

@@ -9,7 +9,7 @@ tokens than this format uses.
 import json
 from collections.abc import Iterable
 
-from minidsv4.serve.checks import check_characters
+from minidsv4.serve.checks import check_characters, kind
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
@@ -39,7 +39,7 @@ def check_text(where: str, text: object, reserved: Iterable[str] = RESERVED) -> 
     raises    ValueError, which names the place and what stands there
     """
     if not isinstance(text, str):
-        raise ValueError(f"{where} is a {type(text).__name__}; give a str")
+        raise ValueError(f"{where} is {kind(text)}; give a str")
     check_characters(where, text)
     places = {text.find(marker): marker for marker in reserved if marker in text}
     if places:

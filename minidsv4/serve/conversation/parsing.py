@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from minidsv4.serve.checks import shown
+from minidsv4.serve.checks import kind, shown
 from minidsv4.serve.conversation.grammar import AFTER, BEGINNINGS, begins_marker, described
 from minidsv4.serve.conversation.markers import (
     END_CALLS,
@@ -116,7 +116,7 @@ class StreamParser:
             except UnicodeDecodeError as error:
                 raise ValueError(f"parse: character {self._end()}: {error.reason}; the bytes are no UTF-8") from None
         if not isinstance(piece, str):
-            raise ValueError(f"parse: text = {shown(piece)} is a {type(piece).__name__}; give a str or bytes")
+            raise ValueError(f"parse: text = {shown(piece)} is {kind(piece)}; give a str or bytes")
         if self._utf8.getstate()[0]:
             raise ValueError(f"parse: character {self._end()}: text follows within a character; give all of its bytes")
         return check_text(f"parse: the piece at character {self._end()}", piece, ())
