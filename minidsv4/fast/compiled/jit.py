@@ -1,5 +1,9 @@
 """The decorators under which plain loops become machine code; they need numba, as does every file that uses them."""
 
+import functools
+import hashlib
+from pathlib import Path
+
 import numba
 
 # Sums may be taken in any order, which lets them fill the processor's lanes; infinities and NaN keep their meaning.
@@ -27,8 +31,26 @@ def kept(function, **options):
         dispatcher = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written to
         return numba.njit(**options)(function)
+    know_the_folder(dispatcher, Path(function.__code__.co_filename).parent)
     forget_unreadable(dispatcher)
     return dispatcher
+
+
+def know_the_folder(dispatcher, folder: Path) -> None:
+    """Take kept machine code for old once any Python file of the folder has changed.
+
+    It holds that of the functions that it calls, and numba looks at the age of the caller's file alone.
+    """
+    kept = dispatcher._cache._cache_file
+    files = [(path, path.stat()) for path in sorted(folder.glob("*.py"))]
+    contents = [(path.name, digest(path, stat.st_mtime_ns, stat.st_size)) for path, stat in files]
+    kept._source_stamp = kept._source_stamp, contents
+
+
+@functools.cache
+def digest(path: Path, _changed: int, _size: int) -> str:
+    """The SHA-256 of a file, read anew where time or size are other ones: each function asks for the whole folder."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def forget_unreadable(dispatcher) -> None:

@@ -104,3 +104,36 @@ def test_machine_code_of_a_type_that_has_another_name_now_is_dropped(tmp_path):
     assert run(tmp_path).stdout == "3.5\n"
     done = run(tmp_path, "Couple")
     assert (done.stdout, done.stderr) == ("3.5\n", "")
+
+
+LEAF = """
+from minidsv4.fast.compiled.jit import compiled
+
+@compiled
+def leaf(a):
+    return a + 1
+"""
+CALLER = """
+from leaf_of_it import leaf
+from minidsv4.fast.compiled.jit import compiled
+
+@compiled
+def caller(a):
+    return leaf(a) + leaf(a)
+
+print(caller(10))
+"""
+
+
+def test_a_caller_is_compiled_anew_where_a_file_that_it_calls_into_has_changed(tmp_path, monkeypatch):
+    """Kind: machine code holds that of what it calls; it went on with the old one."""
+    monkeypatch.setitem(globals(), "PROGRAM", CALLER)
+    leaf = tmp_path / "leaf_of_it.py"
+    leaf.write_text(LEAF)
+    assert run(tmp_path).stdout == "22\n"
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")}
+    leaf.write_text(LEAF.replace("a + 1", "a + 100"))
+    assert kept and run(tmp_path).stdout == "220\n"
+    again = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")}
+    assert run(tmp_path).stdout == "220\n"
+    assert again == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")}, "kept where nothing changed"
