@@ -50,4 +50,5 @@ def any_waves(generator):
 
 def finished():
     """When the last wave is back."""
-    return Task([(([2, 2, 2], [3, 3, 3], [2, 2, 2]), 13), (([1, 5], [4, 1], [6, 1]), 12)], any_waves)
+    cases = [(([2, 2, 2], [3, 3, 3], [2, 2, 2]), 13), (([1, 5], [4, 1], [6, 1]), 12), (([0], [0], [0]), 0)]
+    return Task(cases, any_waves)

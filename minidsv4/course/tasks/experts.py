@@ -29,9 +29,11 @@ def drawn_visits(generator):
     """Fresh visits of 6 ids to 5 experts, and their steadiness."""
     visits = generator.integers(0, 9, size=(6, 5)).astype(float)
     visits[0] = 0
-    seen = [sorted(row) for row in visits if sum(row) >= 8]
+    fewest = int(visits[1:].sum(axis=1).max()) // 2
+    visits[1] = np.diff([0, 0, 1, 2, 3, fewest])  # an id that is seen just often enough
+    seen = [sorted(row) for row in visits if sum(row) >= fewest]
     wanted = np.mean([sum(row[-2:]) / sum(row) for row in seen])
-    return (visits, 2, 8), wanted
+    return (visits, 2, fewest), wanted
 
 
 def steadiness():
@@ -57,4 +59,5 @@ def steps_to_balance():
     """The steps until the load is even."""
     leaning = np.array([[0.5, 0.3], [0.5, 0.4], [0.5, 0.1], [0.5, 0.2]])
     cases = [((leaning, 1, 0.04, 1.0), 3), ((leaning, 1, 0.04, 1.5), 2), ((leaning, 2, 0.04, 1.0), 0)]
+    cases += [((leaning, 1, 0.0, 1.0), 200)]
     return Task(cases, drawn_lean)

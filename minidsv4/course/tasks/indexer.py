@@ -53,4 +53,5 @@ def needed():
     """How many picks hold a part of the attention."""
     score_C = np.array([1.0, 3.0, 0.0, 3.0])
     weight_C = np.array([1.0, 2.0, 4.0, 1.0])
-    return Task([((score_C, weight_C, 0.3), 2), ((score_C, weight_C, 0.6), 4)], any_query)
+    cases = [((score_C, weight_C, 0.3), 2), ((score_C, weight_C, 0.5), 3), ((score_C, weight_C, 0.6), 4)]
+    return Task(cases, any_query)

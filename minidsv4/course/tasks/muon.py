@@ -38,4 +38,7 @@ def any_schedule(generator):
 def reached_from():
     """The smallest singular value that arrives."""
     exact = muon.SCHEDULE[-2:]
-    return Task([(([], 0.5, 1.0), 500), ((exact, 0.9, 1.01), 312), ((exact, 0.2, 0.9), 1001)], any_schedule)
+    return Task(
+        [(([], 0.5, 1.0), 500), ((exact, 0.9, 1.01), 312), ((exact, 0.2, 0.9), 1001), ((muon.SCHEDULE, 0.99, 1.01), 1)],
+        any_schedule,
+    )

@@ -116,4 +116,5 @@ def drawn_goal(generator):
 def smallest_store():
     """The smallest store that finds enough."""
     texts = [[1, 1, 2, 2], [3, 3], [1, 1, 2, 2], [3, 3]]
-    return Task([((texts, 2, 0.5), 3), ((texts, 2, 0.1), 2), ((texts, 2, 0.9), None)], drawn_goal)
+    cases = [((texts, 2, 0.5), 3), ((texts, 2, 0.1), 2), ((texts, 2, 0.9), None), (([[1, 1], [1, 1]], 2, 0.5), 1)]
+    return Task(cases, drawn_goal)

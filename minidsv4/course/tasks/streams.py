@@ -58,4 +58,5 @@ def layers_to_forget():
     """The layers after which the streams are nearly alike."""
     halving = np.array([[0.75, 0.25], [0.25, 0.75]])
     streams = np.array([[4.0], [0.0]])
-    return Task([((halving, streams, 0.2), 3), ((halving, streams, 0.6), 1)], drawn_carry)
+    cases = [((halving, streams, 0.2), 3), ((halving, streams, 0.25), 3), ((halving, streams, 0.6), 1)]
+    return Task(cases, drawn_carry)

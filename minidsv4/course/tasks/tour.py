@@ -20,4 +20,4 @@ def any_layers(generator):
 
 def overtakes():
     """The number of tokens from which V4 keeps less."""
-    return Task([(([0, 4], 8, 1), 22), (([0], 4, 1), 5)], any_layers)
+    return Task([(([0, 4], 8, 1), 22), (([0], 4, 1), 5), (([0], 4, 2), 1)], any_layers)
