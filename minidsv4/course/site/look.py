@@ -1,7 +1,9 @@
 """What a reader would stumble over, looked for on every page of the site in a real browser."""
 
+import importlib
 from pathlib import Path
 
+from minidsv4.course.site import first
 from minidsv4.course.site.browser import Browser
 
 WIDTHS = (400, 1280)  # pixels: a telephone, a desk
@@ -83,7 +85,17 @@ def faults(site, program):
             for width in WIDTHS:
                 found += [f"{name} at {width} px{fault}" for fault in page_faults(browser, path, site, width)]
         found += search_faults(browser, site)
+        found += tool_faults(browser, site)
     return found
+
+
+def tool_faults(browser, site):
+    """What the microscope and the stepper do wrong under a reader's hands, as their own look.py finds it."""
+    for name, module in first.tools().items():
+        index = site / name / "index.html"
+        if index.exists():
+            own = importlib.import_module(f"{module.__name__}.look")
+            yield from (f"{name}: {fault}" for fault in own.faults(browser, index))
 
 
 def page_faults(browser, path, site, width):
