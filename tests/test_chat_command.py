@@ -113,6 +113,21 @@ def test_no_line_is_longer_than_the_terminal_is_wide(monkeypatch, width):
         assert width < 40 or "\n    indented  twice" in out.getvalue()
 
 
+@pytest.mark.parametrize("text", ["is '<｜end▁of▁sentence｜>' cannot stand here", "漢字 かな 漢字かな 漢字", "a\0b c"])
+def test_a_line_of_the_programs_own_counts_columns_and_not_characters(text):
+    for width in range(10, 50):
+        out = io.StringIO()
+        Screen(out, lambda width=width: width, False).line(text)
+        assert max(map(cells, out.getvalue().splitlines())) <= width
+        assert "".join(out.getvalue().split()) == harmless("".join(text.split()))
+
+
+def test_a_new_conversation_speaks_of_the_file_where_there_is_one(monkeypatch, tmp_path):
+    assert talked(monkeypatch, session_of(), "/new") == "A new conversation.\n\n"
+    shown = talked(monkeypatch, session_of(), "/new", file=tmp_path / "talk.json")
+    assert shown.startswith("A new conversation; the file is replaced after its first turn.\n")
+
+
 def test_a_word_that_fits_exactly_is_followed_by_the_next_line_at_its_beginning():
     out = io.StringIO()
     screen = Screen(out, lambda: 10, False)
@@ -195,8 +210,9 @@ def test_the_command_talks_with_the_model_of_a_folder(monkeypatch, capsys, tmp_p
 def test_without_a_folder_it_talks_with_the_shipped_model(monkeypatch, capsys):
     typed = iter(["/help", "sum 31415926", "/new", "/mode max", "sum 31415926"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed, None) or (_ for _ in ()).throw(EOFError))
-    assert main(["chat", "--temperature", "0"]) == 0
+    assert main(["chat"]) == 0  # the likeliest tokens, where no temperature is given
     said = capsys.readouterr().out
+    assert "This small model knows two tasks" in said
     assert "now none: none, high, max" in said  # the profile of its chat_texts.json
     assert said.count("answer:\n") == 2 and said.count("thinking:\n") == 1 and "no reply" not in said
 

@@ -43,5 +43,5 @@ def test_another_name_is_refused_and_the_known_ones_are_told():
 def test_chat_talks_with_the_shipped_model_where_none_is_named(monkeypatch, capsys):
     typed = iter(["sum 31415926"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed, None) or (_ for _ in ()).throw(EOFError))
-    assert main(["chat", "--mode", "high", "--temperature", "0"]) == 0
+    assert main(["chat", "--mode", "high"]) == 0
     assert "thinking:\n34894351\nanswer:\n1\n" in capsys.readouterr().out

@@ -19,6 +19,10 @@ from minidsv4.train.ship import SHIPPED_CHAT
 
 YOU = "you> "
 KINDS = {"reasoning": "thinking", "content": "answer"}  # of deltas, as the screen names them
+SHIPPED_KNOWS = (
+    "This small model knows two tasks, both modulo 10: sum 31415926 adds digits, run IHNTITHN follows instructions. "
+    "Type /mode high first, as without thinking it guesses, and /new before each question."
+)
 HELP = """/mode WORD  how to think, now {mode}: {modes}
 /tools on, /tools off  now {tools}: {names}
 /cache  its bytes, and what it saved
@@ -36,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=modes, help="how to think; none if neither given nor in the history")
     parser.add_argument("--tools", action="store_true", help="let the model call the calculator")
     parser.add_argument("--tokens", type=options.whole(1), default=512, help="of a reply, at most so many")
-    add_sampling_options(parser)
+    add_sampling_options(parser, temperature=0.0)  # a small model's unlikely tokens are mistakes
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -50,6 +54,8 @@ def main(arguments: argparse.Namespace) -> int:
         session.set_mode(arguments.mode)
     session.with_tools |= arguments.tools
     screen.line(f"/help lists the commands.{f' Resumed after {n_messages} messages.' if n_messages else ''}")
+    if arguments.model is None:
+        screen.line(SHIPPED_KNOWS)
     Chat(session, history, screen).run()
     return 0
 
@@ -172,7 +178,8 @@ class Chat:
     def new(self, _rest: str) -> None:
         """Forget the conversation."""
         self.session.clear()
-        self.screen.line("A new conversation; the file is replaced after its first turn.")
+        replaced = "; the file is replaced after its first turn" if self.history.path else ""
+        self.screen.line(f"A new conversation{replaced}.")
 
     def unknown(self, _rest: str) -> None:
         """What is said of any other command."""

@@ -122,10 +122,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fused", action="store_true", help="compiled decoding; needs numba, compiles the first time")
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """How a token is drawn: temperature, top-p, seed."""
-    temperature = options.checked(float, check_temperature)
-    parser.add_argument("--temperature", type=temperature, default=0.8, help="0: always the likeliest token")
+def add_sampling_options(parser: argparse.ArgumentParser, temperature: float = 0.8) -> None:
+    """How a token is drawn: temperature, which is the given one where the user names none, top-p, seed."""
+    says = f"0: always the likeliest token; {temperature} if not given"
+    parser.add_argument("--temperature", type=options.checked(float, check_temperature), default=temperature, help=says)
     top_p = options.checked(float, check_top_p)
     parser.add_argument("--top-p", type=top_p, default=1.0, help="sample among the likeliest tokens of this share")
     seed = options.checked(int, check_seed)

@@ -12,6 +12,7 @@ COLOURS = {"thinking": "2", "calls": "36", "gives": "36", "note": "33"}  # SGR n
 PLAIN_WIDTH = 0  # no line is broken: the output is no terminal
 _KEPT = "\n\u200c\u200d"  # line breaks, and what joins and parts letters
 _WIDE = "WF"  # East Asian widths of two columns
+FILLER = "\0"  # stands for the second column of a character while lines are measured; no harmless text holds it
 
 
 class Screen:
@@ -40,9 +41,9 @@ class Screen:
         """A line of the program's own, after whatever was being written; long ones are broken between words."""
         self.end()
         width = self.columns()
-        for part in text.split("\n"):
-            for broken in textwrap.wrap(part, width, subsequent_indent="  ") or [""] if width else [part]:
-                self.out.write(self._coloured(kind, harmless(broken)) + "\n")
+        for part in map(harmless, text.split("\n")):
+            for broken in wrapped(part, width) or [""] if width else [part]:
+                self.out.write(self._coloured(kind, broken) + "\n")
         self.out.flush()
 
     def piece(self, kind: str, text: str) -> None:
@@ -105,6 +106,12 @@ def cells(text: str) -> int:
         else 1 + (unicodedata.east_asian_width(character) in _WIDE)
         for character in text
     )
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """The lines of a harmless text that is broken between words, each of at most so many columns."""
+    spread = "".join(character + FILLER * (cells(character) - 1) for character in text)
+    return [line.replace(FILLER, "") for line in textwrap.wrap(spread, width, subsequent_indent="  ")]
 
 
 def harmless(text: str) -> str:
