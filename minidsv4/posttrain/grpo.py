@@ -30,12 +30,13 @@ SMALLEST_STD = 1e-6
 class Sampling:
     """What is written in a round, and how often it is learned from.
 
-    tasks       names of the tasks, in turn, in every mode
+    tasks       names of the tasks, in turn, in each of the modes
     n_problems  of a round
     group       replies to each problem
     n_tokens    most of a reply
     updates     steps of the optimizer on a round
     seed        of problems and replies
+    modes       in which the problems are given
     """
 
     tasks: tuple[str, ...]
@@ -44,6 +45,7 @@ class Sampling:
     n_tokens: int = 16
     updates: int = 2
     seed: int = 0
+    modes: tuple[str, ...] = MODES
 
     def __post_init__(self) -> None:
         for name in ("n_problems", "group", "n_tokens", "updates"):
@@ -53,7 +55,7 @@ class Sampling:
 
     def problems_of(self, number: int) -> list[Problem]:
         """The problems of a round, from 0: each as often as its group is large, groups in one piece, sorted by task."""
-        given = problems(f"round {self.seed} {number}", self.n_problems, self.tasks)
+        given = problems(f"round {self.seed} {number}", self.n_problems, self.tasks, self.modes)
         given.sort(key=lambda problem: self.tasks.index(problem.task))
         return [problem for problem in given for _ in range(self.group)]
 

@@ -15,7 +15,8 @@ class Writer:
     """Writes a round of replies, each up to EOS; with a folder a killed round goes on behind its last token.
 
     folder  gets a log a round; None keeps nothing
-    fused   decode in compiled loops; None where numba is there
+    fused   compiled loops in which each sum has one order, so that a round that goes on is the same, bit for bit; None
+            where numba is there
     """
 
     def __init__(self, folder: str | Path | None = None, fused: bool | None = None):
@@ -33,8 +34,9 @@ class Writer:
     ) -> list[list[int]]:
         """The replies of round `number`, one a prompt, each with random numbers of its own seed."""
         stop = Tokenizer.eos_id
+        loops = {"fused": self.fused, "invariant": self.fused}
         if self.folder is None:
-            return generate(model, prompts, n_tokens, temperature, seed=[*seeds], stop=stop, fused=self.fused)
+            return generate(model, prompts, n_tokens, temperature, seed=[*seeds], stop=stop, **loops)
         log = self.folder / f"round-{number:05}.log"
-        how = {"texts": len(prompts), "chunk": 2048, "fused": self.fused}
+        how = loops | {"texts": len(prompts), "chunk": 2048}
         return rollouts(model, prompts, n_tokens, log, temperature=temperature, seeds=seeds, stop=stop, **how)
