@@ -20,6 +20,12 @@ def test_learning_curves_have_a_column_a_task_and_a_line_a_mode():
         assert [line.get_ydata().tolist() for line in axes.get_lines()] == [[0] * 3, [1] * 3, [2] * 3]
 
 
+def test_learning_curves_have_no_line_for_a_mode_that_was_not_trained():
+    record = {"right, high": 0.5, "thought, high": 8.0}
+    figure = plots.learning_curves({"sum": [record] * 3}, "a title", 2)
+    assert [[line.get_label() for line in axes.get_lines()] for axes in figure.axes] == [["high"], ["high"]]
+
+
 def test_scores_are_bars_with_two_standard_deviations():
     found = {"sum": {"base": (0.3, 0.05), "mean": (0.6, 0.1)}, "run": {"base": (0.2, 0.0), "mean": (0.5, 0.0)}}
     (axes,) = plots.scores(found, {"base": "the base", "mean": "the mean"}, "a title").axes
@@ -29,12 +35,14 @@ def test_scores_are_bars_with_two_standard_deviations():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["the base", "the mean"]
 
 
-def test_thinking_is_a_line_a_model_and_a_mark_a_mode():
-    found = {"sum": {"base": dict(zip(MODES, [(0.1, 0), (0.3, 5), (0.4, 6)]))}}
-    (axes,) = plots.thinking(found, "a title").axes
-    line, *marks = axes.get_lines()
-    assert line.get_xdata().tolist() == [0, 5, 6] and line.get_ydata().tolist() == [0.1, 0.3, 0.4]
-    assert len(marks) == 3 and [text.get_text() for text in axes.texts] == [*MODES]
+def test_thinking_is_a_line_a_model_and_a_mark_for_the_mode_that_does_not_think():
+    found = {"sum": {"base": [0.1, 0.2, 0.4]}, "run": {"base": [0.0, 0.0, 0.3]}}
+    axes, other = plots.thinking(found, {"sum": {"base": 0.15}, "run": {"base": 0.05}}, "a title").axes
+    line, mark = axes.get_lines()
+    assert line.get_xdata().tolist() == [0, 1, 2] and line.get_ydata().tolist() == [0.1, 0.2, 0.4]
+    assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([0], [0.15])
+    assert [list(one.get_ydata()) for one in other.get_lines()] == [[0.0, 0.0, 0.3], [0.05]]
+    assert [one.get_title() for one in (axes, other)] == ["sum", "run"]
 
 
 def test_noise_marks_both_parts_of_both_estimates_a_mark_a_seed():

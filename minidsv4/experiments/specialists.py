@@ -1,10 +1,12 @@
 """An experiment: two specialists by GRPO from one base, and three ways to make one model of both.
 
-    python -m minidsv4.experiments.specialists FOLDER  train and measure all, keep it in assets/ (25 CPU minutes)
+    python -m minidsv4.experiments.specialists FOLDER  train and measure all, keep it in assets/ (an hour of one core)
 
 The ways: on-policy distillation from both, the mean of both models' weights, and GRPO on both tasks' rewards together,
-with as much computing as the specialists and the distillation took. Three seeds, of problems and of what is sampled;
-the base is the same. A killed run goes on when it is called again.
+with as much computing as the specialists and the distillation took, at two rates. Three seeds, of problems and of what
+is sampled; the base is the same. Besides, specialists that spend as many replies on fewer and larger rounds, all of
+them in modes that think. A killed run goes on when it is called again. A base that lies in FOLDER/base is not trained
+anew: the shipped one is `minidsv4/assets/specialists/base`.
 """
 
 import copy
@@ -12,22 +14,30 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from minidsv4.checkpoint import load, save
 from minidsv4.config import Config
+from minidsv4.experiments.specialist_scores import (
+    N_TOKENS,
+    TASKS,
+    THINKING,
+    Score,
+    by_length,
+    gradient_noise,
+    measure,
+)
 from minidsv4.files import atomic_file, atomic_folder
 from minidsv4.model.model import Model
-from minidsv4.posttrain.distill import ESTIMATES, Distillation, Teachers
+from minidsv4.posttrain.distill import Distillation, Teachers
 from minidsv4.posttrain.grpo import GRPO, Sampling
 from minidsv4.posttrain.imitation import Imitation
 from minidsv4.posttrain.objective import Objective
 from minidsv4.posttrain.run import LOG, PostTraining
-from minidsv4.posttrain.tasks import MODES, TEXTS, problems, verdict
+from minidsv4.posttrain.tasks import MODES, TEXTS
 from minidsv4.posttrain.tokens import VOCAB_SIZE, task_tokenizer
 from minidsv4.posttrain.writer import Writer
 from minidsv4.serve.chat_format import TEXTS_FILE
@@ -35,13 +45,12 @@ from minidsv4.train.recipe import Recipe
 from minidsv4.train.ship import POST_TRAINED, SHIPPED_CHAT, TOKENIZER
 
 SEEDS = (0, 1, 2)
-TASKS = ("sum", "run")
 BASE_STEPS, BASE_BATCH, BASE_RATE = 1000, 64, 0.02
 ROUNDS, STUDENT_ROUNDS, MIXED_ROUNDS = 40, 40, 102  # the last: (2 x 40 x 9 + 40 x 5) / 9, in passes
-GRPO_RATE, STUDENT_RATE = 0.008, 0.008
-N_TOKENS = 16  # most of a reply: 8 states, two markers, the answer, and some to spare
+SPECIALIST_RATE, STUDENT_RATE = 0.008, 0.008
+SLOWER_RATE = 0.004  # of a second mixture: at the specialists' rate that of seed 0 diverged
+LARGE_ROUNDS, LARGE_PROBLEMS = 30, 8  # 30 x 8 = 40 x 6 problems, with as many replies to each
 FILE = Path(__file__).resolve().parents[1] / "assets" / "specialists.json"
-MEASURED = 120  # problems of each task and mode, which nobody learned from
 
 
 def small_config() -> Config:
@@ -61,36 +70,40 @@ def recipe(steps: int, rate: float, **changes: object) -> Recipe:
 
 
 def base(folder: Path) -> Model:
-    """The model that imitates many writers, in all modes."""
-    torch.manual_seed(0)
-    policy = Model(small_config())
-    objective = Imitation(policy, task_tokenizer(), TASKS, BASE_BATCH, seed=0)
-    taught = recipe(BASE_STEPS, BASE_RATE, warm_up=30, decay=0.5, weight_decay=0.01, balance_speed=0.003)
-    return trained(objective, taught, folder / "base", {"kind": "base"}, every=100)
+    """The model that imitates many writers, in all modes, rounded to BF16 as it ships; one that is there is read."""
+    if not (folder / "base" / "config.json").is_file():
+        torch.manual_seed(0)
+        objective = Imitation(Model(small_config()), task_tokenizer(), TASKS, BASE_BATCH, seed=0)
+        taught = recipe(BASE_STEPS, BASE_RATE, warm_up=30, decay=0.5, weight_decay=0.01, balance_speed=0.003)
+        trained(objective, taught, folder / "base", {"kind": "base"}, every=100)
+    return load(folder / "base").bfloat16().float().eval()
 
 
 def trained(objective: Objective, taught: Recipe, folder: Path, about: dict, every: int = 10) -> Model:
-    """The policy of a run, learned to its end; a run that ended long ago is read."""
-    PostTraining(objective, taught, folder, about, every).run()
+    """The policy of a run, learned to its end; a run that ended long ago is read.
+
+    raises  KeyboardInterrupt where Ctrl-C ended it before
+    """
+    if not PostTraining(objective, taught, folder, about, every).run():
+        raise KeyboardInterrupt
     return objective.policy.eval()
 
 
-def specialist(start: Model, folder: Path, tasks: Sequence[str], seed: int, rounds: int = ROUNDS) -> Model:
-    """A policy by GRPO from the base, on the rewards of one task, or of several."""
-    sampling = Sampling(tuple(tasks), n_tokens=N_TOKENS, seed=seed)
+def specialist(start: Model, folder: Path, sampling: Sampling, rounds: int, rate: float) -> Model:
+    """A policy by GRPO from the base, on the rewards of what is sampled."""
     write = Writer(folder / "rollouts")
     objective = GRPO(copy.deepcopy(start).requires_grad_(True), start, task_tokenizer(), sampling, write)
-    about = {"kind": "GRPO", "tasks": list(tasks), "seed": seed, "fused": write.fused}
-    return trained(objective, recipe(rounds * sampling.updates, GRPO_RATE), folder, about)
+    about = {"kind": "GRPO", "tasks": list(sampling.tasks), "seed": sampling.seed, "fused": write.fused}
+    return trained(objective, recipe(rounds * sampling.updates, rate), folder, about)
 
 
-def student(start: Model, teachers: dict[str, Model], folder: Path, seed: int, estimate: str = "full") -> Model:
+def student(start: Model, teachers: dict[str, Model], folder: Path, seed: int) -> Model:
     """A policy by distillation, from the base, of both specialists."""
     sampling = Sampling(tuple(teachers), n_problems=48, group=1, n_tokens=N_TOKENS, updates=1, seed=100 + seed)
     write = Writer(folder / "rollouts")
     policy = copy.deepcopy(start).requires_grad_(True)
-    objective = Distillation(policy, Teachers(teachers), task_tokenizer(), sampling, write, estimate=estimate)
-    about = {"kind": "distillation", "estimate": estimate, "seed": seed, "fused": write.fused}
+    objective = Distillation(policy, Teachers(teachers), task_tokenizer(), sampling, write)
+    about = {"kind": "distillation", "seed": seed, "fused": write.fused}
     return trained(objective, recipe(STUDENT_ROUNDS, STUDENT_RATE), folder, about)
 
 
@@ -105,78 +118,39 @@ def averaged(models: Sequence[Model]) -> Model:
     return mean
 
 
-class Score(NamedTuple):
-    """Share of right answers, and mean characters of thinking."""
-
-    right: float
-    thought: float
-
-
-@torch.no_grad()
-def measure(model: Model, n: int = MEASURED, seed: int = 0, temperature: float = 1.0) -> dict[str, dict[str, Score]]:
-    """How a model answers problems that nobody learned from: {task: {mode: Score}}."""
-    tokenizer, write, found = task_tokenizer(), Writer(), {}
-    for task in TASKS:
-        found[task] = {}
-        for mode in MODES:
-            given = problems(f"unseen {seed}", n, [task], [mode])
-            prompts = [tokenizer.encode_marked(problem.prompt()) for problem in given]
-            replies = write(model, prompts, N_TOKENS, range(n), temperature=temperature)
-            verdicts = [verdict(p, tokenizer.decode_marked(reply)) for p, reply in zip(given, replies)]
-            found[task][mode] = Score(sum(v.right for v in verdicts) / n, sum(v.n_thought for v in verdicts) / n)
-    return found
-
-
-# --- how noisy a gradient is ---
-
-
-def gradient(objective: Distillation) -> Tensor:
-    """The gradient of the objective on the round it holds, all parameters that have one end to end."""
-    objective.zero_grad(set_to_none=True)
-    batch = objective.round.rows.batch()
-    objective.loss(*batch, mtp_weight=0.0).total.backward()
-    return torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None])
-
-
-def gradient_noise(start: Model, teachers: dict[str, Model], n_rounds: int = 24, n_replies: int = 24) -> dict:
-    """How the gradients of both estimates scatter over rounds, on the same replies.
-
-    returns  {estimate: {"signal": |mean|^2, "noise": mean |gradient - mean|^2 of a round}}, unbiased both
-    """
-    sampling = Sampling(tuple(teachers), n_problems=n_replies, group=1, n_tokens=N_TOKENS, updates=1, seed=7)
-    objective = Distillation(
-        copy.deepcopy(start).requires_grad_(True), Teachers(teachers), task_tokenizer(), sampling, Writer()
-    )
-    found: dict[str, list[Tensor]] = {estimate: [] for estimate in ESTIMATES}
-    for number in range(n_rounds):
-        objective.batch_at(number)
-        for objective.estimate in ESTIMATES:
-            found[objective.estimate].append(gradient(objective))
-    return {estimate: scatter(torch.stack(gradients).double()) for estimate, gradients in found.items()}
-
-
-def scatter(gradients: Tensor) -> dict[str, float]:
-    """Squared length of the mean of some gradients, one a row, and their mean squared distance from it; unbiased."""
-    n = len(gradients)
-    noise = gradients.var(dim=0, correction=1).sum().item()
-    return {"signal": gradients.mean(dim=0).square().sum().item() - noise / n, "noise": noise}
-
-
-# --- all of it ---
-
-
 def run(seed: int, folder: Path) -> dict:
-    """One seed of everything: scores of base, specialists, student, mean and mixture, and what a step takes."""
-    start = base(folder)
-    teachers = {task: specialist(start, folder / f"{task}-{seed}", [task], seed) for task in TASKS}
+    """One seed of everything: scores of base, specialists, student, mean and mixtures, and what a step takes."""
+    start, usual = base(folder), Sampling(TASKS, n_tokens=N_TOKENS, seed=seed)
+    teachers = {}
+    for task in TASKS:
+        own = replace(usual, tasks=(task,))
+        teachers[task] = specialist(start, folder / f"{task}-{seed}", own, ROUNDS, SPECIALIST_RATE)
     models = {"base": start} | teachers
     models["student"] = student(start, teachers, folder / f"student-{seed}", seed)
     models["mean"] = averaged([*teachers.values()])
-    models["mixed"] = specialist(start, folder / f"mixed-{seed}", TASKS, seed, MIXED_ROUNDS)
-    sampled = {name: measure(model, seed=seed) for name, model in models.items()}
-    greedy = {name: measure(models[name], seed=seed, temperature=0.0) for name in ("base", "student")}
-    noise = {name: gradient_noise(models[name], teachers) for name in ("base", "student")}
-    return {"sampled": sampled, "greedy": greedy, "noise": noise}
+    models["mixed"] = specialist(start, folder / f"mixed-{seed}", usual, MIXED_ROUNDS, SPECIALIST_RATE)
+    sampled = {name: measure(model, MODES, seed=seed) for name, model in models.items()}
+    compared = {name: models[name] for name in ("base", "student")}
+    greedy = {name: measure(model, MODES, seed=seed, temperature=0.0) for name, model in compared.items()}
+    noise = {name: gradient_noise(model, teachers) for name, model in compared.items()}
+    slower = measure(specialist(start, folder / f"slower-{seed}", usual, MIXED_ROUNDS, SLOWER_RATE), seed=seed)
+    found = {"sampled": sampled, "greedy": greedy, "noise": noise, "slower": mean_right(slower)}
+    return found | {"larger": larger(seed, folder), "lengths": by_length(start, seed)}
+
+
+def mean_right(scores: dict[str, dict[str, Score]]) -> dict[str, float]:
+    """Share of right answers to each task, the mean of the modes that think."""
+    return {task: sum(by_mode[mode].right for mode in THINKING) / len(THINKING) for task, by_mode in scores.items()}
+
+
+def larger(seed: int, folder: Path) -> dict:
+    """Scores of specialists by larger rounds, only of modes that think: {task: what `measure` gives}."""
+    found = {}
+    for task in TASKS:
+        sampling = Sampling((task,), LARGE_PROBLEMS, n_tokens=N_TOKENS, seed=seed, modes=THINKING)
+        model = specialist(base(folder), folder / f"{task}-large-{seed}", sampling, LARGE_ROUNDS, SPECIALIST_RATE)
+        found[task] = measure(model, seed=seed)
+    return found
 
 
 def ship(folder: Path) -> None:
@@ -189,7 +163,8 @@ def ship(folder: Path) -> None:
             task_tokenizer().save(scratch / TOKENIZER)  # first, so that the checksums cover it
             save(load(folder / name).bfloat16(), scratch)
             (scratch / TEXTS_FILE).write_text(json.dumps(vars(TEXTS), indent=1) + "\n", encoding="utf-8")
-        shutil.copy(folder / name / LOG, POST_TRAINED / f"{name.removesuffix('-0')}.log.jsonl")
+        if (folder / name / LOG).is_file():  # not beside a base that was put there
+            shutil.copy(folder / name / LOG, POST_TRAINED / f"{name.removesuffix('-0')}.log.jsonl")
 
 
 def measured() -> list[dict]:

@@ -53,7 +53,7 @@ def distillation_shapes():
 def learning_curves(logs, title, span):
     """Right answers and characters of thinking over the rounds of GRPO, mode by mode; a column a specialist.
 
-    logs     {task: records as `train.log.read_log` gives them}
+    logs     {task: records as `train.log.read_log` gives them}; a mode that they lack has no line
     span     rounds that a line is the mean of, the last ones up to each
     returns  a matplotlib Figure
     """
@@ -62,6 +62,8 @@ def learning_curves(logs, title, span):
     for (task, records), (upper, lower) in zip(logs.items(), panels.T):
         for mode, (colour, _, line) in LOOKS.items():
             look = {"color": COLOURS[colour], "linestyle": line}
+            if f"right, {mode}" not in records[0]:
+                continue
             for axes, part in ((upper, "right"), (lower, "thought")):
                 values = running_mean([record[f"{part}, {mode}"] for record in records], span)
                 axes.plot(np.arange(1, len(values) + 1), values, **look, label=mode)
@@ -100,28 +102,24 @@ def scores(found, names, title):
     return figure
 
 
-def thinking(found, title):
-    """Right answers against characters of thinking, mode by mode, a line a model; a column a task.
+def thinking(found, none, title):
+    """Right answers where thinking is cut after so many characters, a line a model; a column a task.
 
-    found    {task: {model: {mode: (right, thought)}}}
+    found    {task: {model: shares of right answers after 0, 1, 2, ... characters}}
+    none     {task: {model: share in the mode that does not think}}
     returns  a matplotlib Figure
     """
     figure = Figure(figsize=(6.0, 3.0))
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for axes, (task, by_model) in zip(panels, found.items()):
-        for (model, by_mode), (colour, line) in zip(by_model.items(), (("masked", ":"), ("key", "-"))):
-            right, thought = np.array(list(by_mode.values())).T
-            axes.plot(thought, right, linestyle=line, color=COLOURS[colour], label=model)
-            for mode, (own, length) in by_mode.items():
-                axes.plot(length, own, LOOKS[mode][1], color=COLOURS[colour])
-                if mode == "none" and model != next(iter(by_model)):
-                    continue  # all models begin at the same point
-                place = (-26, 6) if mode == "high" else (6, -10)
-                axes.annotate(mode, (length, own), place, textcoords="offset points", fontsize=8)
-        axes.set(xlabel="thinking, characters", xlim=(-0.5, 9.5), ylim=(0, 1.05))
+        for (model, right), (colour, line) in zip(by_model.items(), (("masked", ":"), ("key", "-"))):
+            axes.plot(range(len(right)), right, line, marker=".", color=COLOURS[colour], label=f"{model}, cut")
+            look = {"color": COLOURS[colour], "markerfacecolor": "none", "label": f"{model}, mode none"}
+            axes.plot([0], [none[task][model]], LOOKS["none"][1], **look)
+        axes.set(xlabel="thinking, characters", xlim=(-0.5, 8.5), ylim=(0, 1.05))
         axes.set_title(task, fontweight="normal")
     panels[0].set_ylabel("right answers, share")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(title, **HEADING)
     return figure
 
