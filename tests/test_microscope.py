@@ -190,6 +190,12 @@ def test_programs_of_the_texts_print_what_the_texts_say():
         assert printed.getvalue().splitlines() == re.findall(r"^#> (.*)$", sample.text, re.MULTILINE)
 
 
+def test_a_word_that_the_reader_is_asked_to_click_stands_in_the_text():
+    asked = [(sample.text, word) for sample in SAMPLES for word in re.findall(r"`([^`]+)`", sample.look)]
+    assert len(asked) > 5
+    assert [word for text, word in asked if word not in text] == []
+
+
 def test_the_bug_is_one_word_and_a_program_that_fails():
     texts = {sample.name: sample.text for sample in SAMPLES}
     pairs = zip(texts["function"].split(), texts["bug"].split(), strict=True)

@@ -39,7 +39,7 @@ print(factorial(5))
     Sample(
         "bug",
         "the same function with a bug",
-        "Colour the text by loss: does the wrong variable in line 4 cost more than the right one did above?",
+        "Colour the text by loss: does `print` in line 4 cost more than `n` costs there in the function without the bug?",
         """def factorial(n):
     result = 1
     while n > 1:
@@ -103,7 +103,7 @@ print(code("red"))
     Sample(
         "imports",
         "imports and a path",
-        "Click `path` in the last line: do the heads find the argument of that name?",
+        "Click the last `path`: do the heads find the argument of that name?",
         """import json
 import os
 from pathlib import Path
@@ -149,7 +149,7 @@ print(limit)
     Sample(
         "repeat",
         "the same line again and again",
-        "Colour the text by loss: which token of the line stays dear, however often it came before?",
+        "Colour the text by loss: which token of the line grows dearer, and what does the model expect in its place?",
         "print(x)\n" * 14,
     ),
     Sample(
@@ -180,7 +180,7 @@ print([grade(max(p, (p + 5) // 2)) for p in (95, 83, 71, 12)])
     Sample(
         "noise",
         "letters by chance",
-        "Where nothing can be guessed: how does the share of the sink compare with that in real code?",
+        "Where nothing can be guessed: how does the share of the sink in layer 4 compare with that in real code?",
         "qz7 kfw0 x9pj vtb lmr2 hcd8 q1s yng5 zzk w3e oab6 rt4u\n",
     ),
     Sample(
