@@ -39,7 +39,7 @@ print(factorial(5))
     Sample(
         "bug",
         "the same function with a bug",
-        "Colour the text by loss: does `print` in line 4 cost more than `n` costs there in the function without the bug?",
+        "Colour the text by loss: does `print` in line 4 cost more than `n` costs there without the bug?",
         """def factorial(n):
     result = 1
     while n > 1:
