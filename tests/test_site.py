@@ -1,4 +1,4 @@
-"""The course as static pages: built from two small notebooks, its links followed, its sliders' pictures drawn ahead."""
+"""The course as static pages: built from two small notebooks, its links followed, its pictures drawn ahead."""
 
 import json
 import re

@@ -1,8 +1,8 @@
 """All pictures that a slider can show, drawn ahead for pages that have no kernel behind them.
 
 The site's builder runs a notebook with the variable FRAMES set to a folder. Each `show.explore` then leaves there one
-file NN.json (NN counts the calls from 00) and its pictures, and shows what it always shows in a checked run. USES names
-the files of the package that the run has imported by then, with their hashes.
+file NN.json (NN counts the calls from 00) and its pictures, and shows what it always shows in a checked run. The file
+USES has the names and hashes of the package's files that the run has imported by then.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ FRAMES = "MINIDSV4_FRAMES"  # set by the site's builder: the folder to write to
 USES = "uses.txt"
 PACKAGE = Path(__file__).resolve().parents[1]
 _calls = itertools.count()  # a kernel runs one notebook
-MOST_FRAMES = 320  # pictures of one show.explore
+MOST_FRAMES = 256  # pictures of one show.explore
 MOST_BYTES = 6_000_000  # bytes of their files
 
 
@@ -52,18 +52,24 @@ def thinned(ranges, start, most=MOST_FRAMES):
 
     ranges   name = list of values
     start    name = the value that stays, as both ends do
-    most     largest product of the lengths, 2 to the power of the number of ranges or more
-    returns  name = list of values; the longest list loses every second value until all fit
+    most     largest product of the lengths; more where ends and starts alone are more
+    returns  name = list of values; the longest list, first of numbers, loses every second value until all fit
     """
     ranges = dict(ranges)
     while math.prod(map(len, ranges.values())) > most:
-        name = max(ranges, key=lambda name: len(ranges[name]))
-        values = ranges[name]
-        kept = {*range(0, len(values), 2), len(values) - 1, values.index(start[name])}
-        if len(kept) == len(values):
+        fewer = {name: _every_second(values, start[name]) for name, values in ranges.items()}
+        shrinks = [name for name in ranges if len(fewer[name]) < len(ranges[name])]
+        if not shrinks:
             break
-        ranges[name] = [values[place] for place in sorted(kept)]
+        longest = max(shrinks, key=lambda name: (not isinstance(start[name], str), len(ranges[name])))
+        ranges[longest] = fewer[longest]
     return ranges
+
+
+def _every_second(values, start):
+    """Every second value, the last one and the start."""
+    kept = {*range(0, len(values), 2), len(values) - 1, values.index(start)}
+    return [values[place] for place in sorted(kept)]
 
 
 def write_frames(folder, draw, ranges, start, labels):
@@ -104,7 +110,7 @@ def _frame(folder, draw, values):
     picture = _as_if_alone(draw, values)
     data, facts = picture._repr_png_()
     stream = io.BytesIO()
-    read_image(io.BytesIO(data)).convert("RGB").save(stream, format="webp", lossless=True)
+    read_image(io.BytesIO(data)).convert("RGB").save(stream, format="webp", lossless=True, method=2)
     file = f"{hashlib.sha256(stream.getvalue()).hexdigest()[:16]}.webp"
     (folder / file).write_bytes(stream.getvalue())
     return {"file": file, "alt": facts["alt"], "width": facts["width"], "height": facts["height"]}

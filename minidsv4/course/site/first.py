@@ -13,7 +13,7 @@ from minidsv4.course.tables import Table
 TOOLS = {
     "microscope": (
         "The microscope",
-        "The shipped model reads a dozen short texts, and you look inside: choose a text, a token, a layer and a head, "
+        "The shipped model reads a dozen short texts, and you look inside: choose a text, a token, a layer, a head, "
         "and see what was read, what the indexer picked, which experts worked and how the streams were mixed.",
     ),
     "stepper": (

@@ -55,6 +55,10 @@ ANSWER = """(question) => {
     question.querySelector(".answers form").requestSubmit();
   }
 }"""
+HIDES = """(() => {
+  const nodes = [...document.querySelectorAll(".behind")];
+  return nodes.length > 0 && nodes.every((node) => !node.checkVisibility());
+})()"""
 SHOW_ALL = "document.querySelector('.curtain button')?.click()"
 CONTROLS = "document.querySelectorAll('.controls input, .controls select')"
 FOCUS = """(control) => {
@@ -163,7 +167,7 @@ def question_faults(browser):
     n_questions = browser.run("document.querySelectorAll('div.predict').length")
     for place in range(n_questions):
         question = f"document.querySelectorAll('div.predict')[{place}]"
-        if browser.run(f"!{question}.querySelector('.curtain')"):
+        if browser.run(f"!{question}.querySelector('.curtain') || !({HIDES})"):
             yield f"question {place + 1} does not hide what follows"
         if browser.run(f"!{question}.checkVisibility() || !{question}.querySelector('.answers')"):
             yield f"question {place + 1} cannot be answered"

@@ -114,6 +114,9 @@ function behind(question) {
 }
 
 function hideBehind() {
+  questions.forEach((asked) => {
+    asked.question.querySelector("details").hidden = !asked.answered && !remembered(WHOLE);
+  });
   document.querySelectorAll(".behind").forEach((node) => node.classList.remove("behind"));
   questions.forEach((asked) => asked.curtain.remove());
   const open = remembered(WHOLE) ? undefined : questions.find((asked) => !asked.answered);
