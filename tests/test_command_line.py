@@ -300,6 +300,7 @@ def test_200_lines_of_any_words_are_done_or_refused_in_a_sentence(tmp_path, monk
         ("minidsv4.cost.ranks", "strategies"),
         ("minidsv4.train.mint", "draw"),
         ("minidsv4.course.vectors.command", "write"),
+        ("minidsv4.experiments.needle", "load_needle"),
         ("minidsv4.bench.report", "machine"),
     ):
         monkeypatch.setattr(f"{place}.{name}", stop)
