@@ -2,8 +2,8 @@
 
 Modules by subject: `style`, `model_map`, `tour` (00), `attention` (01, 04, lineage), `compression` (02, 03, 05),
 `selection` (03), `streams` (06), `experts` (07), `speculation` (08), `training` (09, 10), `lowbit` (11), `cost` (12),
-`parallel` (13), `context` (14), `serving` (16), `chat` (17), `posttrain` (18), `released` (20), `bench`, `build`
-(the track); `shapes` draws a mechanism.
+`parallel` (13), `context` (14), `needles` (15), `serving` (16), `chat` (17), `posttrain` (18), `released` (20),
+`bench`, `build` (the track); `shapes` draws a mechanism.
 """
 
 from minidsv4.course.plots.attention import (
@@ -52,6 +52,13 @@ from minidsv4.course.plots.lowbit import (
     survivors,
 )
 from minidsv4.course.plots.model_map import PARTS, map_of_model
+from minidsv4.course.plots.needles import (
+    cost_by_length,
+    found_by_choice,
+    found_by_depth,
+    question_shapes,
+    scores_of_entries,
+)
 from minidsv4.course.plots.parallel import (
     expert_parallel_shapes,
     gain_by_batch,
@@ -116,6 +123,7 @@ __all__ = [
     "compressor_shapes",
     "cone",
     "conversation_strips",
+    "cost_by_length",
     "cost_of_rounding",
     "cut_row",
     "device_time",
@@ -128,6 +136,8 @@ __all__ = [
     "expert_layer_shapes",
     "expert_parallel_shapes",
     "experts_by_kind",
+    "found_by_choice",
+    "found_by_depth",
     "found_needles",
     "gain_by_batch",
     "gantt",
@@ -160,6 +170,7 @@ __all__ = [
     "planted_recall",
     "pooled_tokens",
     "pulse",
+    "question_shapes",
     "race",
     "ratios_by_assumption",
     "reach",
@@ -171,6 +182,7 @@ __all__ = [
     "score_by_distance",
     "score_functions",
     "scores",
+    "scores_of_entries",
     "sent_by_ranks",
     "shapes",
     "shares_of_attention",
