@@ -259,6 +259,13 @@ def test_what_a_browser_tells_of_errors_and_requests_is_a_fault(method, params, 
     assert list(look.event_faults([GOOD, {"method": method, "params": params}], ROOT)) == ([fault] if fault else [])
 
 
+def test_a_link_to_a_file_that_is_not_there_is_dead(tmp_path):
+    (tmp_path / "a b.html").write_text("")
+    there, gone = (tmp_path / "a b.html").as_uri(), (tmp_path / "gone.html").as_uri()
+    found = list(look.dead_links([f"{there}#part", gone, gone, "https://example.org/x"]))
+    assert found == [f"a link leads to no file: {gone}"]
+
+
 def test_without_a_browser_the_command_says_that_the_look_was_left_out(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(browser, "find", lambda: None)
     assert command.look_at(tmp_path) == []

@@ -1,6 +1,6 @@
 """What the microscope does under a reader's hands, looked for in a real browser."""
 
-from minidsv4.course.site.look import event_faults
+from minidsv4.course.site.look import dead_links, event_faults
 
 KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowDown": 40, "ArrowUp": 38, "]": 221, "[": 219, ".": 190, ",": 188}
 START = "#text=function&token=30&layer=1&head=mean"
@@ -17,6 +17,7 @@ PRESSED = (  # a key, and the address to which it leads from START
 )
 EVERY_TEXT = """(async () => {
   const wrong = [];
+  const links = new Set();
   for (const { name } of window.MICROSCOPE.texts) {
     const place = window.MICROSCOPE.texts.findIndex((text) => text.name === name);
     for (const layer of [place % 6, (place + 3) % 6]) {
@@ -27,9 +28,10 @@ EVERY_TEXT = """(async () => {
       while (!there() && performance.now() < end) await new Promise((done) => setTimeout(done, 5));
       const cards = [...document.querySelectorAll("main section")].filter((card) => !card.childElementCount);
       if (!there() || cards.length) wrong.push(`text ${name}, layer ${layer} cannot be shown`);
+      for (const { href } of document.links) links.add(href);
     }
   }
-  return wrong;
+  return [wrong, [...links]];
 })()"""
 
 
@@ -79,5 +81,7 @@ def _text(browser):
 
 
 def _views(browser):
-    """Sentences on texts and layers that cannot be shown."""
-    yield from browser.run(EVERY_TEXT)
+    """Sentences on texts and layers that cannot be shown, and on links on them that lead to no page."""
+    wrong, links = browser.run(EVERY_TEXT)
+    yield from wrong
+    yield from dead_links(links)

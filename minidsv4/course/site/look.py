@@ -2,6 +2,8 @@
 
 import importlib
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from minidsv4.course.site import first
 from minidsv4.course.site.browser import Browser
@@ -117,6 +119,14 @@ def page_faults(browser, path, site, width):
         for words in browser.run(PALE):
             yield f", {scheme}: {words}"
     yield from (f": {fault}" for fault in event_faults(browser.events, site.as_uri()))
+
+
+def dead_links(addresses):
+    """Those addresses of files that lead to no file, a sentence each."""
+    for address in sorted(set(addresses)):
+        parts = urlsplit(address)
+        if parts.scheme == "file" and not Path(url2pathname(parts.path)).is_file():
+            yield f"a link leads to no file: {address}"
 
 
 def event_faults(events, root):

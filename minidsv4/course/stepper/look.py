@@ -1,6 +1,6 @@
 """What the stepper does under a reader's hands, looked for in a real browser."""
 
-from minidsv4.course.site.look import event_faults
+from minidsv4.course.site.look import dead_links, event_faults
 
 COUNT = "document.getElementById('count').textContent"
 DEPTH = "walk.calls[walk.steps[walk.here()].call].depth"
@@ -11,6 +11,8 @@ EVERY_29TH_STEP = """[...walk.steps.keys()].filter((step) => step % 29 === 0 || 
   const isRight = lit && Number(lit.dataset.line) === walk.steps[step].line;
   return isRight ? "" : `at step ${step + 1} the lit line is not the step's`;
 }).filter(Boolean)"""
+EVERY_LINK = """[...document.links].map((link) => link.href).concat(Object.values(STEPPER.functions)
+  .map(({ notebook }) => new URL(`${STEPPER.notebooks}/${notebook}.html`, location).href))"""
 PRESSED = (  # a key, and the step at which the reader then stands, from the first one on
     ("ArrowRight", 2),
     ("ArrowRight", 3),
@@ -25,7 +27,7 @@ def faults(browser, index):
     browser  a Browser of minidsv4.course.site.browser
     index    path of the page's index.html
     """
-    for part in (_keys, _over_and_out, _everywhere, _address):
+    for part in (_keys, _over_and_out, _everywhere, _links, _address):
         browser.load(index.as_uri(), 1280)
         if browser.run("typeof page === 'undefined'"):
             yield "the page does not begin"
@@ -56,6 +58,11 @@ def _over_and_out(browser, index):
 def _everywhere(browser, index):
     """Sentences on steps that cannot be drawn, and on a lit line that is not the step's."""
     yield from browser.run(EVERY_29TH_STEP)
+
+
+def _links(browser, index):
+    """Sentences on links to notebooks that are not there, of whatever function."""
+    yield from dead_links(browser.run(EVERY_LINK))
 
 
 def _address(browser, index):
