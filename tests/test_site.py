@@ -8,6 +8,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from nbclient.exceptions import CellExecutionError
 from nbformat import v4
 
 from minidsv4.course import frames, notebooks, questions
@@ -151,6 +152,27 @@ def test_a_notebook_is_drawn_again_where_a_file_that_it_imported_has_changed(sit
     uses.write_text(told.replace(told[:64], "0" * 64), encoding="utf-8")
     assert not redraw._is_current(uses.parent)
     uses.write_text(told, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (
+            CellExecutionError("Traceback\nZeroDivisionError: by zero", "", ""),
+            "CellExecutionError: ZeroDivisionError: by zero",
+        ),
+        (None, "ValueError: 1 cells have a show.explore, it was called 0 times; it should be once a cell"),
+    ],
+)
+def test_a_notebook_that_cannot_be_drawn_is_a_fault_and_its_pictures_stand_still(error, fault, tmp_path, monkeypatch):
+    def run(*_, **__):
+        if error:
+            raise error
+
+    monkeypatch.setattr(redraw, "run", run)
+    notebook = v4.new_notebook(cells=[v4.new_code_cell("show.explore(draw)")])
+    found = redraw.redraw({tmp_path / "07_x.ipynb": notebook}, tmp_path / "kept", 1, say=list)
+    assert found == ({}, [f"07_x: its pictures stand still. {fault}"])
 
 
 def test_a_question_of_the_site_says_what_is_right_and_does_not_show_its_source(site):

@@ -28,12 +28,12 @@ def build(folder=notebooks.FOLDER, site=SITE, work=WORK, frames=True, tools=None
     frames   False leaves every picture still
     tools    name of a page in first.TOOLS = a module with write_site(folder, address of the pages); none means all
     say      called with a sentence before what takes long
-    returns  Sphinx's warnings, a line each; none for a sound site
-    raises   ValueError for a folder without an index; what redraw.redraw raises
+    returns  a sentence for each notebook whose pictures stand still, and Sphinx's warnings; none for a sound site
+    raises   ValueError for a folder without an index
     """
     tools = first.tools() if tools is None else tools
     read = {path: nbformat.read(path, as_version=4) for path in _paths(folder)}
-    moving = redraw.redraw(read, work / "frames", _jobs(), say) if frames else {}
+    moving, faults = redraw.redraw(read, work / "frames", _jobs(), say) if frames else ({}, [])
     pictures = {}
     texts = {}
     for path, notebook in read.items():
@@ -48,7 +48,7 @@ def build(folder=notebooks.FOLDER, site=SITE, work=WORK, frames=True, tools=None
     for name, module in tools.items():
         say(f"{name}: writing its pages")
         module.write_site(site / name, "..")
-    return warnings
+    return faults + warnings
 
 
 def _paths(folder):

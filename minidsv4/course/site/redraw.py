@@ -4,12 +4,15 @@ A run is kept until its cells, a file of the package that it imported, the shipp
 so a site that is built a second time runs nothing.
 """
 
+import copy
 import functools
 import hashlib
 import importlib.metadata
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from minidsv4.course.frames import FRAMES, PACKAGE, USES, file_line
 from minidsv4.course.notebooks import run
@@ -27,21 +30,33 @@ def redraw(notebooks, cache, jobs, say=print):
     cache      folder in which runs are kept
     jobs       how many notebooks run at a time
     say        called with a sentence before each run
-    returns    path = count of a cell = its frames; their pictures lie in folder_of(notebook, cache)
-    raises     nbclient's CellExecutionError; ValueError where the pictures are not the stored ones
+    returns    path = count of a cell = its frames, whose pictures lie in folder_of(notebook, cache); and a sentence for
+               each notebook that could not be drawn or draws other pictures than it stores
     """
     moving = {path: part for path, notebook in notebooks.items() if (part := moving_part(notebook))}
-    missing = {path: part for path, part in moving.items() if not _is_current(folder_of(part, cache))}
-
-    def draw(path):
-        say(f"{path.stem}: drawing what its sliders can show")
-        shutil.rmtree(folder_of(missing[path], cache), ignore_errors=True)
-        with new_folder(folder_of(missing[path], cache)) as unfinished:
-            run(moving_part(missing[path]), path, {FRAMES: str(unfinished)}, timeout=SECONDS_PER_CELL)
-
+    found = {}
+    faults = []
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(draw, missing))
-    return {path: read_frames(folder_of(part, cache), part) for path, part in moving.items()}
+        for path, drawn in zip(moving, pool.map(lambda path: _drawn(path, moving[path], cache, say), moving)):
+            if isinstance(drawn, str):
+                faults.append(f"{path.stem}: its pictures stand still. {drawn}")
+            else:
+                found[path] = drawn
+    return found, faults
+
+
+def _drawn(path, part, cache, say):
+    """The frames of one notebook, or a sentence that says why there are none."""
+    folder = folder_of(part, cache)
+    try:
+        if not _is_current(folder):
+            say(f"{path.stem}: drawing what its sliders can show")
+            shutil.rmtree(folder, ignore_errors=True)
+            with new_folder(folder) as unfinished:
+                run(copy.deepcopy(part), path, {FRAMES: str(unfinished)}, timeout=SECONDS_PER_CELL)
+        return read_frames(folder, part)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError, ValueError) as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
 
 
 def folder_of(part, cache):
