@@ -87,6 +87,7 @@ def test_make_takes_a_torch_that_the_package_allows_and_only_where_there_is_none
 
 EXTRA = {
     "course": {"course"},
+    "course/kit": {"course", "site"},  # without `site` its formulas stand as they are typed
     "course/site": {"course", "site"},
     "fast/compiled": {"fast"},
     "bench": {"dev", "fast"},
@@ -94,7 +95,7 @@ EXTRA = {
 BRINGS = {
     "ipywidgets": {"IPython"},
     "sphinx": {"docutils"},
-    "jupyterlab": {"nbformat"},
+    "jupyterlab": {"nbconvert", "nbformat"},
     "matplotlib": {"PIL"},
     "numba": {"llvmlite"},
     "websocket-client": {"websocket"},
