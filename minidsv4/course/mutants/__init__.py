@@ -7,8 +7,8 @@ Nothing below this room knows of it: on entry a mutant replaces an operation of 
 modules and classes, on exit it puts it back. Models built before and after entry show the bug alike. Each mutant is a
 function that is handed the `right` one and its arguments and does the wrong thing instead; its docstring is the
 mistake, its decorator says what one sees (`symptom`), who shipped it (`found`: project and issue, empty where none is
-known) and which checks of `tests/test_mutants.py` notice (`killed_by`: these and no others). Traps are numbered as in
-the project's list of 47.
+known) and which checks notice (`killed_by`: these and no others; they stand in `minidsv4/course/checkups/`). Traps are
+numbered as in the project's list of 47.
 
 Not here, because they change nothing: a mean instead of a sum over index heads (a positive factor moves no pick), and
 the weight-free norm of a query head after its rotation instead of before it (a rotation keeps the length).
@@ -19,11 +19,13 @@ from minidsv4.course.mutants import (
     caching,
     compression,
     experts,
+    files,
     posttraining,
     rotary,
     selection,
     serving,
     streams,
+    talking,
 )
 from minidsv4.course.mutants.museum import MUTANTS, Mutant, mutant
 
@@ -34,10 +36,12 @@ __all__ = [
     "caching",
     "compression",
     "experts",
+    "files",
     "mutant",
     "posttraining",
     "rotary",
     "selection",
     "serving",
     "streams",
+    "talking",
 ]

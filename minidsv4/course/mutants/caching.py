@@ -32,7 +32,7 @@ def go_back_but_keep(kept: list[Series], right: Callable, memory: Cache, n_token
     40,
     at=[(Cache, "go_back")],
     symptom="After rejected drafts that closed a window, the next entry overlaps with tokens that were never said.",
-    killed_by=("restoring_forgets_what_was_rejected",),
+    killed_by=("restoring_forgets_what_was_rejected", "a_prefix_hit_goes_on_with_its_own_text"),
 )
 def overlap_not_rolled_back(right, memory, n_tokens, ends):
     """The compressors' previous half stays what the rejected tokens made of it."""

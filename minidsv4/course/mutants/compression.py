@@ -28,7 +28,7 @@ def halves_swapped(right, layer, closed_BCMK, *rest):
     at=[(OverlapCompressor, "pool_windows")],
     symptom="One pass is right; in decoding every entry lacks its overlap, and answers drift into another language.",
     found="omlx#2271",
-    killed_by=("chunks_equal_one_pass",),
+    killed_by=("chunks_equal_one_pass", "a_prefix_hit_goes_on_with_its_own_text"),
 )
 def overlap_lost_between_calls(right, layer, closed_BCMK, positions, memory):
     """The previous window's half is not carried from one call to the next."""

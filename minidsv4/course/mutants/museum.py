@@ -29,6 +29,11 @@ class Mutant:
     places: tuple[tuple[object, str], ...]
     wrong: Callable
 
+    @property
+    def room(self) -> str:
+        """The room of the museum: the module that holds the mistake, such as "rotary"."""
+        return self.wrong.__module__.rpartition(".")[2]
+
 
 MUTANTS: dict[str, Mutant] = {}
 

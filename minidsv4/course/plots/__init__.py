@@ -2,8 +2,8 @@
 
 Modules by subject: `style`, `model_map`, `tour` (00), `attention` (01, 04, lineage), `compression` (02, 03, 05),
 `selection` (03), `streams` (06), `experts` (07), `speculation` (08), `training` (09, 10), `lowbit` (11), `cost` (12),
-`parallel` (13), `context` (14), `needles` (15), `serving` (16), `chat` (17), `posttrain` (18), `released` (20),
-`bench`, `build` (the track); `shapes` draws a mechanism.
+`parallel` (13), `context` (14), `needles` (15), `serving` (16), `chat` (17), `posttrain` (18), `museum` (19),
+`released` (20), `bench`, `build` (the track); `shapes` draws a mechanism.
 """
 
 from minidsv4.course.plots.attention import (
@@ -52,6 +52,7 @@ from minidsv4.course.plots.lowbit import (
     survivors,
 )
 from minidsv4.course.plots.model_map import PARTS, map_of_model
+from minidsv4.course.plots.museum import fingerprints, losses_of_traps, reached, sightings
 from minidsv4.course.plots.needles import (
     cost_by_length,
     found_by_choice,
@@ -136,6 +137,7 @@ __all__ = [
     "expert_layer_shapes",
     "expert_parallel_shapes",
     "experts_by_kind",
+    "fingerprints",
     "found_by_choice",
     "found_by_depth",
     "found_needles",
@@ -152,6 +154,7 @@ __all__ = [
     "listening",
     "loss_shapes",
     "losses_by_place",
+    "losses_of_traps",
     "map_of_model",
     "masks",
     "model_shapes",
@@ -174,6 +177,7 @@ __all__ = [
     "race",
     "ratios_by_assumption",
     "reach",
+    "reached",
     "reads_at_length",
     "recall_in_4_bits",
     "reused_by_turn",
@@ -187,6 +191,7 @@ __all__ = [
     "shapes",
     "shares_of_attention",
     "shares_of_fp4",
+    "sightings",
     "sinkhorn_paths",
     "site_shapes",
     "sorted_loads",
