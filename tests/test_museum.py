@@ -24,7 +24,7 @@ def test_an_exhibit_has_one_right_line_and_the_lines_of_its_mutant(name):
     assert place.startswith("minidsv4/") and exhibits.RIGHT[name][1] in line
     assert MUTANTS[name].mistake not in "\n".join(exhibits.wrong_lines(name))
     card = exhibits.Cards(name)._repr_markdown_()
-    assert all(len(row) <= 88 for row in re.search(r"(?s)```diff\n(.*?)```", card)[1].splitlines()[1:])
+    assert all(len(row) <= 2 + exhibits.WIDEST for row in re.search(r"(?s)```diff\n(.*?)```", card)[1].splitlines()[1:])
     assert MUTANTS[name].symptom in card and (MUTANTS[name].found == "") == (exhibits.NOBODY in card)
 
 
@@ -111,7 +111,7 @@ def test_a_case_does_not_show_its_trap_and_is_sound_outside():
     assert sum(case.solved(name) for name in case.lineup) == 1
     assert [case.secret == guess for guess in (None, "", ..., 1.0)] == [False] * 4
     before = case.model(case.ids_BT)
-    with case.open() as model:
+    with case.broken() as model:
         assert (model(case.ids_BT) - before).abs().max() > 1e-6
     assert torch.equal(case.model(case.ids_BT), before)
 
@@ -148,5 +148,5 @@ def test_the_pictures_draw_what_they_are_given():
     left, right, _ = plots.fingerprints({"x": pair}, [1], "Title").axes
     assert left.collections[0].get_array().mask.tolist() == [[True, False]]
     assert right.collections[0].get_array().mask.tolist() == [[False, True]]
-    (mesh,) = plots.sightings({"x": [True, False]}, {"one": 1, "two": 1}, "Title").axes[0].collections
+    mesh, *_ = plots.sightings({"x": [True, False]}, {"one": 1, "two": 1}, "Title").axes[0].collections
     assert mesh.get_array().tolist() == [[1, 0]]

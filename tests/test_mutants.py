@@ -1,6 +1,6 @@
 """Every trap of the bug museum is caught by the checks that its label names, and by no others.
 
-Checks stand in `minidsv4/course/checkups/`; the comparison with transformers stands here. All examine one small model in
+Checks stand in `minidsv4/course/checkups/`; the comparison with transformers stands here. All examine a small model in
 float64 that has every mechanism: hash and learned routing, all kinds of layers, top-k that has to choose, a clamp that
 bites.
 """

@@ -124,7 +124,7 @@ class Case:
     kind    one of LINEUPS
     number  an integer from 1
     lineup  names of the traps that are under suspicion
-    model   sound as it is; broken inside `with case.open()`
+    model   sound as it is; broken inside `with case.broken()`
     ids_BT  two texts of 32 tokens
     secret  equal to the name of the trap, and to nothing else
     raises  ValueError for another kind or number
@@ -146,7 +146,7 @@ class Case:
         return f"case {self.kind} {self.number}"
 
     @contextmanager
-    def open(self) -> Iterator[Model]:
+    def broken(self) -> Iterator[Model]:
         """The model with its trap at work; every other model has it as well, that of the checkups too."""
         prepare()
         with mutant(self.secret._name):
@@ -165,11 +165,11 @@ class Case:
 def complaint(case: Case) -> str:
     """What users say of a case: from which token on the logits of its first text are wrong, at once and in chunks."""
     right_BTV = in_chunks(case.model, case.ids_BT, case.ids_BT.shape[1])
-    with case.open() as model:
-        broken = {"at once": in_chunks(model, case.ids_BT, case.ids_BT.shape[1])}
-        broken["in chunks of 7"] = in_chunks(model, case.ids_BT, 7)
+    with case.broken() as model:
+        said = {"at once": in_chunks(model, case.ids_BT, case.ids_BT.shape[1])}
+        said["in chunks of 7"] = in_chunks(model, case.ids_BT, 7)
     found = []
-    for way, logits_BTV in broken.items():
+    for way, logits_BTV in said.items():
         wrong = ((logits_BTV - right_BTV)[0].abs().amax(-1) > 1e-9).nonzero()
         found.append(f"read {way}: {f'wrong from token {int(wrong[0])} on' if len(wrong) else 'all right'}")
     return f"{case}, {'; '.join(found)}"

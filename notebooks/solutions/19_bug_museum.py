@@ -10,7 +10,7 @@ def loud(case):
     for name in case.lineup:
         labels[name] = set(MUTANTS[name].killed_by) - {checkups.BESIDE_THE_TESTS}
     names = set.union(*labels.values())
-    with case.open():
+    with case.broken():
         seen_by = checkups.caught_by(names)
     for name, label in labels.items():
         if label == seen_by:
@@ -20,7 +20,7 @@ def loud(case):
 
 def twins(case):
     """The suspect who makes the sound model say what the broken one says."""
-    with case.open() as model:
+    with case.broken() as model:
         said = model(case.ids_BT)
     for name in case.lineup:
         with mutant(name):
@@ -32,7 +32,7 @@ def twins(case):
 
 def silent(case):
     """The suspect who makes the sound model learn, remember, go back as it does."""
-    with case.open() as model:
+    with case.broken() as model:
         known = _numbers(model, case.ids_BT)
     for name in case.lineup:
         with mutant(name):
@@ -43,7 +43,7 @@ def silent(case):
 
 
 def _numbers(model, ids):
-    """Losses, how many weights the indexer's loss moves, bytes, logits after a rewind."""
+    """Losses, weights that the indexer's loss moves, bytes, logits after a rewind."""
     losses = model.loss(ids)
     moved = 0
     if losses.indexer.requires_grad:
