@@ -18,7 +18,7 @@ from minidsv4.course.kit.exercises import code_cells, exercises
 
 ROOT = Path(__file__).resolve().parents[1]
 SOLUTIONS = notebooks.FOLDER / "solutions"
-FEWEST = 57
+FEWEST = 60
 PATHS = [*course(notebooks.FOLDER), *problems(notebooks.FOLDER)]
 # Answers with what the check cell shows, and with the first of it for anything else.
 PARROT = """

@@ -101,9 +101,10 @@ def test_a_folder_that_holds_something_takes_no_release(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["00_tour", "09_muon", "17_chat", EASY])
-def test_the_inputs_that_the_checks_hold_are_caught_for_both_forms_of_an_exercise(name):
+def test_the_inputs_that_the_checks_hold_are_caught_for_both_forms_of_an_exercise(name, capsys):
     path = notebooks.every()[name]
     found = grade.trials(path, seed=5)
+    assert capsys.readouterr().out == ""
     solutions = runpy.run_path(str(SOLUTIONS / f"{name}.py"))
     for trial in found:
         assert len(trial.cases) > grade.DRAWN and 1 <= trial.exercise.points <= 3
@@ -304,7 +305,7 @@ def test_without_a_seed_the_inputs_are_drawn_anew_and_the_seed_is_told(tmp_path,
     (tmp_path / "ada" / "4_prefixes.ipynb").write_text("{}")
     assert command.main(["grade", str(tmp_path), "--format", "csv"]) == 0
     said = capsys.readouterr()
-    assert said.err.startswith("inputs of --seed 77; each cell and each exercise may take 20 s and 2 GB")
+    assert said.err.startswith("inputs of --seed 77; each cell and each exercise may take 60 s and 2 GB")
     assert said.out.startswith("student,problems 4 computed_again,") and os.linesep == "\n"
 
 

@@ -29,7 +29,7 @@ def parser():
         "--notebooks", nargs="+", metavar="NAME", help="such as 01 problems/1; all that somebody returned"
     )
     grade.add_argument("--format", choices=("markdown", "csv"), default="markdown")
-    grade.add_argument("--seconds", type=above_0(HOUR), default=20.0, help="for each cell and each exercise (20)")
+    grade.add_argument("--seconds", type=above_0(HOUR), default=60.0, help="for each cell and each exercise (60)")
     grade.add_argument("--memory", type=checked(str, _memory), default="2 GB", help="beyond the libraries' (2 GB)")
     grade.add_argument("--seed", type=seed, help="of the inputs; drawn anew, and told, if not given")
     slides = commands.add_parser("slides", help="a notebook as slides, one HTML file that needs no network")

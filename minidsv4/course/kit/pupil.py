@@ -32,7 +32,7 @@ class Limits:
     memory   bytes beyond what the libraries take
     """
 
-    seconds: float = 20.0
+    seconds: float = 60.0
     memory: int = 2_000_000_000
 
 
