@@ -294,8 +294,7 @@ def test_without_a_browser_the_command_says_that_the_look_was_left_out(monkeypat
     assert "the look at the pages in a browser was left out" in capsys.readouterr().out
 
 
-def test_a_page_reads_numbers_as_the_lab_does():
-    """The script of the page and questions.py hold the same rule, since one has no kernel."""
+def test_a_page_without_kernel_reads_numbers_by_the_rule_of_the_lab():
     script = (build.HERE / "static" / "site.js").read_text(encoding="utf-8")
     pattern = r"\d{1,3}(,\d{3})+(\.\d*)?"
-    assert pattern in script and pattern in (notebooks.Path(questions.__file__)).read_text(encoding="utf-8")
+    assert pattern in script and pattern in notebooks.Path(questions.__file__).read_text(encoding="utf-8")
