@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from minidsv4.course import checkups, exhibits, notebooks, plots, suspects, symptoms
+from minidsv4.course import checks, checkups, exhibits, notebooks, plots, suspects, symptoms
 from minidsv4.course.checkups.subject import random_model, subject
 from minidsv4.course.mutants import MUTANTS, mutant
 
@@ -130,6 +130,35 @@ def test_what_is_no_case_and_who_is_no_suspect_is_refused():
         suspects.Case("loud", 0)
     with pytest.raises(ValueError, match="'yarn_amplitude' is not under suspicion; the line-up is"):
         suspects.Case("loud", 1).solved("yarn_amplitude")
+    with pytest.raises(ValueError, match="number = True is none"):
+        suspects.Case("loud", True)
+    with pytest.raises(ValueError, match="is not under suspicion"):
+        suspects.Case("loud", 1).solved(["yarn_amplitude"])
+
+
+def test_a_detective_who_asks_the_case_in_place_of_the_model_does_not_pass(capsys):
+    def asks(case):
+        return next(name for name in case.lineup if case.solved(name))
+
+    def hands_back(case):
+        return case.secret
+
+    for answer in (asks, hands_back):
+        checks.exercise(answer, suspects.exam("loud", 1))
+    first, second = capsys.readouterr().out.splitlines()
+    assert "the case of a check does not judge guesses" in first and "is not right yet" in second
+    (case,), secret = suspects.exam("loud", 1)
+    assert sum(secret == name for name in case.lineup) == 1
+
+
+def test_a_name_that_is_no_trap_and_no_check_is_refused_with_what_there_is():
+    with pytest.raises(ValueError, match="'carry transposed' is not in the museum; it has carry_transposed"):
+        exhibits.table(["carry transposed"])
+    with pytest.raises(ValueError, match=r"\['a'\] is not in the museum"):
+        with mutant(["a"]):
+            pass
+    with pytest.raises(ValueError, match="'agrees_with_transformers' is no check that can run here"):
+        checkups.caught_by(checkups.BESIDE_THE_TESTS)
 
 
 # --- pictures ---

@@ -59,11 +59,18 @@ def _difference(got, want, within):
 
 
 def _short(value):
-    """A value in a line or two: arrays by their first few numbers."""
+    """A value in a line or two: arrays by their first few numbers, arrays by name by their shapes."""
+    if isinstance(value, dict) and any(torch.is_tensor(part) for part in value.values()):
+        return f"{{{', '.join(f'{name!r}: {_shape(part)}' for name, part in value.items())}}}"
     value = value.detach().cpu().numpy() if torch.is_tensor(value) else value
     if isinstance(value, np.ndarray):
         return np.array2string(value, precision=3, threshold=12, edgeitems=3)
     return f"{value:z.4g}" if isinstance(value, float) else repr(value)
+
+
+def _shape(part):
+    """What a dict holds by a name: a tensor as its shape."""
+    return f"tensor {list(part.shape)}" if torch.is_tensor(part) else _short(part)
 
 
 def exercise(answer, *cases, fresh=None, within=1e-9):

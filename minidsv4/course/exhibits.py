@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from minidsv4 import ops, visibility
 from minidsv4.checkpoint import loading
-from minidsv4.course.mutants import MUTANTS
+from minidsv4.course.mutants import MUTANTS, known
 from minidsv4.course.tables import Table
 from minidsv4.lowbit import mxfp4
 from minidsv4.model import losses, rope
@@ -177,7 +177,7 @@ class Cards:
 
     def card(self, name: str) -> str:
         """One exhibit in Markdown."""
-        bug = MUTANTS[name]
+        bug = known(name)
         place, line = right_line(name)
         wrong = "\n".join(f"- {part}" for line in wrong_lines(name) for part in folded(line))
         right = "\n".join(f"+ {part}" for part in folded(line))
@@ -200,6 +200,6 @@ def table(names: Iterable[str] = MUTANTS) -> Table:
     """Every trap in a row: its room, its symptom, how many checks see it, who met it."""
     rows = []
     for name in names:
-        bug = MUTANTS[name]
+        bug = known(name)
         rows.append((bug.room, words(name), bug.symptom, str(len(bug.killed_by)), met_by(bug.found)))
     return Table(("room", "trap", "symptom", "checks", "met by"), rows)

@@ -109,7 +109,7 @@ class Secret:
         self._name, self._case = name, case
 
     def __eq__(self, guess: object) -> bool:
-        return guess._name == self._name if isinstance(guess, Secret) else guess == self._name
+        return isinstance(guess, str) and guess == self._name
 
     def __hash__(self) -> int:
         return hash(self._name)
@@ -126,14 +126,14 @@ class Case:
     lineup  names of the traps that are under suspicion
     model   sound as it is; broken inside `with case.broken()`
     ids_BT  two texts of 32 tokens
-    secret  equal to the name of the trap, and to nothing else
+    secret  equal to the name of the trap, and to nothing else, itself included
     raises  ValueError for another kind or number
     """
 
     def __init__(self, kind: str, number: int):
-        if kind not in LINEUPS:
+        if not isinstance(kind, str) or kind not in LINEUPS:
             raise ValueError(f"case: kind = {kind!r} is not known; it is one of {', '.join(LINEUPS)}")
-        if not isinstance(number, int) or number < 1:
+        if type(number) is not int or number < 1:
             raise ValueError(f"case: number = {number!r} is none; give an integer from 1")
         self.kind = kind
         self.number = number
@@ -157,9 +157,23 @@ class Case:
 
         raises  ValueError for a name that is not in the line-up
         """
-        if guess not in self.lineup:
+        if not isinstance(guess, str) or guess not in self.lineup:
             raise ValueError(f"{self}: {guess!r} is not under suspicion; the line-up is {', '.join(self.lineup)}")
         return self.secret == guess
+
+
+class Exam(Case):
+    """A case that does not say whether a guess is right, so that a check can pass it to a detective."""
+
+    def solved(self, guess: str) -> bool:
+        """Nothing: raises ValueError."""
+        raise ValueError(f"{self}: the case of a check does not judge guesses; return the name of the trap")
+
+
+def exam(kind: str, number: int) -> tuple[tuple[Exam], Secret]:
+    """The arguments of a detective, and what it should return: a case of `show.exercise`."""
+    case = Exam(kind, number)
+    return (case,), case.secret
 
 
 def complaint(case: Case) -> str:

@@ -60,5 +60,12 @@ def prepare() -> None:
 
 
 def caught_by(names: Iterable[str] = CHECKS) -> set[str]:
-    """The checks among these that notice something now; `prepare` was called before anything went wrong."""
+    """The checks among these that notice something now; `prepare` was called before anything went wrong.
+
+    raises  ValueError for a name that is not in `CHECKS`
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        if name not in CHECKS:
+            raise ValueError(f"checkups: {name!r} is no check that can run here; give some of {', '.join(CHECKS)}")
     return {name for name in names if fails(CHECKS[name])}

@@ -27,7 +27,7 @@ from minidsv4.course.mutants import (
     streams,
     talking,
 )
-from minidsv4.course.mutants.museum import MUTANTS, Mutant, mutant
+from minidsv4.course.mutants.museum import MUTANTS, Mutant, known, mutant
 
 __all__ = [
     "MUTANTS",
@@ -37,6 +37,7 @@ __all__ = [
     "compression",
     "experts",
     "files",
+    "known",
     "mutant",
     "posttraining",
     "rotary",

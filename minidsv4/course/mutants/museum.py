@@ -1,5 +1,6 @@
 """How a mistake takes the place of what is right, and goes away again."""
 
+import difflib
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,15 +47,25 @@ def mutant(name: str) -> Iterator[Mutant]:
 
     raises  ValueError for a name that is not in `MUTANTS`
     """
-    if name not in MUTANTS:
-        raise ValueError(f"mutant: {name!r} is not in the museum; it has {', '.join(MUTANTS)}")
+    bug = known(name)
     with ExitStack() as stack:
         for place, operation in enumerate(Ops._fields):
             stack.enter_context(patch.object(Ops, operation, property(functools.partial(_readable, place=place))))
-        for owner, attribute in MUTANTS[name].places:
-            wrong = _instead(getattr(owner, attribute), MUTANTS[name].wrong)
+        for owner, attribute in bug.places:
+            wrong = _instead(getattr(owner, attribute), bug.wrong)
             stack.enter_context(patch.object(owner, attribute, wrong))
-        yield MUTANTS[name]
+        yield bug
+
+
+def known(name: object) -> Mutant:
+    """The mutant of this name.
+
+    raises  ValueError for anything else; it lists the names that are spelled alike, or all where none is
+    """
+    if isinstance(name, str) and name in MUTANTS:
+        return MUTANTS[name]
+    alike = difflib.get_close_matches(str(name).replace(" ", "_"), MUTANTS)
+    raise ValueError(f"mutant: {name!r} is not in the museum; it has {', '.join(alike or MUTANTS)}")
 
 
 def _readable(table: Ops, place: int) -> Callable[..., Tensor]:

@@ -78,7 +78,7 @@ def first_channels_rotated(right, x, turn):
 @trap(
     10,
     at=[(ops, "rotate")],
-    symptom="Noise with released weights; a model trained this way does not mind, so only parity notices.",
+    symptom="Noise with released weights; a model trained this way does not mind, so only a comparison notices.",
 )
 def half_split_pairs(right, x, turn):
     """Channel i is paired with channel i + R/2, as in Llama; V4 pairs neighbours."""
