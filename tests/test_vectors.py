@@ -14,7 +14,8 @@ from minidsv4.course.mutants import MUTANTS, mutant
 from minidsv4.course.record import record
 from minidsv4.course.vectors import CASES, Case, compare, write, writing
 from minidsv4.course.vectors.answers import answers, layers, model_of
-from minidsv4.course.vectors.comparing import difference
+from minidsv4.course.vectors.command import lead
+from minidsv4.course.vectors.comparing import Result, difference
 from minidsv4.course.vectors.writing import LIST, TOLERANCE
 
 pytestmark = pytest.mark.slow  # writing the vectors takes some ten seconds
@@ -40,6 +41,7 @@ def told(folder, name):
     text = given.get("input.text")
     case = Case(
         trap=name,
+        begins=fields["begins"],
         reads=tuple(fields["calls"]),
         zeros=tuple(fields["zeros"]),
         padding=() if text is None else tuple((text == 0).sum(dim=1).tolist()),
@@ -73,7 +75,7 @@ def test_the_folders_model_in_float32_agrees_with_every_stored_value_and_with_th
     assert agreeing.agrees and agreeing.n_given == agreeing.n_stored, agreeing
     with mutant(name):
         wrong = compared(folder, tmp_path, name, answers(model, case, *ids))
-    assert wrong.first is not None and not wrong.agrees
+    assert wrong.first == case.begins and not wrong.agrees
 
 
 @pytest.mark.parametrize("name", ["carry_transposed", "norm_after_the_turn", "one_choice_for_all_queries"])
@@ -147,6 +149,26 @@ def test_the_command_tells_which_case_differs_and_where_first(folder, tmp_path, 
     said = capsys.readouterr().out
     assert f"{NAMES[1]} DIFFERS first in layers.2.streams: off by" in " ".join(said.split())
     assert "2 of 3 cases given agree" in said
+
+
+def of_case(name, first=None, place=0):
+    """A Result of a case that agrees, or differs first in a value."""
+    (begins,) = (case.begins for case in CASES if case.trap == name)
+    return Result(name, 66, 66, first, "off by 1.0e-01 of its largest value" if first else "", begins, place)
+
+
+def test_the_report_names_the_mistakes_that_begin_at_the_earliest_value_that_differs():
+    late = of_case("sink_scaled", "layers.2.streams", -42)
+    early = of_case("carry_transposed", "layers.0.attn.attended", -61)
+    said = lead([late, early, of_case("window_without_the_query")])
+    assert said[0].startswith("Look first at layers.0.attn.attended, the earliest value that differs")
+    assert [line.split(":")[0].strip() for line in said[2:]] == ["sink_scaled", "window_without_the_query"]
+    assert lead([of_case("sink_scaled")]) == []
+
+
+def test_a_report_of_logits_alone_asks_for_the_values_before_them():
+    said = lead([of_case("sink_scaled", "logits"), of_case("carry_transposed", "logits")])
+    assert said[0].endswith("(cases in which it does: 2).") and "Write the values before the logits" in said[1]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ class Case:
     """One text and how it is read.
 
     trap      name of the mistake in the bug museum, and of the case
+    begins    name of the first value that the mistake changes
     n_tokens  T, the first token of the text included
     watched   values are stored for the last so many tokens
     reads     lengths of the calls that take the text in, one after another; () is one call
@@ -33,6 +34,7 @@ class Case:
     """
 
     trap: str
+    begins: str
     n_tokens: int
     watched: int = 3
     reads: tuple[int, ...] = ()
@@ -51,41 +53,41 @@ class Case:
 NO_VOTES = tuple(f"layers.{n}.attn.indexer.weights_proj.weight" for n in (1, 3, 5))  # every index score is then 0
 CASES = [
     # residual streams
-    Case("carry_transposed", 5),
-    Case("packing_order_confused", 5),
-    Case("one_sinkhorn_round_missing", 6, config={"hc_sinkhorn_iters": 2}),
-    Case("coefficients_in_bfloat16", 7),
-    Case("mtp_reads_one_stream", 9, mtp=True),
+    Case("carry_transposed", "layers.0.hc_ffn.pre", 5),
+    Case("packing_order_confused", "layers.0.hc_attn.post", 5),
+    Case("one_sinkhorn_round_missing", "layers.0.hc_attn.carry", 6, config={"hc_sinkhorn_iters": 2}),
+    Case("coefficients_in_bfloat16", "layers.0.hc_attn.pre", 7),
+    Case("mtp_reads_one_stream", "mtp.logits", 9, mtp=True),
     # rotary positions
-    Case("output_not_turned_back", 9),
-    Case("yarn_amplitude", 12),
-    Case("window_layers_with_the_long_base", 31),
-    Case("first_channels_rotated", 10),
-    Case("entries_at_their_index", 12),
+    Case("output_not_turned_back", "layers.0.hc_ffn.pre", 9),
+    Case("yarn_amplitude", "layers.1.attn.attended", 12),
+    Case("window_layers_with_the_long_base", "layers.0.attn.attended", 31),
+    Case("first_channels_rotated", "layers.0.attn.attended", 10),
+    Case("entries_at_their_index", "layers.1.attn.attended", 12),
     # compressed entries: lengths on both sides of 4 and of 32
-    Case("visible_as_in_the_report", 4, watched=1),
-    Case("window_in_progress_visible", 5, watched=4),
-    Case("window_0_has_zero_logits", 8),
-    Case("halves_swapped", 11),
-    Case("norm_after_the_turn", 33),
-    Case("overlap_lost_between_calls", 12, watched=1, reads=(8, 1, 1, 1, 1)),
-    Case("ape_counted_from_the_chunk", 13, reads=(6, 7)),
-    Case("open_window_dropped", 34, reads=(31, 3)),
+    Case("visible_as_in_the_report", "layers.1.attn.picks", 4, watched=1),
+    Case("window_in_progress_visible", "layers.1.attn.picks", 5, watched=4),
+    Case("window_0_has_zero_logits", "layers.1.attn.attended", 8),
+    Case("halves_swapped", "layers.1.attn.attended", 11),
+    Case("norm_after_the_turn", "layers.1.attn.attended", 33),
+    Case("overlap_lost_between_calls", "layers.1.attn.attended", 12, watched=1, reads=(8, 1, 1, 1, 1)),
+    Case("ape_counted_from_the_chunk", "layers.1.attn.attended", 13, reads=(6, 7)),
+    Case("open_window_dropped", "layers.1.attn.attended", 34, reads=(31, 3)),
     # the window, and what a cache holds
-    Case("window_without_the_query", 33),
-    Case("window_not_carried_over", 40, watched=1, reads=(16, 16, 7, 1)),
-    Case("overlap_not_rolled_back", 20, reads=(13, 7), drafts=6),
-    Case("padding_hidden_by_a_mask", 12, padding=(0, 3)),
+    Case("window_without_the_query", "layers.0.attn.attended", 33),
+    Case("window_not_carried_over", "layers.0.attn.attended", 40, watched=1, reads=(16, 16, 7, 1)),
+    Case("overlap_not_rolled_back", "layers.1.attn.attended", 20, reads=(13, 7), drafts=6),
+    Case("padding_hidden_by_a_mask", "logits", 12, padding=(0, 3)),
     # which entries are read
-    Case("ties_broken_anyhow", 80, zeros=NO_VOTES),
-    Case("keys_of_the_last_chunk_only", 100, reads=(97, 3)),
-    Case("one_choice_for_all_queries", 90),
+    Case("ties_broken_anyhow", "layers.1.attn.picks", 80, zeros=NO_VOTES),
+    Case("keys_of_the_last_chunk_only", "layers.1.attn.picks", 100, reads=(97, 3)),
+    Case("one_choice_for_all_queries", "layers.1.attn.picks", 90),
     # attention and experts
-    Case("sink_scaled", 6),
-    Case("softmax_in_bfloat16", 10),
-    Case("biased_scores_as_weights", 6),
-    Case("hash_table_of_zeros", 3),
-    Case("gate_clamped_from_below", 7, config={"swiglu_limit": 0.1}),
+    Case("sink_scaled", "layers.0.attn.attended", 6),
+    Case("softmax_in_bfloat16", "layers.0.attn.attended", 10),
+    Case("biased_scores_as_weights", "layers.1.ffn.weights", 6),
+    Case("hash_table_of_zeros", "layers.0.ffn.experts", 3),
+    Case("gate_clamped_from_below", "layers.0.streams", 7, config={"swiglu_limit": 0.1}),
 ]
 
 

@@ -19,6 +19,8 @@ class Result(NamedTuple):
     n_stored  how many there are
     first     name of the first given value that differs, in the order in which a model computes them; None: all agree
     how       what is wrong with that value, in words
+    begins    the first value that the mistake of the case changes
+    place     position of `first` less that of the logits: the lowest over all cases is the earliest value
     """
 
     case: str
@@ -26,6 +28,8 @@ class Result(NamedTuple):
     n_stored: int
     first: str | None
     how: str
+    begins: str
+    place: int = 0
 
     @property
     def agrees(self) -> bool:
@@ -95,8 +99,9 @@ def result(case: dict, stored: dict[str, Tensor], given: dict[str, Tensor], list
     for name in case["values"]:
         fault = difference(given[name], stored[name], listed["tolerance"]) if name in tried else ""
         if fault:
-            return Result(*numbers, name, fault)
-    return Result(*numbers, None, "")
+            place = case["values"].index(name) - case["values"].index("logits")
+            return Result(*numbers, name, fault, case.get("begins", ""), place)
+    return Result(*numbers, None, "", case.get("begins", ""))
 
 
 def difference(given: Tensor, stored: Tensor, tolerance: float) -> str:

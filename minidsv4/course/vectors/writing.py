@@ -82,6 +82,7 @@ def entry(case: Case, names: list[str]) -> dict[str, Any]:
     """What `cases.json` says of a case; its values in the order in which a model computes them."""
     bug = MUTANTS[case.trap]
     words = {"mistake": bug.mistake, "symptom": bug.symptom, "found": bug.found}
+    words |= {"begins": case.begins}
     return {"name": case.trap, **words, **steps(case), "config": case.config, "zeros": case.zeros, "values": names}
 
 
