@@ -96,6 +96,13 @@ def test_a_folder_that_holds_something_takes_no_release(tmp_path, capsys):
     )
 
 
+def test_a_file_takes_no_release(tmp_path, capsys):
+    file = tmp_path / "notes.txt"
+    file.touch()
+    assert command.main(["release", str(file)]) == 2
+    assert capsys.readouterr().err == f"{file} is a file; give a new folder\n"
+
+
 # --- the inputs ---
 
 
@@ -217,6 +224,13 @@ def test_a_student_is_a_subfolder_or_the_beginning_of_a_name(tmp_path):
     }
 
 
+def test_a_notebook_whose_name_is_not_the_courses_is_told_and_not_passed_over_in_silence(tmp_path):
+    for place in ("ada/01_attention.ipynb", "ben/01_attention (1).ipynb", "ben/.ipynb_checkpoints/x.ipynb"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    assert list(map(str, grade.left_out(tmp_path, ["01_attention"]))) == ["ben/01_attention (1).ipynb"]
+
+
 @pytest.mark.parametrize(
     ("files", "words", "said"),
     [
@@ -238,6 +252,7 @@ def test_what_cannot_be_graded_is_told_in_a_sentence(files, words, said, tmp_pat
         code = stopped.code
     told = capsys.readouterr().err.splitlines()
     assert code == 2 and said in told[-1] and not any("Traceback" in line for line in told)
+    assert not any(line.startswith("inputs of") for line in told)  # the sentence stands alone
 
 
 def test_a_file_that_is_no_notebook_earns_nothing_and_stops_nobody(tmp_path):

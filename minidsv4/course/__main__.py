@@ -9,7 +9,7 @@ import argparse
 import secrets
 import sys
 
-from minidsv4.options import READER_GONE, above_0, check_memory, checked, close, folder, readable, seed
+from minidsv4.options import READER_GONE, above_0, check_memory, checked, close, folder, seed
 
 REFUSED = 2
 HOUR = 3600
@@ -70,8 +70,6 @@ def grade(choice):
 
     drawn = secrets.randbits(31) if choice.seed is None else choice.seed
     limits = Limits(choice.seconds, int(check_memory(choice.memory)))
-    allowed = f"{limits.seconds:g} s and {readable(limits.memory)}"
-    print(f"inputs of --seed {drawn}; each cell and each exercise may take {allowed}", file=sys.stderr)
     scores = grade_all(choice.folder, drawn, limits, choice.notebooks, lambda said: print(said, file=sys.stderr))
     print(table.as_csv(scores) if choice.format == "csv" else table.as_markdown(scores), end="")
     if choice.format != "csv":

@@ -17,6 +17,7 @@ import numpy as np
 from minidsv4.course import checks, notebooks
 from minidsv4.course.kit import exercises
 from minidsv4.course.kit.pupil import Gone, Pupil
+from minidsv4.options import readable
 
 DRAWN = 10  # inputs for each exercise, beside those that its cell shows
 NOT_RETURNED = "not returned"
@@ -60,6 +61,12 @@ def returned(folder, known):
     if not found:
         raise ValueError(f"{folder} holds no notebook of the course; expected such as ada/01_attention.ipynb")
     return found
+
+
+def left_out(folder, known):
+    """Places of notebooks that bear no name of the course's, such as ada/01_attention (1).ipynb: nobody grades them."""
+    places = sorted(path.relative_to(folder) for path in Path(folder).rglob("*.ipynb"))
+    return [place for place in places if _whose(place, known)[1] is None and ".ipynb_checkpoints" not in place.parts]
 
 
 def _whose(place, known):
@@ -207,12 +214,16 @@ def grade_all(folder, seed, limits, wanted=None, tell=lambda said: None):
     seed    of the inputs
     limits  Limits of a student's process
     wanted  names or numbers of the notebooks to grade; None for those that somebody returned
-    tell    called with a line for each notebook
+    tell    called with a line about seed and limits, and one for each notebook
     raises  ValueError for a name that is no notebook with exercises
     """
     known = gradable()
     found = returned(folder, known)
     names = chosen(known, found, wanted)
+    allowed = f"{limits.seconds:g} s and {readable(limits.memory)}"
+    tell(f"inputs of --seed {seed}; each cell and each exercise may take {allowed}")
+    for place in left_out(folder, notebooks.every()):
+        tell(f"left out, for its name is no notebook's of the course: {place}")
     scores = []
     for name in names:
         for student, given in sorted(found.items()):

@@ -32,10 +32,12 @@ def release(folder, source=notebooks.FOLDER):
     folder   where they go
     source   folder of the course
     returns  names of the files, in order
-    raises   ValueError for a folder that holds something
+    raises   ValueError for a folder that holds something, and for a file
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a new folder")
+    if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; give a new folder, so that nothing of an earlier release stays")
     texts = {"README.txt": FOR_STUDENTS}
     for name, path in notebooks.every().items():
