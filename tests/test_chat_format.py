@@ -330,7 +330,7 @@ def test_a_checkpoint_brings_its_own_texts_and_the_others_stay(tmp_path):
         ("{", "chat_texts.json cannot be read"),
         ("[]", r"chat_texts.json: \[\] cannot be used; the names are exhaustive"),
         ('{"loud": "x"}', r"\['loud'\] cannot be used"),
-        ('{"exhaustive": 3}', "exhaustive is a int; give a str"),
+        ('{"exhaustive": 3}', "exhaustive is an int; give a str"),
         ('{"exhaustive": " "}', "exhaustive is empty"),
         ('{"exhaustive": "a<think>"}', "exhaustive: character 1 begins '<think>'"),
         ('{"tools_usage": "<｜User｜>"}', "tools_usage: character 0 begins '<｜User｜>'"),

@@ -4,6 +4,7 @@ Kind of each test: equal to the CPU's numbers, on a device that refuses to mix t
 """
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from minidsv4.train.routing import Anticipation
 from minidsv4.train.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow  # every operation is looked at in Python
-generate = torch.no_grad()(v4.generate.__wrapped__)  # tensors of `inference_mode` cannot be wrapped by a test
+generate = torch.no_grad()(inspect.unwrap(v4.generate))  # tensors of `inference_mode` cannot be wrapped by a test
 TEXTS = [f"def f{i}(x):\n    return x + {i}\n" * (1 + i % 3) for i in range(40)]
 
 

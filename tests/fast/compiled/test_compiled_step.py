@@ -255,7 +255,7 @@ def test_a_model_that_the_loops_do_not_know_is_refused():
         FusedStep(model)
     model = small_model()
     model.layers[2].attn.finish = nn.Tanh()
-    with pytest.raises(ValueError, match="layers.2.attn.finish is a Tanh"):
+    with pytest.raises(ValueError, match="layers.2.attn.finish is of type Tanh"):
         FusedStep(model)
     model = small_model()
     model.head.weight.data = model.head.weight.data.T.contiguous().T
