@@ -11,15 +11,17 @@ BIN = .venv/bin
 ANOTHER_CPU = ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 \
 	NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX2 FMA3"
 
-# The tests in two halves that take about as long. What begins otherwise than the second belongs to the first.
-SECOND = tests/test_[e-z]*.py
-HALVES = test-code test-more-code
+# The tests in three parts, so that two cores end at about the same time. What begins otherwise than the second and
+# the third belongs to the first.
+SECOND = tests/test_[e-m]*.py
+THIRD = tests/test_[n-z]*.py
+PARTS = test-code test-code-e-m test-code-n-z
 NOTEBOOKS = test-notebooks test-notebooks-elsewhere
 TWO_AT_A_TIME = --no-print-directory --keep-going --jobs=2 --output-sync=target
 
-.PHONY: help tour test check lint $(HALVES) $(NOTEBOOKS) lab notebooks figures site clean
-test check $(HALVES) $(NOTEBOOKS) notebooks figures site: export OMP_NUM_THREADS = 1
-test check $(HALVES) $(NOTEBOOKS) notebooks figures site: export PYTHONHASHSEED = 0
+.PHONY: help tour test check lint $(PARTS) $(NOTEBOOKS) lab notebooks figures site clean
+test check $(PARTS) $(NOTEBOOKS) notebooks figures site: export OMP_NUM_THREADS = 1
+test check $(PARTS) $(NOTEBOOKS) notebooks figures site: export PYTHONHASHSEED = 0
 
 help:
 	@echo "make tour        train a small V4, let it write, weigh its cache (ARGS=\"--minutes 1\")"
@@ -35,8 +37,8 @@ tour: .venv/ready
 
 # Two jobs at a time; each shows what it printed when it ends.
 test: .venv/ready
-	@echo "ruff, mypy, tests, notebooks: two at a time, each printed when it ends; ten to twelve minutes on two cores"
-	@$(MAKE) $(TWO_AT_A_TIME) $(HALVES) test-notebooks-elsewhere test-notebooks lint
+	@echo "ruff, mypy, tests, notebooks: two at a time, each printed when it ends; twelve to twenty-five minutes on two cores"
+	@$(MAKE) $(TWO_AT_A_TIME) $(PARTS) test-notebooks-elsewhere test-notebooks lint
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -44,10 +46,13 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 test-code: .venv/ready
-	$(BIN)/python -m pytest tests $(FAST) --ignore-glob='$(SECOND)'
+	$(BIN)/python -m pytest tests $(FAST) --ignore-glob='$(SECOND)' --ignore-glob='$(THIRD)'
 
-test-more-code: .venv/ready
+test-code-e-m: .venv/ready
 	$(BIN)/python -m pytest $(SECOND) $(FAST)
+
+test-code-n-z: .venv/ready
+	$(BIN)/python -m pytest $(THIRD) $(FAST)
 
 test-notebooks: .venv/ready
 	$(BIN)/python -m pytest notebooks
@@ -56,7 +61,7 @@ test-notebooks-elsewhere: .venv/ready
 	$(ANOTHER_CPU) $(BIN)/python -m pytest notebooks -p no:cacheprovider
 
 check: .venv/ready
-	@$(MAKE) $(TWO_AT_A_TIME) $(HALVES) lint FAST='-m "not slow" --quiet'
+	@$(MAKE) $(TWO_AT_A_TIME) $(PARTS) lint FAST='-m "not slow" --quiet'
 
 lab: .venv/ready
 	$(BIN)/python -m minidsv4.course.lab $(ARGS)
