@@ -74,6 +74,7 @@ def run(notebook, path, settings=None, timeout=SECONDS_PER_CELL):
     client = NotebookClient(
         notebook,
         kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],  # else each kernel warns that it is reached by TCP
         timeout=timeout,
         record_timing=False,
         coalesce_streams=True,
