@@ -164,11 +164,15 @@ def to_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """This package's state dict under transformers' names, experts stacked, without the MTP block it does not have."""
+    """This package's state dict under transformers' names, experts stacked.
+
+    The MTP block, which transformers does not have, is left out.
+    """
     out = {}
     for name, tensor in state.items():
         if not name.startswith("mtp."):
-            first = re.sub(r"\bexperts\.w([12])3?$", r"experts.0.w\1.weight", name)  # of the stack
+            # the first matrix of a stack stands for the stack
+            first = re.sub(r"\bexperts\.w([12])3?$", r"experts.0.w\1.weight", name)
             out[transformers_name(elsewhere(first))] = tensor
     return out
 

@@ -38,7 +38,10 @@ BF16 = Precision("bf16", "bf16")
 
 
 def entry_bytes(width: int, rotary: int, entry: str) -> int:
-    """Bytes of one window or compressed entry of V4; production entries fill up to a multiple of 8."""
+    """Bytes of one window or compressed entry of V4.
+
+    Production entries fill up to a multiple of 8.
+    """
     if entry == "fp8":
         return entries.entry_bytes(width, rotary)
     return width * ITEM[entry]

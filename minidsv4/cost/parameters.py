@@ -132,14 +132,22 @@ def released_weights(config: Config) -> list[Weight]:
     return [weight(config, *tensor, copies) for tensor, copies in found.items()]
 
 
-def weight(config: Config, name: str, shape: tuple[int, ...], dtype: torch.dtype, copies: int) -> Weight:
-    """A row of the list: its part, its format in the released checkpoint, and how many copies a token uses."""
+def weight(
+    config: Config,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    copies: int,
+) -> Weight:
+    """A row of the list: part, released format, and how many copies a token uses."""
     part = next(part for part, pattern in PARTS.items() if re.search(pattern, name))
     if not dtype.is_floating_point:
         return Weight(name, part, shape, "int64", copies, active=0)
     if ".experts." in name:
-        return Weight(name, part, shape, "fp4", copies, active=config.num_experts_per_tok)
-    return Weight(name, part, shape, stored_as(name), copies, active=0 if part == "embedding" else 1)
+        n_active = config.num_experts_per_tok
+        return Weight(name, part, shape, "fp4", copies, active=n_active)
+    n_active = 0 if part == "embedding" else 1
+    return Weight(name, part, shape, stored_as(name), copies, active=n_active)
 
 
 def named(prefix: str, rows: Iterable[Weight]) -> list[Weight]:

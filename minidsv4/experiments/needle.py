@@ -131,7 +131,10 @@ class Needles:
 
 
 def asked(model: Model, hay: facts.Haystack, cache: Cache) -> list[bool]:
-    """Whether the likeliest token after each needle's question is its value; the cache is then as it was."""
+    """Whether the likeliest token after each needle's question is its value.
+
+    The cache is then as it was.
+    """
     snapshot, right = cache.snapshot(), []
     for number, value in enumerate(hay.value.tolist()):
         logits_BTV = model(hay.question(number), cache=cache, last=1)

@@ -66,14 +66,21 @@ def dequantise(packed: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32
     return read_groups(unpack(packed), scale, dtype)
 
 
-def to_fp8(packed: Tensor, scale: Tensor, block: tuple[int, int] = fp8.BLOCK) -> tuple[Tensor, Tensor]:
-    """The same numbers in FP8: a block's scale is its largest MXFP4 scale over 2^6, so that 6 becomes 384 of 448.
+def to_fp8(
+    packed: Tensor,
+    scale: Tensor,
+    block: tuple[int, int] = fp8.BLOCK,
+) -> tuple[Tensor, Tensor]:
+    """The same numbers in FP8.
 
-    FP4 has fewer digits than e4m3, so only a number too small for e4m3 can be lost. All of FP4 are multiples of 0.5,
-    and the smallest step of e4m3 is 2^-9: nothing is lost where every scale is at least 2^-14 of the largest in its
-    block, since 0.5 * 2^6 * 2^-14 = 2^-9.
+    A block's scale is its largest MXFP4 scale over 2^6, so that 6 becomes 384 of 448.
+    FP4 has fewer digits than e4m3, so only a number too small for e4m3 can be lost. All
+    of FP4 are multiples of 0.5, and the smallest step of e4m3 is 2^-9: nothing is lost
+    where every scale is at least 2^-14 of the largest in its block, since
+    0.5 * 2^6 * 2^-14 = 2^-9.
 
-    returns  what `fp8.quantise` returns; other scales than it would choose, the same numbers as `dequantise`
+    returns  what `fp8.quantise` returns; other scales than it would choose, the same
+             numbers as `dequantise`
     raises   ValueError where something would be lost
     """
     exact = dequantise(packed, scale)
@@ -82,7 +89,8 @@ def to_fp8(packed: Tensor, scale: Tensor, block: tuple[int, int] = fp8.BLOCK) ->
     shared = fp8.e8m0((exponent - 6).clamp(min=-127))
     weight = fp8.to_e4m3(exact / fp8.over_blocks(shared.float(), exact.shape, block))
     if not torch.equal(fp8.dequantise(weight, shared, block=block), exact):
-        raise ValueError("mxfp4: scales within a block differ by more than 2^14; FP8 cannot hold its smallest numbers")
+        wrong = "mxfp4: scales within a block differ by more than 2^14"
+        raise ValueError(f"{wrong}; FP8 cannot hold its smallest numbers")
     return weight, shared
 
 

@@ -30,17 +30,28 @@ def as_fp4(x: Tensor) -> Tensor:
 
 
 def fp4_ops(table: Ops, rounded: Callable[[Tensor], Tensor] = mxfp4.rounded) -> Ops:
-    """The table with routed experts, index queries and index keys in MXFP4; shared experts are FP8 when released.
+    """The table with routed experts, index queries and index keys in MXFP4.
 
-    Ranks that spread experts (`parallel/experts.py`) hold their own products, which read the masters.
+    Shared experts are FP8 when released. Ranks that spread experts
+    (`parallel/experts.py`) hold their own products, which read the masters.
 
     table    PLAIN, FAST, or what replaces either
-    rounded  another rounding of the experts' matrices, such as `rounding.FORMATS[2.5].round`
-    raises   ValueError for what is no table of operations; a step raises it where a model's experts lie on disk
+    rounded  another rounding of the experts' matrices, such as
+             `rounding.FORMATS[2.5].round`
+    raises   ValueError for what is no table of operations; a step raises it where a
+             model's experts lie on disk
     """
 
-    def experts(x: Tensor, picked: Tensor, weight: Tensor, w13_EFD: Tensor, w2_EDF: Tensor, limit: float) -> Tensor:
-        w13_EFD, w2_EDF = straight_through(rounded, w13_EFD), straight_through(rounded, w2_EDF)
+    def experts(
+        x: Tensor,
+        picked: Tensor,
+        weight: Tensor,
+        w13_EFD: Tensor,
+        w2_EDF: Tensor,
+        limit: float,
+    ) -> Tensor:
+        w13_EFD = straight_through(rounded, w13_EFD)
+        w2_EDF = straight_through(rounded, w2_EDF)
         return table.experts(x, picked, weight, w13_EFD, w2_EDF, limit)
 
     return fp4_index_ops(table)._replace(experts=experts)

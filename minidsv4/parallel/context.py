@@ -141,14 +141,17 @@ class Partition:
         return edges[rank], edges[rank + 1]
 
     def tails(self, reach: Callable[[int], int]) -> list[list[int]]:
-        """How many of its last tokens each rank sends to each: `[from][to]`, a short rank passing the need on.
+        """How many of its last tokens each rank sends to each: `[from][to]`.
+
+        What a short rank does not hold, the ranks before it send.
 
         reach  how many tokens before position `start` a rank that starts there needs
         """
-        stretches = [self.stretch(rank) for rank in range(len(self.lengths))]
+        ranks = range(len(self.lengths))
+        stretches = [self.stretch(rank) for rank in ranks]
         oldest = [start - reach(start) for start, _ in stretches]
         return [
-            [max(0, stop - max(start, oldest[to])) if rank < to else 0 for to in range(len(self.lengths))]
+            [max(0, stop - max(start, oldest[to])) if rank < to else 0 for to in ranks]
             for rank, (start, stop) in enumerate(stretches)
         ]
 
@@ -168,7 +171,10 @@ def window_reach(start: int, window: int) -> int:
 
 
 def raw_reach(start: int, ratio: int, n_halves: int) -> int:
-    """Tokens before `start` that the first entry which ends there or later pools: M more where windows overlap."""
+    """Tokens before `start` that the first entry which ends there or later pools.
+
+    They are M more where windows overlap.
+    """
     return min(start, start % ratio + (n_halves - 1) * ratio)
 
 
@@ -214,17 +220,25 @@ class Communicator:
         return self.partition.stretch(self.transport.rank)[0]
 
     def halo(self, new_BTK: Tensor, reach: Callable[[int], int]) -> Tensor:
-        """Stage 1: what the ranks before hold for the last `reach(start)` tokens before this rank's: [B, S, K]."""
+        """Stage 1: what the ranks before hold for the tokens before this rank's.
+
+        reach    how many tokens before position `start` are fetched
+        returns  [B, S, K]
+        """
         rank = self.transport.rank
         tails = self.partition.tails(reach)
         sent = tails[rank]
         received = [row[rank] for row in tails]
         rows = rearrange(new_BTK, "b t k -> t (b k)")
         leaving = torch.cat([rows[len(rows) - n :] for n in sent])
-        return rearrange(self.exchange(leaving, sent, received), "s (b k) -> b s k", b=len(new_BTK))
+        fetched = self.exchange(leaving, sent, received)
+        return rearrange(fetched, "s (b k) -> b s k", b=len(new_BTK))
 
     def all_gather(self, new_BCK: Tensor, ratio: int) -> Tensor:
-        """Stage 2: the entries [B, C, K] of all ranks in order, padding last; nothing is sent if there is none."""
+        """Stage 2: the entries [B, C, K] of all ranks in order, padding last.
+
+        Nothing is sent if there is none.
+        """
         n_ranks = self.transport.n_ranks
         n_emitted = self.partition.n_emitted(ratio)
         counts = self.partition.n_entries(ratio)
@@ -233,7 +247,8 @@ class Communicator:
             return new_BCK.new_zeros(len(new_BCK), length, new_BCK.shape[2])
         padded = F.pad(new_BCK, (0, 0, 0, n_emitted - new_BCK.shape[1]))
         rows = rearrange(padded, "b c k -> c (b k)").repeat(n_ranks, 1)
-        emitted = self.exchange(rows, [n_emitted] * n_ranks, [n_emitted] * n_ranks).unflatten(0, (n_ranks, n_emitted))
+        by_rank = [n_emitted] * n_ranks
+        emitted = self.exchange(rows, by_rank, by_rank).unflatten(0, (n_ranks, n_emitted))
         listed = select_and_pad(emitted, counts, length)
         return rearrange(listed, "c (b k) -> b c k", b=len(new_BCK))
 
@@ -246,9 +261,9 @@ class Communicator:
 
 
 def select_and_pad(emitted: Tensor, counts: list[int], length: int) -> Tensor:
-    """What each rank emitted, its entries first and then padding, as one list: all entries in order, then padding.
+    """What the ranks emitted, as one list: all entries in order, then padding.
 
-    emitted  [ranks, entries of one rank, ...]
+    emitted  [ranks, entries of one rank, ...], of each rank its entries, then padding
     counts   how many of each rank's are entries
     length   of the list
     """
@@ -261,7 +276,10 @@ def select_and_pad(emitted: Tensor, counts: list[int], length: int) -> Tensor:
 
 
 def distribute_cache(cache: Cache, communicator: Communicator) -> Cache:
-    """An empty cache whose every series fetches what it holds of other ranks' tokens; for one call."""
+    """An empty cache whose every series fetches what it holds of other ranks' tokens.
+
+    It serves one call.
+    """
     config = cache.config
     cache.n_tokens = communicator.start
     for memory in cache.layers:
@@ -276,24 +294,41 @@ def distribute_cache(cache: Cache, communicator: Communicator) -> Cache:
 
 
 class HaloSeries(Series):
-    """A series that begins on other ranks: what this rank appends comes after what it fetches, its halo.
+    """A series that begins on other ranks.
+
+    What this rank appends comes after what it fetches, its halo.
 
     reach  how many tokens before position `start` are fetched
     """
 
-    def __init__(self, empty: Tensor, communicator: Communicator, reach: Callable[[int], int]):
+    def __init__(
+        self,
+        empty: Tensor,
+        communicator: Communicator,
+        reach: Callable[[int], int],
+    ):
         super().__init__(empty)
         self.communicator = communicator
         self.reach = reach
 
     def append(self, new: Tensor) -> Tensor:
-        return super().append(torch.cat([self.communicator.halo(new, self.reach), new], dim=1))
+        halo = self.communicator.halo(new, self.reach)
+        return super().append(torch.cat([halo, new], dim=1))
 
 
 class RawHaloSeries(HaloSeries):
-    """Raw series from the first token of the window that this rank continues; the window before goes to `previous`."""
+    """Raw series from the first token of the window that this rank continues.
 
-    def __init__(self, memory: CompressorMemory, ratio: int, n_halves: int, communicator: Communicator):
+    The window before goes to `previous`.
+    """
+
+    def __init__(
+        self,
+        memory: CompressorMemory,
+        ratio: int,
+        n_halves: int,
+        communicator: Communicator,
+    ):
         reach = functools.partial(raw_reach, ratio=ratio, n_halves=n_halves)
         super().__init__(memory.open.data, communicator, reach)
         self.memory = memory
@@ -302,16 +337,29 @@ class RawHaloSeries(HaloSeries):
     def append(self, new: Tensor) -> Tensor:
         series = super().append(new)
         if series.shape[1] - new.shape[1] >= self.ratio:
-            as_previous, _ = rearrange(series[:, : self.ratio], "b m (two half k) -> half b m (two k)", two=2, half=2)
+            as_previous, _ = rearrange(
+                series[:, : self.ratio],
+                "b m (two half k) -> half b m (two k)",
+                two=2,
+                half=2,
+            )
             self.memory.previous.append(as_previous)
             self.drop(self.ratio)
         return self.contents()
 
 
 class GatheredEntries:
-    """Finished entries of all ranks, in order; the length counts those up to this rank's last token."""
+    """Finished entries of all ranks, in order.
 
-    def __init__(self, memory: CompressorMemory, ratio: int, communicator: Communicator):
+    The length counts those up to this rank's last token.
+    """
+
+    def __init__(
+        self,
+        memory: CompressorMemory,
+        ratio: int,
+        communicator: Communicator,
+    ):
         self.memory = memory
         self.ratio = ratio
         self.communicator = communicator
@@ -327,5 +375,8 @@ class GatheredEntries:
         return self.communicator.all_gather(new_BCK, self.ratio)
 
     def contents(self) -> Tensor:
-        """Those of all ranks, where this rank finishes none: a part of its raw series, so that gradients go on."""
+        """Those of all ranks, where this rank finishes none.
+
+        What it adds is an empty part of its raw series, so that gradients go on.
+        """
         return self.append(self.memory.open.contents()[:, :0, : self.width])

@@ -113,18 +113,22 @@ class _Call(NamedTuple):
 
 
 def by_waves(call: _Call, x_TD: Tensor, picked_TA: Tensor, weight_TA: Tensor) -> Tensor:
-    """Each pair's row to its expert's rank and its result back, all waves of experts after each other."""
-    ours, n_active = plan(picked_TA, call.layout), picked_TA.shape[1]
-    # One gather by expert, whatever the waves: its backward adds up a token's gradients in the order of one process.
-    rows = torch.cat([x_TD[ours.by_expert // n_active], weight_TA.flatten()[ours.by_expert, None]], dim=1)
+    """Each pair's row to its expert's rank and its result back, wave after wave."""
+    ours = plan(picked_TA, call.layout)
+    token = ours.by_expert // picked_TA.shape[1]
+    weight = weight_TA.flatten()[ours.by_expert, None]
+    # One gather by expert, whatever the waves: its backward adds up a token's gradients
+    # in the order of one process.
+    rows = torch.cat([x_TD[token], weight], dim=1)
     results = travel(call, rows[ours.to_send], ours.counts)
     return sum_picks(results, ours, picked_TA)
 
 
 def travel(call: _Call, rows: Tensor, counts: Tensor) -> Tensor:
-    """Rows [pairs, D + 1] to their experts, results [pairs, D] back in the same order; the last column is the weight.
+    """Rows [pairs, D + 1] to their experts, results [pairs, D] back in the same order.
 
-    All waves' rows are sent at once, so the link is never idle for want of work; results go back as they are made.
+    The last column of the rows is the weight. All waves' rows are sent at once, so the
+    link is never idle for want of work; results go back as they are made.
     """
     layout, transport = call.layout, call.transport
     to_ranks = layout.wave_counts(counts)
@@ -139,8 +143,9 @@ def travel(call: _Call, rows: Tensor, counts: Tensor) -> Tensor:
     returning = []
     for wave, (dispatch, combine) in enumerate(zip(there, back)):
         dispatch.wait()
+        first = layout.bounds[wave]
         with transport.computing(flops(call.experts, len(arriving[wave]))):
-            results = multiply(call.experts, layout.bounds[wave], arriving[wave], from_ranks[wave])
+            results = multiply(call.experts, first, arriving[wave], from_ranks[wave])
         returning.append(Exchange.apply(results, combine))
     for combine in back:
         combine.wait()
@@ -156,20 +161,34 @@ def multiply(experts: Experts, first: int, rows: Tensor, counts: Tensor) -> Tens
     """Each expert on its rows.
 
     first    place of the first of these experts in this rank's share
-    rows     [n, D + 1] from rank after rank, those of one rank by expert; the last column is the routing weight
+    rows     [n, D + 1] from rank after rank, those of one rank by expert; the last
+             column is the routing weight
     counts   rows from each rank for each expert [ranks, experts]
     returns  [n, D], in the order of the rows
     """
-    place = torch.arange(first, first + counts.shape[1], device=rows.device).repeat(len(counts))
+    n_ranks, n_experts = counts.shape
+    place = torch.arange(first, first + n_experts, device=rows.device).repeat(n_ranks)
     picked = place.repeat_interleave(counts.flatten())[:, None]
-    return experts.ops.experts(rows[:, :-1], picked, rows[:, -1:], experts.w13, experts.w2, experts.limit)
+    return experts.ops.experts(
+        rows[:, :-1],
+        picked,
+        rows[:, -1:],
+        experts.w13,
+        experts.w2,
+        experts.limit,
+    )
 
 
 def sum_picks(results: Tensor, ours: Plan, picked_TA: Tensor) -> Tensor:
-    """Each token's results, in the order in which they return, summed in the order of experts."""
+    """Each token's sum of its results, in the order of experts.
+
+    results  of pairs, in the order in which they return
+    """
     n_tokens, n_active = picked_TA.shape
-    by_pair = results.new_zeros(picked_TA.numel(), results.shape[1]).index_copy(0, ours.slots, results)
-    total = results.new_zeros(n_tokens, results.shape[1])
+    width = results.shape[1]
+    no_results = results.new_zeros(picked_TA.numel(), width)
+    by_pair = no_results.index_copy(0, ours.slots, results)
+    total = results.new_zeros(n_tokens, width)
     return total.index_add(0, ours.by_expert // n_active, by_pair[ours.by_expert])
 
 

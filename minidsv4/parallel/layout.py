@@ -85,12 +85,16 @@ def plan(picked_TA: Tensor, layout: Layout) -> Plan:
     picked = picked_TA.flatten()
     if len(picked) and not -1 <= picked.min() <= picked.max() < layout.n_experts:
         wrong = picked.max() if picked.max() >= layout.n_experts else picked.min()
-        raise ValueError(f"picked: {int(wrong)} is no expert; they are 0 .. {layout.n_experts - 1}, and -1 for none")
+        known = f"0 .. {layout.n_experts - 1}, and -1 for none"
+        raise ValueError(f"picked: {int(wrong)} is no expert; they are {known}")
     expert, by_expert = picked.sort(stable=True)
     n_none = int((picked < 0).sum())
     seat = layout.seat_E.to(picked.device)[expert[n_none:]]
     rank, place = seat // layout.n_local, seat % layout.n_local
-    wave = torch.bucketize(place, torch.tensor(layout.bounds[1:], device=place.device), right=True)
-    to_send = ((wave * layout.n_ranks + rank) * layout.n_local + place).argsort(stable=True)
-    counts = seat.bincount(minlength=layout.n_experts).view(layout.n_ranks, layout.n_local)
+    wave_ends = torch.tensor(layout.bounds[1:], device=place.device)
+    wave = torch.bucketize(place, wave_ends, right=True)
+    sort_key = (wave * layout.n_ranks + rank) * layout.n_local + place
+    to_send = sort_key.argsort(stable=True)
+    by_seat = seat.bincount(minlength=layout.n_experts)
+    counts = by_seat.view(layout.n_ranks, layout.n_local)
     return Plan(by_expert[n_none:], to_send, counts)

@@ -25,18 +25,20 @@ from minidsv4.train.tokenizer import Tokenizer
 
 
 def full_kl(student_TV: Tensor, teacher_TV: Tensor) -> Tensor:
-    """`KL(student || teacher) = sum_v p_v (log p_v - log q_v)` of each position [T], from log-probabilities.
+    """`KL(student || teacher) = sum_v p_v (log p_v - log q_v)` of each position [T].
 
-    Its gradient in the student's logits is `p_v (log p_v - log q_v - KL)`.
+    Both arguments are log-probabilities. Its gradient in the student's logits is
+    `p_v (log p_v - log q_v - KL)`.
     """
     return (student_TV.exp() * (student_TV - teacher_TV)).sum(dim=-1)
 
 
 def sampled_kl(student_TV: Tensor, teacher_TV: Tensor, token_T: Tensor) -> Tensor:
-    """An estimate of `full_kl` [T] from the token that the student drew: `log p - log q` there.
+    """An estimate of `full_kl` [T]: `log p - log q` of the token that the student drew.
 
-    Its gradient is `(log p - log q) grad log p` (REINFORCE), whose mean over drawn tokens is that of `full_kl`. The
-    value is exact, the gradient is that of the product.
+    Its gradient is `(log p - log q) grad log p` (REINFORCE), whose mean over drawn
+    tokens is that of `full_kl`. The value is exact, the gradient is that of the
+    product.
     """
     log_prob_T = picked(student_TV, token_T)
     excess_T = (log_prob_T - picked(teacher_TV, token_T)).detach()

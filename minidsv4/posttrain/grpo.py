@@ -98,7 +98,10 @@ class Rewards:
 
 
 def advantages(reward_B: Tensor, group: int) -> Tensor:
-    """`(reward - mean) / std` within each group of neighbours [B]; 0 where all of a group are worth the same."""
+    """`(reward - mean) / std` within each group of neighbours [B].
+
+    It is 0 where all of a group are worth the same.
+    """
     reward = reward_B.unflatten(0, (-1, group))
     spread = reward - reward.mean(dim=1, keepdim=True)
     std = spread.square().mean(dim=1, keepdim=True).sqrt()
@@ -114,13 +117,19 @@ class Surrogate(NamedTuple):
 
 
 def surrogate(
-    log_prob_T: Tensor, old_T: Tensor, reference_T: Tensor, advantage_T: Tensor, weight_T: Tensor, clip: float
+    log_prob_T: Tensor,
+    old_T: Tensor,
+    reference_T: Tensor,
+    advantage_T: Tensor,
+    weight_T: Tensor,
+    clip: float,
 ) -> Surrogate:
-    """`-sum w min(r A, clip(r, 1 - eps, 1 + eps) A)`, r = new / old probability; and `sum w (q - log q - 1)`.
+    """`-sum w min(r A, clip(r, 1 - eps, 1 + eps) A)`, and `sum w (q - log q - 1)`.
 
-    q = reference / new probability. The second is Schulman's estimate of KL(new || reference): unbiased, never below 0.
+    r = new / old probability, q = reference / new probability. The second sum is
+    Schulman's estimate of KL(new || reference): unbiased, never below 0.
 
-    log_prob_T   of the tokens that were written, by the policy that learns; the others are given
+    log_prob_T   of the written tokens, by the policy that learns; the others are given
     old_T        by the policy that wrote them
     reference_T  by the reference
     weight_T     of each token: 1 / (number of replies x length of its reply)
@@ -131,7 +140,11 @@ def surrogate(
     log_q_T = reference_T - log_prob_T
     kl_T = log_q_T.exp() - log_q_T - 1
     biting_T = (bounded_T * advantage_T < ratio_T * advantage_T).to(weight_T.dtype)
-    return Surrogate(-(weight_T * gain_T).sum(), (weight_T * kl_T).sum(), (weight_T * biting_T).sum())
+    return Surrogate(
+        policy=-(weight_T * gain_T).sum(),
+        kl=(weight_T * kl_T).sum(),
+        clipped=(weight_T * biting_T).sum(),
+    )
 
 
 class GRPOLosses(NamedTuple):

@@ -22,7 +22,9 @@ FORMAT = 1  # of files; another one is never read
 
 
 def blocks_of(ids_T: Tensor, block: int, root: str) -> list[Block]:
-    """The whole blocks of a text, in order; the hash of each covers all tokens up to its end.
+    """The whole blocks of a text, in order.
+
+    The hash of each covers all tokens up to its end.
 
     block  tokens
     root   the hash that the first block follows

@@ -47,10 +47,13 @@ def cone_tokens(config: Config) -> int:
 
 
 class Stored(Series):
-    """Entries of which more are known than there have been tokens: what the tokens pool gives way to the known ones."""
+    """Entries of which more are known than there have been tokens.
+
+    What the tokens pool gives way to the known ones.
+    """
 
     def __init__(self, known: Tensor, n: int, form: Form):
-        """The first `n` of the entries known [B, C, any], which are kept as `form` keeps them."""
+        """The first `n` of the entries known [B, C, any], kept as `form` keeps them."""
         self.form = form
         self.data, self.low, self.high = known, 0, n
 

@@ -213,21 +213,32 @@ class Speculator:
             raise
 
 
-def verify(target_TV: Tensor, draft_TV: Tensor, drafts: Sequence[int], generator: torch.Generator) -> list[int]:
-    """The accepted drafts and one token of the model; draft after draft is accepted with `min(1, target / draft)`.
+def verify(
+    target_TV: Tensor,
+    draft_TV: Tensor,
+    drafts: Sequence[int],
+    generator: torch.Generator,
+) -> list[int]:
+    """The accepted drafts and one token of the model.
 
-    A rejected draft is replaced by a sample of the residual distribution, `max(0, target - draft)` normalised, and no
-    later draft counts. So each token has exactly its target probability.
+    Draft after draft is accepted with `min(1, target / draft)`. A rejected draft is
+    replaced by a sample of the residual distribution, `max(0, target - draft)`
+    normalised, and no later draft counts. So each token has exactly its target
+    probability.
 
-    target_TV  the model's probabilities at the position of each draft and of one token more [depth + 1, V]
+    target_TV  the model's probabilities at the position of each draft and of one token
+               more [depth + 1, V]
     draft_TV   what the drafts were sampled from [depth, V]
     returns    1 to depth + 1 token ids
     """
-    for number, (draft, target_V, draft_V) in enumerate(zip(drafts, target_TV, draft_TV)):
-        point = torch.rand((), generator=generator, dtype=torch.float64, device=generator.device)
+    device = generator.device
+    rows = zip(drafts, target_TV, draft_TV)
+    for number, (draft, target_V, draft_V) in enumerate(rows):
+        point = torch.rand((), generator=generator, dtype=torch.float64, device=device)
         if point * draft_V[draft] >= target_V[draft]:
             residual_V = (target_V - draft_V).clamp(min=0)
-            return [*drafts[:number], sample(residual_V if residual_V.any() else target_V, generator)]
+            left_V = residual_V if residual_V.any() else target_V
+            return [*drafts[:number], sample(left_V, generator)]
     return [*drafts, sample(target_TV[len(drafts)], generator)]
 
 

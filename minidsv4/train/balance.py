@@ -41,9 +41,14 @@ def balanced(
 
 
 def updated_bias(bias_E: Tensor, load_E: Tensor, speed: float = SPEED) -> Tensor:
-    """`bias + speed * sign(mean load - load)`: up where too few tokens came, down where too many."""
-    # E times the load against the total: whole numbers, so an expert at the mean stays where it is on every machine.
-    return bias_E + speed * (load_E.sum() - len(load_E) * load_E).sign().to(bias_E.dtype)
+    """`bias + speed * sign(mean load - load)`.
+
+    It goes up where too few tokens came, and down where too many.
+    """
+    # E times the load against the total: whole numbers, so an expert at the mean stays
+    # where it is on every machine.
+    missing_E = load_E.sum() - len(load_E) * load_E
+    return bias_E + speed * missing_E.sign().to(bias_E.dtype)
 
 
 @torch.no_grad()

@@ -130,7 +130,8 @@ class Trainer:
     def learn(self, batch: Tensor | Batch) -> dict:
         """One step; returns what there is to log of it.
 
-        raises  ValueError where loss or gradients are no longer finite; weights and biases are then as they were
+        raises  ValueError where loss or gradients are no longer finite; weights and biases
+                are then as they were
         """
         recipe, progress = self.recipe, self.recipe.progress(self.step, self.seconds)
         rate = recipe.rate_at(self.step, progress)
@@ -151,9 +152,10 @@ class Trainer:
         n = n_targets(batch)
         self.step, self.tokens = self.step + 1, self.tokens + n
         self.losses.append(losses.main.item())
-        parts = {name: value.item() for name, value in losses._asdict().items() if name != "total"}
-        worst = max([max_violation(load_E) for load_E in loads(calls, real_BT).values()], default=0.0)
-        return {"step": self.step, "n": n, **parts, "rate": rate, "norm": norm.item(), "max_violation": worst}
+        violations = [max_violation(load_E) for load_E in loads(calls, real_BT).values()]
+        worst = max(violations, default=0.0)
+        record = {"step": self.step, "n": n, **parts_of(losses), "rate": rate}
+        return record | {"norm": norm.item(), "max_violation": worst}
 
     def check_finite(self, loss: float, norm: float) -> None:
         """Raise ValueError where a step would write NaN or infinity into the weights."""
@@ -174,6 +176,11 @@ class Trainer:
             setattr(self, name, state[name])
         self.losses = list(state["losses"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def parts_of(losses: NamedTuple) -> dict[str, float]:
+    """The parts of a loss as plain numbers, by name, without their total."""
+    return {name: value.item() for name, value in losses._asdict().items() if name != "total"}
 
 
 def fastest_threads(trainer: Trainer) -> int:

@@ -30,27 +30,42 @@ WHOLE = (1,)  # the parts of a parameter that is one matrix
 
 
 def orthogonalise(
-    stack: Tensor, schedule: Sequence[tuple[float, float, float]] = SCHEDULE, dtype: torch.dtype | None = None
+    stack: Tensor,
+    schedule: Sequence[tuple[float, float, float]] = SCHEDULE,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Nearly `U V^T` of each matrix `U S V^T`: steps `X <- a X + (b X X^T + c (X X^T)^2) X` from norm 1; eq. (28).
+    """Nearly `U V^T` of each matrix `U S V^T`; eq. (28).
 
-    stack     matrices of one shape [how many, n, m]; the Gram matrix is taken on the shorter side
+    Steps `X <- a X + (b X X^T + c (X X^T)^2) X` begin at norm 1.
+
+    stack     matrices of one shape [how many, n, m]; the Gram matrix is taken on the
+              shorter side
     schedule  (a, b, c) of every step
-    dtype     of the products: torch.bfloat16 is stable and fast where the hardware has it; None is the stack's own
-    returns   the same shape and dtype; singular values from 1e-3 of the norm end in 1 to 1.0006, 0.99 to 1.01 in
-              bfloat16, and 1e-4 at 1.002. A matrix of zeros stays zero
+    dtype     of the products: torch.bfloat16 is stable and fast where the hardware has
+              it; None is the stack's own
+    returns   the same shape and dtype; singular values from 1e-3 of the norm end in 1
+              to 1.0006, 0.99 to 1.01 in bfloat16, and 1e-4 at 1.002. A matrix of
+              zeros stays zero
     """
     x = _wide(stack)
     n, m = x.shape[1:]
-    x = F.pad(x, (0, -m % STRIDE, 0, -n % STRIDE))  # rows and columns of zeros stay zero
-    smallest = torch.finfo(x.dtype).tiny
-    x = x / x.abs().amax((-2, -1), keepdim=True).clamp(min=smallest)  # else squares of tiny gradients vanish
-    x = (x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=smallest)).to(dtype or stack.dtype)
+    x = F.pad(x, (0, -m % STRIDE, 0, -n % STRIDE))  # zeros that stay zero
+    x = unit_norm(x).to(dtype or stack.dtype)
     for a, b, c in schedule:
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, factor, x, beta=a)
     x = x[:, :n, :m]
     return (x if stack.shape[1] == n else x.mT).to(stack.dtype)
+
+
+def unit_norm(x: Tensor) -> Tensor:
+    """Each matrix divided by its Frobenius norm; a matrix of zeros stays as it is."""
+    smallest = torch.finfo(x.dtype).tiny
+    largest = x.abs().amax((-2, -1), keepdim=True)
+    x = x / largest.clamp(min=smallest)  # else squares of tiny gradients vanish
+    norm = torch.linalg.matrix_norm(x, keepdim=True)
+    return x / norm.clamp(min=smallest)
 
 
 class ParameterSpec(NamedTuple):
@@ -164,7 +179,10 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Move every parameter that has a gradient; returns what the closure, if any, returns."""
+        """Move every parameter that has a gradient.
+
+        returns  what the closure returns, where there is one
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -182,7 +200,10 @@ class Muon(torch.optim.Optimizer):
             yield from ((parameter, group) for parameter in group["params"] if parameter.grad is not None)
 
     def same_shape(self) -> list[list["Piece"]]:
-        """Take the gradients into the momenta; returns the matrices to orthogonalise, those of one shape together."""
+        """Take the gradients into the momenta.
+
+        returns  the matrices to orthogonalise, those of one shape together
+        """
         shapes = defaultdict(list)
         for parameter, group in self.with_gradient():
             if group["parts"] is None:
@@ -222,13 +243,20 @@ class Piece(NamedTuple):
 
 
 def update(pieces: list[Piece]) -> None:
-    """Orthogonalise matrices of one shape together, and move their weights; steps 3 to 5 of Algorithm 1."""
+    """Orthogonalise matrices of one shape together, and move their weights.
+
+    Steps 3 to 5 of Algorithm 1.
+    """
     stack = torch.cat([_wide(piece.ahead) for piece in pieces])
-    few, longer = max(1, AT_ONCE // stack[0].numel()), stack.shape[-1]
-    turned = torch.cat([orthogonalise(some, dtype=pieces[0].group["dtype"]) for some in stack.split(few)])
-    for piece, step in zip(pieces, turned.split([len(piece.weight) for piece in pieces])):
+    few = max(1, AT_ONCE // stack[0].numel())
+    longer = stack.shape[-1]
+    dtype = pieces[0].group["dtype"]
+    turned = torch.cat([orthogonalise(some, dtype=dtype) for some in stack.split(few)])
+    steps = turned.split([len(piece.weight) for piece in pieces])
+    for piece, step in zip(pieces, steps):
         rate, decay = piece.group["lr"], piece.group["weight_decay"]
-        _wide(piece.weight).mul_(1 - rate * decay).add_(step, alpha=-rate * UPDATE_RMS * longer**0.5)
+        scale = -rate * UPDATE_RMS * longer**0.5
+        _wide(piece.weight).mul_(1 - rate * decay).add_(step, alpha=scale)
 
 
 def _wide(stack: Tensor) -> Tensor:

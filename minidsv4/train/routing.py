@@ -59,18 +59,23 @@ def fixed_routing(model: nn.Module, picks: Iterable[Tensor]) -> Iterator[None]:
 
 
 class Anticipation:
-    """Picks for the batches to come, computed `delay` steps before they are used; 0 changes nothing.
+    """Picks for the batches to come, computed `delay` steps before they are used.
 
-    Right after it was switched on the picks are as old as they can be: those of the step at which that was.
+    A delay of 0 changes nothing. Right after it was switched on the picks are as old as
+    they can be: those of the step at which that was.
     """
 
     def __init__(self, delay: int):
         if delay < 0:
-            raise ValueError(f"anticipation: delay = {delay} looks into the future; it is 0 or more steps")
+            wrong = f"anticipation: delay = {delay} looks into the future"
+            raise ValueError(f"{wrong}; it is 0 or more steps")
         self.delay, self.ahead = delay, {}
 
     def at(self, trainer: Trainer, batch: Tensor | Batch) -> AbstractContextManager:
-        """Look ahead with the present parameters, then fix this step's routing to what was found for it earlier."""
+        """Look ahead with the present parameters, then fix this step's routing.
+
+        It is fixed to what was found for this step earlier.
+        """
         for step in range(trainer.step, trainer.step + self.delay + 1):
             if step not in self.ahead:
                 coming = batch if step == trainer.step else trainer.batch_at(step)

@@ -51,5 +51,6 @@ def described(state: str) -> str:
 
 
 def begins_marker(state: str, tail: str) -> bool:
-    """Whether this end of a text is a part of a marker, which what comes next may complete."""
-    return any(marker.startswith(tail) and marker != tail for marker in (*AFTER[state], *RESERVED))
+    """Whether this end of a text is part of a marker, which more text may complete."""
+    markers = (*AFTER[state], *RESERVED)
+    return any(marker.startswith(tail) and marker != tail for marker in markers)

@@ -123,9 +123,10 @@ class StreamParser:
 
     def _step(self) -> bool:
         """Read up to the next marker; whether there was one."""
+        ends = AFTER[self.state]
         for beginning in BEGINNINGS[self.state].finditer(self._held):
             place = beginning.start()
-            marker = next((marker for marker in AFTER[self.state] if self._held.startswith(marker, place)), None)
+            marker = next((end for end in ends if self._held.startswith(end, place)), None)
             if marker is not None:
                 self._take(place)
                 self._follow(marker)
