@@ -32,7 +32,7 @@ def test_a_trap_that_is_not_exhibited_and_a_part_of_several_lines_are_refused(mo
     with pytest.raises(ValueError, match="'no_such_trap' is not exhibited; give one of output_not"):
         exhibits.right_line("no_such_trap")
     monkeypatch.setitem(exhibits.RIGHT, "carry_transposed", (exhibits.ops.write, "_BTND"))
-    with pytest.raises(ValueError, match="'_BTND' stands in 3 lines of write"):
+    with pytest.raises(ValueError, match="'_BTND' stands in 4 lines of write"):
         exhibits.right_line("carry_transposed")
 
 

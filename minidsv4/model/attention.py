@@ -1,9 +1,9 @@
 """Hybrid attention: a window, and compressed entries, all (HCA) or picked ones (CSA).
 
-B batch, T tokens, S tokens of the window, D width, Q query rank, H heads, K head width, G output
-groups, O rank per group, C compressed entries. Report section 2.3, equations (13), (18)-(27).
-Released names: `attn.{wq_a, q_norm, wq_b, wkv, kv_norm, wo_a, wo_b, attn_sink}`. One key-value
-head serves all query heads, and its values are its keys.
+B batch, T tokens, S tokens of the window, D width, Q query rank, H heads, K head width,
+G output groups, O rank per group, C compressed entries. Report section 2.3, equations
+(13), (18)-(27). Released names: `attn.{wq_a, q_norm, wq_b, wkv, kv_norm, wo_a, wo_b,
+attn_sink}`. One key-value head serves all query heads, and its values are its keys.
 """
 
 import torch
@@ -20,7 +20,7 @@ from minidsv4.visibility import Visibility
 
 
 class WindowAttention(Layer):
-    """Sliding-window attention: every query reads the last W tokens, its own included."""
+    """Sliding-window attention: a query reads the last W tokens, its own included."""
 
     kind = LayerKind.WINDOW
     float32 = ("attn_sink",)
@@ -43,26 +43,41 @@ class WindowAttention(Layer):
         self.wo_a = nn.Linear(inner // self.groups, latent, bias=False)
         self.wo_b = nn.Linear(latent, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, positions: Positions, memory: LayerMemory) -> Tensor:
-        """Attention output [B, T, D]; `memory` holds the past and takes these tokens in."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        positions: Positions,
+        memory: LayerMemory,
+    ) -> Tensor:
+        """Attention output [B, T, D].
+
+        `memory` holds the past and takes these tokens in.
+        """
         turn_TR = positions.turns()
         turn_THR = rearrange(turn_TR, "t r -> t 1 r")  # the same for all heads
         latent_BTQ = self.q_norm(self.wq_a(x_BTD))  # eqs. (13), (24)
-        query = rearrange(self.wq_b(latent_BTQ), "b t (h k) -> b t h k", h=self.heads)  # eqs. (18), (25)
+        # eqs. (18), (25)
+        query = rearrange(self.wq_b(latent_BTQ), "b t (h k) -> b t h k", h=self.heads)
         query_BTHK = self.ops.rotate(self.ops.rms_norm(query, None, self.eps), turn_THR)
         entry_BTK = self.ops.rotate(self.kv_norm(self.wkv(x_BTD)), turn_TR)
         window_BSK = memory.window.append(self.stored(entry_BTK))
         entries_BCK, sees = self.compressed(x_BTD, latent_BTQ, positions, memory)
         # eqs. (19), (26), (27)
-        out_BTHK = self.ops.attend(query_BTHK, window_BSK, entries_BCK, sees, self.attn_sink)
+        sink_H = self.attn_sink
+        out_BTHK = self.ops.attend(query_BTHK, window_BSK, entries_BCK, sees, sink_H)
         memory.window.keep(self.window)
-        turned_back = self.ops.rotate(out_BTHK, turn_THR.conj())  # values were rotated as keys
+        # values were rotated as keys
+        turned_back = self.ops.rotate(out_BTHK, turn_THR.conj())
         return self.project(turned_back)
 
     def compressed(
-        self, x_BTD: Tensor, latent_BTQ: Tensor, positions: Positions, memory: LayerMemory
+        self,
+        x_BTD: Tensor,
+        latent_BTQ: Tensor,
+        positions: Positions,
+        memory: LayerMemory,
     ) -> tuple[Tensor, Visibility]:
-        """Compressed entries [B, C, K], here none, and who sees what of them and the window."""
+        """Entries [B, C, K], here none, and who sees what of them and the window."""
         window_BSK = memory.window.contents()
         sees = Visibility(
             start=positions.start,
@@ -79,7 +94,10 @@ class WindowAttention(Layer):
         return entry_BTK
 
     def project(self, out_BTHK: Tensor) -> Tensor:
-        """Grouped output projection: each of G groups of heads to O channels, these to D."""
+        """Grouped output projection.
+
+        Each of G groups of heads goes to O channels, and these go to D.
+        """
         grouped = rearrange(out_BTHK, "b t (g h) k -> b t g (h k)", g=self.groups)
         weight_GOK = rearrange(self.wo_a.weight, "(g o) k -> g o k", g=self.groups)
         latent = einsum(grouped, weight_GOK, "b t g k, g o k -> b t g o")
@@ -87,27 +105,40 @@ class WindowAttention(Layer):
 
 
 class HCAttention(WindowAttention):
-    """Heavily compressed attention (HCA): every query also reads all entries of M' tokens each."""
+    """Heavily compressed attention (HCA): every query also reads all entries.
+
+    Each of these is made of M' tokens.
+    """
 
     kind = LayerKind.HCA
     compressor_class = Compressor
 
     def __init__(self, config: Config):
         super().__init__(config)
+        width = config.hidden_size
         ratio = config.ratio_of(self.kind)
-        self.compressor = self.compressor_class(config.hidden_size, config.head_dim, ratio, self.eps)
+        self.compressor = self.compressor_class(width, config.head_dim, ratio, self.eps)
 
     def compressed(
-        self, x_BTD: Tensor, latent_BTQ: Tensor, positions: Positions, memory: LayerMemory
+        self,
+        x_BTD: Tensor,
+        latent_BTQ: Tensor,
+        positions: Positions,
+        memory: LayerMemory,
     ) -> tuple[Tensor, Visibility]:
         """All finished entries [B, C, K]."""
         _, sees = super().compressed(x_BTD, latent_BTQ, positions, memory)
         entries_BCK = self.compressor(x_BTD, positions, memory.main)
-        return entries_BCK, sees._replace(ratio=self.compressor.ratio, n_entries=entries_BCK.shape[1])
+        n_entries = entries_BCK.shape[1]
+        sees = sees._replace(ratio=self.compressor.ratio, n_entries=n_entries)
+        return entries_BCK, sees
 
 
 class CSAttention(HCAttention):
-    """Compressed sparse attention (CSA): every query also reads k entries that an indexer picks."""
+    """Compressed sparse attention (CSA): every query also reads k entries.
+
+    An indexer picks them.
+    """
 
     kind = LayerKind.CSA
     compressor_class = OverlapCompressor
@@ -117,12 +148,20 @@ class CSAttention(HCAttention):
         self.indexer = Indexer(config)
 
     def compressed(
-        self, x_BTD: Tensor, latent_BTQ: Tensor, positions: Positions, memory: LayerMemory
+        self,
+        x_BTD: Tensor,
+        latent_BTQ: Tensor,
+        positions: Positions,
+        memory: LayerMemory,
     ) -> tuple[Tensor, Visibility]:
-        """All finished entries [B, C, K], of which each query sees those picked for it."""
+        """All finished entries [B, C, K]; each query sees those picked for it."""
         entries_BCK, sees = super().compressed(x_BTD, latent_BTQ, positions, memory)
         picks_BTP = self.indexer(x_BTD, latent_BTQ, positions, memory.index, sees)
         return entries_BCK, sees._replace(picks_BTP=picks_BTP)
 
 
-ATTENTION = {LayerKind.WINDOW: WindowAttention, LayerKind.CSA: CSAttention, LayerKind.HCA: HCAttention}
+ATTENTION = {
+    LayerKind.WINDOW: WindowAttention,
+    LayerKind.CSA: CSAttention,
+    LayerKind.HCA: HCAttention,
+}

@@ -1,5 +1,6 @@
-"""`torch.autocast`: linear layers and experts run in 16 bits, and what is computed in float32 in a
-16-bit model stays in float32.
+"""`torch.autocast`: linear layers and experts run in 16 bits.
+
+What is computed in float32 in a 16-bit model stays in float32.
 
 E experts, F expert width, D width.
 """
@@ -21,7 +22,7 @@ def autocasting() -> bool:
 
 
 def exact(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`operation` in the types of its arguments, inside of `torch.autocast` as outside."""
+    """`operation` in the types of its arguments, inside of `torch.autocast` too."""
 
     @functools.wraps(operation)
     def call(*arguments: Any) -> Tensor:
@@ -50,10 +51,23 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def exact_but_for_experts(table: Ops) -> Ops:
-    """The table whose operations autocast leaves alone; experts get 16 bits, as linear layers do."""
+    """The table whose operations autocast leaves alone, but for experts.
 
-    def experts(x: Tensor, picked: Tensor, weight: Tensor, w13_EFD: Tensor, w2_EDF: Tensor, limit: float) -> Tensor:
-        low = torch.get_autocast_dtype(x.device.type) if x.dtype != torch.float64 else x.dtype
-        return exact(table.experts)(x.to(low), picked, weight, w13_EFD.to(low), w2_EDF.to(low), limit)
+    These get 16 bits, as linear layers do.
+    """
+    run = exact(table.experts)
+
+    def experts(
+        x: Tensor,
+        picked: Tensor,
+        weight: Tensor,
+        w13_EFD: Tensor,
+        w2_EDF: Tensor,
+        limit: float,
+    ) -> Tensor:
+        low = x.dtype
+        if low != torch.float64:
+            low = torch.get_autocast_dtype(x.device.type)
+        return run(x.to(low), picked, weight, w13_EFD.to(low), w2_EDF.to(low), limit)
 
     return Ops(*map(exact, table))._replace(experts=experts)

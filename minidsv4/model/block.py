@@ -1,7 +1,7 @@
-"""One block: attention and experts; an mHC site reads from and writes to the residual streams.
+"""One block: attention and experts; an mHC site reads and writes the residual streams.
 
-B batch, T tokens, N streams, D width. Report section 2, figure 2. Released names: `layers.N.{attn,
-ffn, attn_norm, ffn_norm, hc_attn_*, hc_ffn_*}`.
+B batch, T tokens, N streams, D width. Report section 2, figure 2. Released names:
+`layers.N.{attn, ffn, attn_norm, ffn_norm, hc_attn_*, hc_ffn_*}`.
 """
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from minidsv4.model.rope import Positions
 
 
 class Block(Layer):
-    """Two sub-layers, attention and experts, each as `collapse -> norm -> sub-layer -> write`."""
+    """Attention and experts, each as `collapse -> norm -> sub-layer -> write`."""
 
     def __init__(self, config: Config, kind: LayerKind, routing: Routing):
         super().__init__()
@@ -27,12 +27,22 @@ class Block(Layer):
         self.hc_attn = HyperConnection(config)
         self.hc_ffn = HyperConnection(config)
 
-    def forward(self, streams_BTND: Tensor, ids_BT: Tensor, positions: Positions, memory: LayerMemory) -> Tensor:
-        """The streams [B, T, N, D] after it; `memory` holds the past and takes these tokens in."""
+    def forward(
+        self,
+        streams_BTND: Tensor,
+        ids_BT: Tensor,
+        positions: Positions,
+        memory: LayerMemory,
+    ) -> Tensor:
+        """The streams [B, T, N, D] after it.
+
+        `memory` holds the past and takes these tokens in.
+        """
         mix = self.hc_attn(streams_BTND)
         x_BTD = self.ops.collapse(streams_BTND, mix.pre_BTN)  # eq. (1): A X
         y_BTD = self.attn(self.attn_norm(x_BTD), positions, memory)
-        streams_BTND = self.ops.write(streams_BTND, y_BTD, mix.post_BTN, mix.carry_BTij)  # eq. (1)
+        # eq. (1)
+        streams_BTND = self.ops.write(streams_BTND, y_BTD, mix.post_BTN, mix.carry_BTij)
 
         mix = self.hc_ffn(streams_BTND)
         x_BTD = self.ops.collapse(streams_BTND, mix.pre_BTN)

@@ -1,8 +1,8 @@
-"""Manifold-constrained hyper-connections (mHC): N residual streams and how they are mixed.
+"""Manifold-constrained hyper-connections (mHC): N residual streams and their mixing.
 
-B batch, T tokens, N streams, D width; i old stream, j new stream. Report section 2.2, equations
-(1)-(8). Released names: `hc_attn_{fn, base, scale}`, `hc_ffn_{...}`, `hc_head_{...}`. Coefficients
-are computed in float32 at least.
+B batch, T tokens, N streams, D width; i old stream, j new stream. Report section 2.2,
+equations (1)-(8). Released names: `hc_attn_{fn, base, scale}`, `hc_ffn_{...}`,
+`hc_head_{...}`. Coefficients are computed in float32 at least.
 """
 
 import math
@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from minidsv4.config import Config
 from minidsv4.model.layer import Layer
 
-GATE_AT_START = 0.01  # alpha of the mHC paper; the biases below are ours, V4's are not disclosed
+# alpha of the mHC paper; the biases below are ours, V4's are not disclosed
+GATE_AT_START = 0.01
 DIAGONAL_AT_START = 4.0  # softmax of (4, 0, 0, 0): a stream keeps 95% of itself
 
 
 class Mix(NamedTuple):
-    """Coefficients of a site for every token: `pre` reads, `post` writes, `carry` mixes streams.
+    """Coefficients of a site for every token.
 
-    The released code calls `carry` comb.
+    `pre` reads, `post` writes, `carry` mixes streams; the released code calls it comb.
     """
 
     pre_BTN: Tensor
@@ -31,7 +32,10 @@ class Mix(NamedTuple):
 
 
 class HyperConnection(Layer):
-    """One mHC site: how a sub-layer reads the streams and how it is written back; eqs. (3)-(8)."""
+    """One mHC site: how a sub-layer reads the streams and how it is written back.
+
+    Eqs. (3)-(8).
+    """
 
     float32 = ("fn", "base", "scale")
 
@@ -42,10 +46,12 @@ class HyperConnection(Layer):
         self.eps = config.hc_eps
         self.rms_eps = config.rms_norm_eps
         self.iterations = config.hc_sinkhorn_iters
-        self.fn = nn.Parameter(torch.zeros((2 + n) * n, n * config.hidden_size))  # rows: pre, post, carry row by row
+        # rows: pre, post, carry row by row
+        self.fn = nn.Parameter(torch.zeros((2 + n) * n, n * config.hidden_size))
         carry = rearrange(DIAGONAL_AT_START * torch.eye(n), "i j -> (i j)")
         self.base = nn.Parameter(torch.cat([read_bias(n), torch.zeros(n), carry]))
-        self.scale = nn.Parameter(torch.full((3,), GATE_AT_START))  # gates of pre, post, carry
+        # gates of pre, post, carry
+        self.scale = nn.Parameter(torch.full((3,), GATE_AT_START))
 
     def forward(self, streams_BTND: Tensor) -> Mix:
         """The mix of each token, from all of its streams."""
@@ -55,9 +61,11 @@ class HyperConnection(Layer):
         pre, post, carry = logits.split(rows, dim=-1)
         pre_bias, post_bias, carry_bias = self.base.to(logits.dtype).split(rows)
         pre_gate, post_gate, carry_gate = self.scale.to(logits.dtype)
-        pre_BTN = (pre_gate * pre + pre_bias).sigmoid() + self.eps  # eqs. (3), (6); eps is the released code's
+        # eqs. (3), (6); eps is the released code's
+        pre_BTN = (pre_gate * pre + pre_bias).sigmoid() + self.eps
         post_BTN = 2 * (post_gate * post + post_bias).sigmoid()  # eqs. (4), (7)
-        carry_BTij = rearrange(carry_gate * carry + carry_bias, "b t (i j) -> b t i j", i=n)  # eq. (5)
+        carry_logits = carry_gate * carry + carry_bias  # eq. (5)
+        carry_BTij = rearrange(carry_logits, "b t (i j) -> b t i j", i=n)
         carry_BTij = self.ops.sinkhorn(carry_BTij, self.iterations, self.eps)  # eq. (8)
         return Mix(pre_BTN, post_BTN, carry_BTij)
 
@@ -68,7 +76,7 @@ def read_bias(n_streams: int) -> Tensor:
 
 
 class HeadCollapse(Layer):
-    """The last read: streams to the head's one vector, by sigmoid gates, without Sinkhorn."""
+    """The last read: streams to one vector, by sigmoid gates, without Sinkhorn."""
 
     float32 = ("fn", "base", "scale")
 

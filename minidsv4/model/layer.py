@@ -14,7 +14,7 @@ from minidsv4.stored_types import Stored
 
 
 class Layer(Stored):
-    """A module that computes by `self.ops`; `Model.use` gives the whole model another table.
+    """A module that computes by `self.ops`; `Model.use` gives a model another table.
 
     table  the operations; `ops` is the same but under `torch.autocast`
     """
@@ -46,8 +46,12 @@ class RMSNorm(Layer):
 
 
 @contextmanager
-def wrapped(layers: list[Layer], name: str, wrap: Callable[[Layer, Callable], Callable]) -> Iterator[None]:
-    """Inside, these layers call `wrap(layer, operation)` for the operation called `name`."""
+def wrapped(
+    layers: list[Layer],
+    name: str,
+    wrap: Callable[[Layer, Callable], Callable],
+) -> Iterator[None]:
+    """Inside, these layers call `wrap(layer, operation)` for the operation `name`."""
     before = [layer.table for layer in layers]
     try:
         for layer in layers:
@@ -66,8 +70,8 @@ Call = tuple[nn.Module, tuple, Any]
 def watch(model: nn.Module, *kinds: type | str) -> Iterator[list[Call]]:
     """Collect `(module, its inputs, its output)` of every call, in order.
 
-    kinds  types of modules whose calls are wanted, and names of operations: then the module is the
-           one that calls
+    kinds  types of modules whose calls are wanted, and names of operations: then the
+           module is the one that calls
     """
     seen: list[Call] = []
 
@@ -85,7 +89,8 @@ def watch(model: nn.Module, *kinds: type | str) -> Iterator[list[Call]]:
     with ExitStack() as stack:
         for kind in kinds:
             if isinstance(kind, str):
-                layers = [module for module in model.modules() if isinstance(module, Layer)]
+                parts = model.modules()
+                layers = [part for part in parts if isinstance(part, Layer)]
                 stack.enter_context(wrapped(layers, kind, watched))
             else:
                 for module in model.modules():

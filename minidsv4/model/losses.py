@@ -1,8 +1,8 @@
 """Training losses: next token, the token after it (MTP), balance of experts, indexer.
 
-B batch, T tokens, D width, N streams, E experts, A active experts, V vocabulary. Report sections
-2.1 and 4.2; weights of DeepSeek-V3. The inner values are watched from outside, so a forward knows
-nothing of losses.
+B batch, T tokens, D width, N streams, E experts, A active experts, V vocabulary. Report
+sections 2.1 and 4.2; weights of DeepSeek-V3. The inner values are watched from outside,
+so a forward knows nothing of losses.
 """
 
 from collections.abc import Iterable
@@ -30,8 +30,9 @@ BALANCE_WEIGHT = 1e-4
 
 
 class Losses(NamedTuple):
-    """`total = main + mtp_weight mtp + 1e-4 balance + indexer`, in nats; the last two summed over
-    layers.
+    """`total = main + mtp_weight mtp + 1e-4 balance + indexer`, in nats.
+
+    The last two are summed over layers.
     """
 
     total: Tensor
@@ -41,20 +42,22 @@ class Losses(NamedTuple):
     indexer: Tensor
 
 
-def model_losses(model: "Model", ids_BT: Tensor, document_BT: Tensor | None, mtp_weight: float) -> Losses:
-    """All losses of a batch of rows; no token is predicted from, or attends to, another document.
+def model_losses(
+    model: "Model",
+    ids_BT: Tensor,
+    document_BT: Tensor | None,
+    mtp_weight: float,
+) -> Losses:
+    """All losses of a batch of rows.
+
+    No token is predicted from, or attends to, another document.
 
     ids_BT       at least 3 tokens: position i predicts i + 1, the MTP block i + 2
     document_BT  position of the first token of each token's document, or None
     mtp_weight   of the MTP block's loss in the total
     raises       ValueError for shorter rows, or a weight below 0
     """
-    if not FROM_0.fits(mtp_weight):
-        raise ValueError(f"loss: mtp_weight = {mtp_weight!r} weighs no loss; {FROM_0.right}")
-    if ids_BT.shape[1] < 3:
-        raise ValueError(
-            f"loss: {ids_BT.shape[1]} tokens cannot be trained on; give at least 3 (token, next, the one after)"
-        )
+    check_rows(ids_BT, mtp_weight)
     with watch(model, LearnedRouter, Indexer, "attend") as calls:
         streams_BTND = model.streams(ids_BT, model.new_cache(len(ids_BT)), document_BT)
         main = text_loss(model, streams_BTND, targets(ids_BT, document_BT, 1))
@@ -72,24 +75,49 @@ def model_losses(model: "Model", ids_BT: Tensor, document_BT: Tensor | None, mtp
     return Losses(total, main, mtp, balance, indexer)
 
 
-def mtp_loss(model: "Model", streams_BTND: Tensor, ids_BT: Tensor, document_BT: Tensor | None) -> Tensor:
-    """Cross-entropy on token i + 2 of the MTP block, which reads streams i and token i + 1."""
+def check_rows(ids_BT: Tensor, mtp_weight: float) -> None:
+    """Raise ValueError for rows that are too short, or a weight below 0."""
+    if not FROM_0.fits(mtp_weight):
+        found = f"loss: mtp_weight = {mtp_weight!r} weighs no loss"
+        raise ValueError(f"{found}; {FROM_0.right}")
+    if ids_BT.shape[1] < 3:
+        found = f"loss: {ids_BT.shape[1]} tokens cannot be trained on"
+        raise ValueError(f"{found}; give at least 3 (token, next, the one after)")
+
+
+def mtp_loss(
+    model: "Model",
+    streams_BTND: Tensor,
+    ids_BT: Tensor,
+    document_BT: Tensor | None,
+) -> Tensor:
+    """Cross-entropy of the MTP block on token i + 2.
+
+    The block reads streams i and token i + 1.
+    """
     documents = None if document_BT is None else document_BT[:, :-1]
     cache = model.new_draft_cache(len(ids_BT))
     drafted_BTND = model.draft(streams_BTND[:, :-1], ids_BT[:, 1:], cache, documents)
-    return text_loss(model, drafted_BTND, targets(ids_BT, document_BT, 2), of=model.mtp_block)
+    target_BT = targets(ids_BT, document_BT, 2)
+    return text_loss(model, drafted_BTND, target_BT, of=model.mtp_block)
 
 
 def targets(ids_BT: Tensor, document_BT: Tensor | None, ahead: int) -> Tensor:
-    """The tokens `ahead` places later; `NO_TARGET` where that one belongs to another document."""
+    """The tokens `ahead` places later; `NO_TARGET` for those of another document."""
     later_BT = ids_BT[:, ahead:]
     if document_BT is None:
         return later_BT
-    return later_BT.masked_fill(document_BT[:, ahead:] != document_BT[:, :-ahead], NO_TARGET)
+    elsewhere_BT = document_BT[:, ahead:] != document_BT[:, :-ahead]
+    return later_BT.masked_fill(elsewhere_BT, NO_TARGET)
 
 
-def text_loss(model: "Model", streams_BTND: Tensor, target_BT: Tensor, of: MTP | None = None) -> Tensor:
-    """Cross-entropy of the head on these streams; positions beyond the last target are left out.
+def text_loss(
+    model: "Model",
+    streams_BTND: Tensor,
+    target_BT: Tensor,
+    of: MTP | None = None,
+) -> Tensor:
+    """Cross-entropy of the head on these streams, as far as there are targets.
 
     of  the module whose collapse and norm come before the head; None is the model
     """
@@ -100,27 +128,31 @@ def text_loss(model: "Model", streams_BTND: Tensor, target_BT: Tensor, of: MTP |
 
 
 def balance_loss(routed: Routed, real_BT: Tensor) -> Tensor:
-    """`sum_e f_e P_e` per sequence, averaged over the batch: 1 when experts share the load evenly.
+    """`sum_e f_e P_e` per sequence, averaged over the batch: 1 at an even load.
 
-    f_e is E/A times the share of the real tokens that picked e, P_e the mean of its normalised
-    score over them; only P has a gradient. A row of padding is no sequence.
+    f_e is E/A times the share of the real tokens that picked e, P_e the mean of its
+    normalised score over them; only P has a gradient. A row of padding is no sequence.
 
-    real_BT  as of `real_tokens`; the MTP block's calls have a token less, and begin at the first
+    real_BT  as of `real_tokens`; the MTP block's calls have a token less, and begin at
+             the first
     """
     n_tokens, n_experts = routed.score_BTE.shape[1:]
     n_active = routed.picked_BTA.shape[-1]
-    real_BT1 = rearrange(real_BT[:, :n_tokens], "b t -> b t 1").to(routed.score_BTE.dtype)
+    score_BTE = routed.score_BTE
+    real_BT1 = rearrange(real_BT[:, :n_tokens], "b t -> b t 1").to(score_BTE.dtype)
     n_real_B1 = reduce(real_BT1, "b t 1 -> b 1", "sum").clamp(min=1)
-    picked_BTE = reduce(F.one_hot(routed.picked_BTA, n_experts), "b t a e -> b t e", "sum")
+    picks_BTAE = F.one_hot(routed.picked_BTA, n_experts)
+    picked_BTE = reduce(picks_BTAE, "b t a e -> b t e", "sum")
     n_picked_BE = reduce(picked_BTE * real_BT1, "b t e -> b e", "sum")
-    share_BTE = routed.score_BTE / (reduce(routed.score_BTE, "b t e -> b t 1", "sum") + 1e-20)
+    share_BTE = score_BTE / (reduce(score_BTE, "b t e -> b t 1", "sum") + 1e-20)
     share_BE = reduce(share_BTE * real_BT1, "b t e -> b e", "sum") / n_real_B1
-    summed = reduce(n_picked_BE * (n_experts / (n_active * n_real_B1)) * share_BE, "b e ->", "sum")
+    load_BE = n_picked_BE * (n_experts / (n_active * n_real_B1))
+    summed = reduce(load_BE * share_BE, "b e ->", "sum")
     return summed / real_BT.any(dim=1).sum().clamp(min=1)
 
 
 class IndexCall(NamedTuple):
-    """One call of a CSA layer: its indexer's inputs and picks, and what `attend` was given."""
+    """One call of a CSA layer: its indexer's inputs and picks, what `attend` got."""
 
     indexer: Indexer
     inputs: tuple
@@ -129,7 +161,7 @@ class IndexCall(NamedTuple):
 
 
 def index_calls(calls: Iterable[Call]) -> list[IndexCall]:
-    """The CSA layers among the calls that `watch(model, Indexer, "attend")` collected."""
+    """The CSA layers among the calls that `watch(model, Indexer, "attend")` found."""
     found = []
     for module, inputs, output in calls:
         if isinstance(module, Indexer):
@@ -148,5 +180,8 @@ def indexer_loss(call: IndexCall) -> Tensor:
     nothing = CompressorMemory(*(Series(x_BTD[:, :0]) for _ in range(3)))
     keys_BCZ = call.indexer.compressor(x_BTD, positions, nothing)
     query_BTUZ, weight_BTU = call.indexer.queries(x_BTD, latent_BTQ.detach(), positions)
-    attended = tuple(part.detach() if isinstance(part, Tensor) else part for part in call.attended)
-    return call.indexer.ops.index_loss(attended, (query_BTUZ, weight_BTU, keys_BCZ))
+    attended = []
+    for part in call.attended:
+        attended.append(part.detach() if isinstance(part, Tensor) else part)
+    indexed = (query_BTUZ, weight_BTU, keys_BCZ)
+    return call.indexer.ops.index_loss(tuple(attended), indexed)

@@ -1,8 +1,8 @@
 """Mixture of experts: one shared expert, and A of E routed ones per token.
 
-B batch, T tokens, D width, E experts, A active experts, F expert width, V vocabulary. Report
-section 2.1. Released names: `ffn.gate.{weight, bias | tid2eid}`, `ffn.experts.N.{w1, w2, w3}`,
-`ffn.shared_experts.{w1, w2, w3}`.
+B batch, T tokens, D width, E experts, A active experts, F expert width, V vocabulary.
+Report section 2.1. Released names: `ffn.gate.{weight, bias | tid2eid}`,
+`ffn.experts.N.{w1, w2, w3}`, `ffn.shared_experts.{w1, w2, w3}`.
 """
 
 from typing import NamedTuple
@@ -23,16 +23,23 @@ class Routed(NamedTuple):
 
 
 class Router(Layer):
-    """Scores `sqrt(softplus(x . weight))`; weights: the picked ones over their sum, times a scale."""
+    """Scores `sqrt(softplus(x . weight))`; weights: picked ones over their sum, scaled.
+
+    The scale is the config's `routed_scaling_factor`.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
         self.active = config.num_experts_per_tok
         self.route_scale = config.routed_scaling_factor
-        self.weight = nn.Parameter(torch.zeros(config.n_routed_experts, config.hidden_size))
+        n_experts = config.n_routed_experts
+        self.weight = nn.Parameter(torch.zeros(n_experts, config.hidden_size))
 
     def forward(self, x_BTD: Tensor, ids_BT: Tensor) -> Routed:
-        """Route each token; its weights sum to the route scale. Scores in float32 at least."""
+        """Route each token; its weights sum to the route scale.
+
+        Scores are in float32 at least.
+        """
         score_BTE = self.ops.affinities(x_BTD, self.weight)
         picked_BTA = self.pick(score_BTE, ids_BT)
         weight_BTA = self.ops.routing_weights(score_BTE, picked_BTA, self.route_scale)
@@ -44,7 +51,7 @@ class Router(Layer):
 
 
 class LearnedRouter(Router):
-    """The A experts with the highest `score + bias`; the bias is no part of the weights."""
+    """The A experts with the highest `score + bias`; weights are without the bias."""
 
     float32 = ("bias",)
     bias: Tensor
@@ -76,16 +83,21 @@ class HashRouter(Router):
 
 
 def hash_table(n_tokens: int, n_experts: int, n_active: int, seed: int = 0) -> Tensor:
-    """Distinct random experts for each token id [V, A]; V4's construction is not disclosed.
+    """Distinct random experts for each token id [V, A]; V4's own are not disclosed.
 
-    A seed gives the same table on every device: the numbers are drawn on the CPU. On the meta
-    device nothing is drawn.
+    A seed gives the same table on every device: the numbers are drawn on the CPU. On
+    the meta device nothing is drawn.
     """
     device = torch.empty(0).device  # the default one
     if device.type == "meta":
         return torch.empty(n_tokens, n_active, dtype=torch.int64)
     generator = torch.Generator("cpu").manual_seed(seed)
-    score = torch.rand(n_tokens, n_experts, generator=generator, dtype=torch.float32, device="cpu")
+    score = torch.rand(
+        (n_tokens, n_experts),
+        generator=generator,
+        dtype=torch.float32,
+        device="cpu",
+    )
     return score.argsort(dim=-1, stable=True)[:, :n_active].to(device, copy=True)
 
 
@@ -119,7 +131,7 @@ class Experts(Layer):
         self.w2 = nn.Parameter(torch.zeros(n_experts, width, inner))
 
     def forward(self, x: Tensor, picked: Tensor, weight: Tensor) -> Tensor:
-        """`sum_a weight[a] expert[picked[a]](x)` for tokens [..., D] and their picks [..., A]."""
+        """`sum_a weight[a] expert[picked[a]](x)`; tokens [..., D], picks [..., A]."""
         return self.ops.experts(x, picked, weight, self.w13, self.w2, self.limit)
 
 
@@ -128,7 +140,8 @@ class MoE(Layer):
 
     def __init__(self, config: Config, routing: Routing):
         super().__init__()
-        self.gate = HashRouter(config) if routing is Routing.HASH else LearnedRouter(config)
+        router = HashRouter if routing is Routing.HASH else LearnedRouter
+        self.gate = router(config)
         self.experts = Experts(config)
         self.shared_experts = SharedExpert(config)
 

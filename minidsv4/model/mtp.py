@@ -1,8 +1,8 @@
 """Multi-token prediction: one more block predicts the token after the next.
 
-B batch, T tokens, N streams, D width. Report section 2.1, as in DeepSeek-V3 but on N streams.
-Released names: `mtp.0.{e_proj, h_proj, enorm, hnorm, norm, hc_head_*}` and those of a block.
-Embedding and head are the model's.
+B batch, T tokens, N streams, D width. Report section 2.1, as in DeepSeek-V3 but on N
+streams. Released names: `mtp.0.{e_proj, h_proj, enorm, hnorm, norm, hc_head_*}` and
+those of a block. Embedding and head are the model's.
 """
 
 from einops import rearrange
@@ -17,7 +17,7 @@ from minidsv4.model.rope import Positions
 
 
 class MTP(Block):
-    """`E_proj norm(next token) + H_proj norm(stream)` for every stream, then a block."""
+    """`E_proj norm(next token) + H_proj norm(stream)` for each stream, then a block."""
 
     def __init__(self, config: Config):
         super().__init__(config, LayerKind.WINDOW, Routing.LEARNED)
@@ -30,9 +30,16 @@ class MTP(Block):
         self.hc_head = HeadCollapse(config)
 
     def draft(
-        self, streams_BTND: Tensor, next_BTD: Tensor, ids_BT: Tensor, positions: Positions, memory: LayerMemory
+        self,
+        streams_BTND: Tensor,
+        next_BTD: Tensor,
+        ids_BT: Tensor,
+        positions: Positions,
+        memory: LayerMemory,
     ) -> Tensor:
-        """The block's streams [B, T, N, D]; position i reads token i + 1, predicts token i + 2.
+        """The block's streams [B, T, N, D].
+
+        Position i reads token i + 1 and predicts token i + 2.
 
         streams_BTND  the model's streams after its last block, not collapsed
         next_BTD      embeddings of the tokens one place later

@@ -16,6 +16,7 @@ NOTEBOOKS = {  # what explains a function in the course
     "01_attention": (
         *("rotate", "rope_frequencies", "yarn_range", "layer_frequencies", "rms_norm", "query_latent"),
         *("attention_queries", "core_attention", "sink_softmax", "window_tokens", "grouped_output", "attention_layer"),
+        *("window_entries", "entries_read"),
     ),
     "02_compression": (
         *("csa_series", "csa_slot_weights", "csa_entry", "hca_series", "hca_slot_weights", "hca_entry"),
