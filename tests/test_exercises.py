@@ -14,7 +14,7 @@ from nbformat import v4
 
 from minidsv4.course import notebooks
 from minidsv4.course.index import PROBLEMS, WEEKS, course, problems
-from minidsv4.course.kit.exercises import code_cells, exercises
+from minidsv4.course.kit.exercises import exercises, setup_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SOLUTIONS = notebooks.FOLDER / "solutions"
@@ -76,8 +76,7 @@ def exercise_faults(notebook, solutions):
         tried = list(verdicts(notebook, solutions))
     except LookupError as error:
         return [str(error)]
-    setup = next((cell.source for cell in code_cells(notebook)), "")
-    setup = f"from minidsv4.course import checks\n{setup}"
+    setup = f"from minidsv4.course import checks\n{setup_of(notebook)}"
     said = run_script("\n".join([setup, *(source for source, _ in tried)])) if tried else ""
     said = [line for line in said.splitlines() if line.startswith("exercise ")]
     if len(said) != len(tried):

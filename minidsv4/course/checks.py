@@ -5,7 +5,7 @@ An exercise NAME of the notebook NN_x is a stub, a check and a solution, which a
 2. its check: `show.exercise_of("NN_x", NAME)` at the end of that cell, with the inputs in `minidsv4/course/tasks/x.py`,
    or a code cell of its own with `show.exercise(NAME, (arguments, wanted), ..., fresh=...)`;
 3. the function NAME in `notebooks/solutions/NN_x.py`, with its imports at the top of that file.
-Stub and check may use what the notebook's first code cell defines, and nothing from the cells between. A hint stands
+Stub and check may use what the notebook's set-up cell defines, and nothing from the cells between. A hint stands
 folded in Markdown above the stub, and links to the file.
 """
 

@@ -8,7 +8,8 @@ to n, no times, no language version, sorted keys. Exercises follow the conventio
 
 What is not for the reader's eyes is folded: a code cell whose first line is `# hidden: WHY` (a plot, a fixture), and
 one that begins with `show.predict(`. The builder gives it the metadata with which JupyterLab hides a cell's source, and
-takes that metadata from every other cell. The index and the glossary are written by the builder whole.
+takes that metadata from every other cell. Before the first code cell it puts the one that installs the package on
+Colab (minidsv4/course/colab.py). The index and the glossary are written by the builder whole, without that cell.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import v4
 
+from minidsv4.course import colab
 from minidsv4.course.glossary import glossary_cells
 from minidsv4.course.index import course, index_cells, problems, track
 from minidsv4.course.live import STATIC
@@ -144,6 +146,7 @@ def rebuild(path, check=False):
         notebook = v4.new_notebook(cells=[_new_cell(*cell) for cell in GENERATED[path.stem](path.parent)])
     else:
         notebook = nbformat.read(path, as_version=4)
+        colab.put_first(notebook)
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     after = run(notebook, path)
     if not check:

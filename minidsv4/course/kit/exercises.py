@@ -13,7 +13,7 @@ from unittest import mock
 
 import nbformat
 
-from minidsv4.course import checks, show
+from minidsv4.course import checks, colab, show
 from minidsv4.course.tasks import Task
 
 STUB = re.compile(r"# exercise: (\w+)( \(repair\))?\n")
@@ -41,6 +41,11 @@ class Exercise:
 def code_cells(notebook):
     """The notebook's code cells, in order."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def setup_of(notebook):
+    """The source of the set-up cell, the first code cell below the one for Colab; empty where there is no code."""
+    return next((cell.source for cell in code_cells(notebook) if not colab.is_for_colab(cell)), "")
 
 
 def check_of(notebook, stub, name):
@@ -91,7 +96,7 @@ def tasks_of(notebook, wanted=None):
     names = {}
     found = {}
     with contextlib.redirect_stdout(io.StringIO()):  # what a check tells the reader is not for the table of points
-        exec(code_cells(notebook)[0].source, names)
+        exec(setup_of(notebook), names)
         for exercise in exercises(notebook):
             if wanted is None or exercise.name in wanted:
                 found[exercise.name] = _captured(exercise, dict(names))

@@ -150,7 +150,7 @@ def _reasons(tried, path, given, limits):
     shipped = exercises.read(path)
     cells = own_cells(given, shipped)
     written = " ".join(source for _, source in cells)
-    setup = exercises.code_cells(shipped)[0].source
+    setup = exercises.setup_of(shipped)
     reasons = {}
     gone = {}
     for trial in tried:  # those whose function nobody touched need no process

@@ -19,8 +19,8 @@ FOR_STUDENTS = """minidsv4: your copy of the course
 Install the package (pip install minidsv4's folder, with the extra `course`), then open index.ipynb in JupyterLab.
 An exercise is a cell that begins with `# exercise:`; write the function, keep its name, and run the cell or the one
 below it to see how it stands. What you need beside the function (imports, helpers) goes into the same cell or into
-cells of your own. Use what the notebook's first code cell defines and what you write, nothing from the cells between:
-grading runs the first cell and yours, in the order of the notebook.
+cells of your own. Use what the notebook's set-up cell defines (the first code cell below the one for Colab) and what
+you write, nothing from the cells between: grading runs the set-up cell and yours, in the order of the notebook.
 
 Hand in the notebooks that you worked on, under the names that they have.
 """

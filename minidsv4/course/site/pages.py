@@ -1,7 +1,7 @@
 """From a committed notebook to the notebook that the site shows: the same text, with outputs that a page can move.
 
 Pictures become files of their own with their alternative text; a picture behind sliders brings all its frames; a
-question says what is right, for the script that hides what follows.
+question says what is right, for the script that hides what follows. The cell for Colab stays away: a page is not run.
 """
 
 import ast
@@ -14,6 +14,8 @@ from html import escape
 from pathlib import Path
 
 from nbformat import v4
+
+from minidsv4.course import colab
 
 PICTURES = "pictures"  # folder of the site
 ASKS = "show.predict("
@@ -30,6 +32,7 @@ def page(notebook, name, pictures, frames=None):
     returns   NotebookNode
     """
     made = copy.deepcopy(notebook)
+    made.cells = [cell for cell in made.cells if not colab.is_for_colab(cell)]
     up = "../" * name.count("/")
     for cell in made.cells:
         if cell.cell_type != "code":

@@ -1,0 +1,91 @@
+"""The cell for Colab installs the package there, asks for its address where it has none, and is inert elsewhere."""
+
+import re
+import shlex
+import sys
+import types
+
+import forks
+import nbformat
+import pytest
+from nbformat import v4
+
+from minidsv4.course import colab, notebooks
+from minidsv4.course.kit.exercises import setup_of
+from minidsv4.course.site.pages import page
+
+ADDRESS = "https://example.org/somebody/minidsv4"
+READ = {name: path for name, path in notebooks.every().items() if name not in notebooks.GENERATED}
+# IPython itself runs the cell; what its %pip would hand to a shell is printed.
+ON_COLAB = """
+import os, sys, types
+
+os.environ["IPYTHONDIR"] = {folder!r}
+from IPython.core.interactiveshell import InteractiveShell
+
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+shell = InteractiveShell.instance()
+shell.system = lambda command: print("asked for:", command)
+shell.run_cell({source!r})
+"""
+
+
+def test_on_colab_the_cell_installs_the_copy_with_all_that_a_notebook_needs(tmp_path):
+    source = colab.source(ADDRESS)
+    said = forks.python(ON_COLAB.format(folder=str(tmp_path), source=source)).stdout
+    (command,) = re.findall(r"(?m)^asked for: (.+)$", said)
+    words = shlex.split(command)
+    assert words[1:] == ["-m", "pip", "install", "--quiet", f"minidsv4[course] @ git+{ADDRESS}"]
+
+
+def test_on_colab_without_an_address_it_stops_and_says_what_to_fill_in(monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    source = colab.source("")
+    with pytest.raises(ValueError, match="^REPOSITORY: put the address of your copy between the quotes$"):
+        exec(source, {})
+    assert source.count('REPOSITORY = ""') == 1
+
+
+def test_elsewhere_it_does_nothing_and_says_nothing(capsys):
+    names = {"__builtins__": __builtins__}
+    exec(colab.source(ADDRESS), names)
+    assert set(names) == {"__builtins__", "sys"}
+    assert capsys.readouterr() == ("", "")
+
+
+# --- where it stands ---
+
+
+@pytest.mark.parametrize("name", READ)
+def test_it_is_the_first_code_cell_of_each_notebook_that_a_reader_runs_and_stands_there_once(name):
+    cells = nbformat.read(READ[name], as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    assert code[0] == colab.source()
+    assert [cell.source for cell in cells if colab.is_for_colab(cell)] == [colab.source()]
+
+
+def test_the_builder_puts_it_first_and_takes_earlier_forms_away():
+    notebook = v4.new_notebook(
+        cells=[
+            v4.new_markdown_cell("# Why?"),
+            v4.new_code_cell("1"),
+            v4.new_code_cell(f"{colab.MARK} something older"),
+        ]
+    )
+    for _ in range(2):
+        colab.put_first(notebook)
+        assert [cell.source for cell in notebook.cells] == ["# Why?", colab.source(), "1"]
+
+
+def test_a_notebook_without_code_needs_no_cell_for_colab():
+    notebook = v4.new_notebook(cells=[v4.new_markdown_cell("# Why?")])
+    colab.put_first(notebook)
+    assert len(notebook.cells) == 1
+
+
+def test_its_source_is_folded_and_it_is_neither_the_set_up_of_a_grader_nor_a_part_of_the_site():
+    notebook = v4.new_notebook(cells=[v4.new_markdown_cell("# Why?"), v4.new_code_cell("import torch")])
+    colab.put_first(notebook)
+    assert [notebooks.is_folded(cell) for cell in notebook.cells] == [False, True, False]
+    assert setup_of(notebook) == "import torch"
+    assert not any(colab.is_for_colab(cell) for cell in page(notebook, "00_tour", {}).cells)
