@@ -32,9 +32,17 @@ def code(notebook):
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def listings(notebook):
+    """Texts of the stored listings of the package's source."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    texts = [output.get("data", {}).get("text/markdown", "") for output in outputs]
+    return [text for text in texts if text.startswith("```python")]
+
+
 def wide_lines(notebook):
-    """Lines of code that are too wide."""
-    return [line for source in code(notebook) for line in source.splitlines() if len(line) > WIDEST]
+    """Lines of code that are too wide, in cells and in listings: JupyterLab would break them."""
+    sources = [*code(notebook), *listings(notebook)]
+    return [line for source in sources for line in source.splitlines() if len(line) > WIDEST]
 
 
 def long_cells(notebook):
@@ -136,6 +144,20 @@ def test_a_broken_rule_is_counted(rule):
     assert counts(notebook) == dict.fromkeys(RULES, [])
     PLANTED[rule](notebook)
     assert {name for name, cases in counts(notebook).items() if cases} == {rule}
+
+
+@pytest.mark.parametrize("path", notebooks.every().values(), ids=lambda path: path.stem)
+def test_no_line_of_a_cell_or_of_a_listing_is_wider_than_what_jupyterlab_shows_unbroken(path):
+    assert wide_lines(read(path)) == []
+
+
+@pytest.mark.parametrize(("columns", "wide"), [(88, False), (89, True)])
+def test_a_wide_line_of_a_listing_is_counted_and_one_of_another_output_is_not(columns, wide):
+    notebook = sound()
+    line = "x" * columns
+    listing = {"text/markdown": f"```python\n{line}\n```", "text/plain": line}
+    notebook.cells[1].outputs = [v4.new_output("display_data", data) for data in (listing, {"text/plain": 2 * line})]
+    assert wide_lines(notebook) == [line] * wide
 
 
 @pytest.mark.parametrize("source", ["a = b = 1", "for x in y:\n    a, b = b, a", "(a, (b, c)) = (1, z)"])
