@@ -66,13 +66,15 @@ def weights(run):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """The weights after a run without a stop, and its log, by kind."""
+    """The weights after a run without a stop, its log, and its seconds, by kind."""
     found = {}
     for kind in KINDS:
         folder = tmp_path_factory.mktemp(kind)
+        began = time.perf_counter()
         run = run_of(kind, folder)
         assert run.run()
-        found[kind] = weights(run), (folder / "log.jsonl").read_text()
+        seconds = time.perf_counter() - began
+        found[kind] = weights(run), (folder / "log.jsonl").read_text(), seconds
     return found
 
 
@@ -101,12 +103,13 @@ def test_a_run_that_fails_at_any_step_goes_on_to_the_same_weights_and_log(kind, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_killed_at_random_ends_with_the_same_weights(kind, straight, tmp_path):
     rng = random.Random(kind)
+    seconds = straight[kind][2]
     n_killed = 0
     while n_killed < N_KILLS:
         folder = tmp_path / str(n_killed)
         for _ in range(2):
             worker = Fork(work, (kind, folder), os.environ, ".", [tmp_path / "out", tmp_path / "err"])
-            time.sleep(rng.uniform(0.0, 2.0))
+            time.sleep(rng.uniform(0.0, seconds))
             if worker.poll() is None:
                 worker.send_signal(signal.SIGKILL)
                 n_killed += 1

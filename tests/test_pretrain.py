@@ -1,6 +1,7 @@
 """A run by a recipe: it logs every step, survives a kill, goes on bit for bit, and refuses what it cannot do."""
 
 import errno
+import io
 import itertools
 import json
 import math
@@ -232,22 +233,48 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def killed_before(n_changes, run):
-    """Whether the run, in a process of its own, was killed before its folder changed for this time, from 0."""
+def moment_of(left):
+    """Where a run stood that left this: its seed, its step, lines of its log, names of its files."""
+    state = torch.load(io.BytesIO(left["training.pt"]), weights_only=True)
+    return state["plan"]["seed"], state["trainer"]["step"], left["log.jsonl"].count(b"\n"), *sorted(left)
+
+
+def train_watched(run, before_a_change):
+    """Train in a process of its own, with a call before each change of the run's folder; returns its exit status."""
     child = os.fork()
     if child == 0:
-        changes = iter(range(n_changes))
+        busy = []
 
-        def kill(event, arguments):
-            if event in ("os.rename", "os.remove", "os.mkdir", "open") and str(run.folder) in str(arguments[:2]):
-                if next(changes, None) is None:
-                    os.kill(os.getpid(), signal.SIGKILL)
+        def watch(event, arguments):
+            if busy or event not in ("os.rename", "os.remove", "os.mkdir", "open"):
+                return
+            if str(run.folder) in str(arguments[:2]):
+                busy.append(True)  # what the call itself opens is no change
+                before_a_change()
+                busy.clear()
 
-        sys.addaudithook(kill)
+        sys.addaudithook(watch)
         os._exit(0 if run.train() else 1)
-    _, status = os.waitpid(child, 0)
-    assert status in (0, signal.SIGKILL)
-    return status == signal.SIGKILL
+    return os.waitpid(child, 0)[1]
+
+
+def killed_before(n_changes, run):
+    """The run's folder after the run was killed before this change of it, from 0."""
+    changes = iter(range(n_changes))
+
+    def kill():
+        if next(changes, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert train_watched(run, kill) == signal.SIGKILL
+    return contents(run.folder)
+
+
+def copied_before_each_change(run, into):
+    """Copies of the run's folder as a kill before each change of it would leave it, in order."""
+    numbers = itertools.count()
+    assert train_watched(run, lambda: shutil.copytree(run.folder, into / str(next(numbers)))) == 0
+    return sorted(into.iterdir(), key=lambda folder: int(folder.name))
 
 
 @pytest.mark.slow
@@ -259,29 +286,31 @@ def test_a_kill_at_any_moment_of_an_overwriting_run_leaves_the_old_run_or_the_ne
         run.folder.mkdir()
         assert run.train()
     whole, n_old, n_new, moments = contents(tmp_path / "old"), 0, 0, set()
-    while True:
-        new_run.folder = tmp_path / f"killed {n_old + n_new}"
-        shutil.copytree(tmp_path / "old", new_run.folder)
-        if not killed_before(n_old + n_new, new_run):
-            break
-        state = torch.load(new_run.folder / "training.pt", weights_only=True)
-        if state["plan"]["seed"] == 1:
-            assert contents(new_run.folder) == whole
+    new_run.folder = shutil.copytree(tmp_path / "old", tmp_path / "run")
+    (tmp_path / "copies").mkdir()
+    copies = copied_before_each_change(new_run, tmp_path / "copies")
+    assert_same_end(new_run.folder, new)
+    for n_changes in (1, len(copies) - 2):  # a copy is what a kill leaves
+        left = contents(copies[n_changes])
+        new_run.folder = shutil.copytree(tmp_path / "old", tmp_path / f"killed {n_changes}")
+        killed = killed_before(n_changes, new_run)
+        assert moment_of(killed) == moment_of(left) and killed["model.safetensors"] == left["model.safetensors"]
+    for folder in copies:
+        left = contents(folder)
+        if moment_of(left)[0] == 1:
+            assert left == whole
             n_old += 1
             continue
         n_new += 1
-        left = contents(new_run.folder)
         old_model_opens = "config.json" in left and left["model.safetensors"] == whole["model.safetensors"]
         assert not old_model_opens or left["log.jsonl"] == whole["log.jsonl"]
-        moment = (*sorted(left), state["trainer"]["step"], left["log.jsonl"].count(b"\n"))
-        if moment in moments:
+        if moment_of(left) in moments:
             continue
-        moments.add(moment)
-        assert Run(new.plan, new_run.folder, resume=True).train()
-        assert_same_end(new_run.folder, new)
-        assert contents(new_run.folder)["model.safetensors"] == contents(tmp_path / "new")["model.safetensors"]
+        moments.add(moment_of(left))
+        assert Run(new.plan, folder, resume=True).train()
+        assert_same_end(folder, new)
+        assert contents(folder)["model.safetensors"] == contents(tmp_path / "new")["model.safetensors"]
     assert n_old >= 3 and n_new > 20 and len(moments) > 8
-    assert_same_end(new_run.folder, new)
 
 
 # --- how long ---
