@@ -41,12 +41,13 @@ def looks_ahead(step: Step, answer: Callable, arguments: tuple) -> str | None:
 
 
 def varied(step: Step, arguments: tuple) -> Iterator[tuple[str, tuple]]:
-    """The name of each input or weight, and the arguments with nothing but this one changed."""
+    """The name of each input, and of each weight that the part reads, and the arguments with only this one changed."""
     generator = torch.Generator().manual_seed(0)
     names = list(inspect.signature(step.right).parameters)
     for i, argument in enumerate(arguments):
         if isinstance(argument, nn.Module):
-            for name, _ in argument.named_parameters():
+            weights = argument.named_parameters() if step.weighs else ()
+            for name, _ in weights:
                 other = copy.deepcopy(arguments)
                 weight = other[i].get_parameter(name)
                 weight.data += torch.randn(weight.shape, generator=generator, dtype=weight.dtype)

@@ -58,6 +58,7 @@ class Step:
     axes    letters of each tensor that it returns, such as "BTHK"
     needs   names of steps that a right answer calls
     parts   names of the tensors, where there are several
+    weighs  whether the part itself reads weights; False where it calls a model that has them
     """
 
     name: str
@@ -65,6 +66,7 @@ class Step:
     axes: tuple[str, ...]
     needs: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    weighs: bool = True
     draw: Callable | None = None
     right: Callable | None = None
     run: Callable | None = None
@@ -118,9 +120,11 @@ class Step:
 STEPS: dict[str, Step] = {}
 
 
-def step(name: str, *axes: str, target: str | None = None, needs: str = "", parts: str = "") -> Step:
+def step(
+    name: str, *axes: str, target: str | None = None, needs: str = "", parts: str = "", weighs: bool = True
+) -> Step:
     """A new step, entered into `STEPS`."""
-    made = Step(name, target or name, axes, tuple(needs.split()), tuple(parts.split()))
+    made = Step(name, target or name, axes, tuple(needs.split()), tuple(parts.split()), weighs)
     STEPS[name] = made
     return made
 

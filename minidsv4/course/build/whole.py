@@ -219,7 +219,7 @@ def embedding_shared_out(config, model, ids_BT):
         return model(ids_BT)
 
 
-writing = step("write_on", "T", needs="model")
+writing = step("write_on", "T", needs="model", weighs=False)
 
 
 @writing.cases
