@@ -30,6 +30,16 @@ generate = torch.no_grad()(inspect.unwrap(v4.generate))  # tensors of `inference
 TEXTS = [f"def f{i}(x):\n    return x + {i}\n" * (1 + i % 3) for i in range(40)]
 
 
+SMALL = Config.tiny().replace(  # a layer of each kind: operations are slow there
+    vocab_size=300,
+    num_hidden_layers=3,
+    compress_ratios=(0, 4, 12, 0),  # documents of a batch begin at multiples of 12
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    hc_sinkhorn_iters=2,
+)
+
+
 @pytest.fixture(autouse=True)
 def other_device():
     with OtherDevice():
@@ -40,7 +50,7 @@ def other_device():
 def models():
     """The same model twice: on the CPU, and on the other device."""
     torch.manual_seed(0)
-    model = Model(Config.tiny().replace(vocab_size=300, hc_sinkhorn_iters=2)).float()  # operations are slow there
+    model = Model(SMALL).float()
     return model, copy.deepcopy(model).to(OTHER)
 
 

@@ -77,11 +77,12 @@ def test_from_disk_and_loaded_whole_give_the_same_bits(seed, tmp_path):
         mixed(folder, draw)
     whole, there = v4.load(folder), on_disk(folder)
     budget = draw.choice([None, largest(there), draw.randint(largest(there), 4 * largest(there))])
-    there = on_disk(folder, budget)
+    if budget is not None:
+        there = on_disk(folder, budget)
     ids_BT, caches = token_ids(n_batch, n_tokens, seed, config), [model.new_cache(n_batch) for model in (whole, there)]
     with torch.no_grad():
         assert torch.equal(there(ids_BT), whole(ids_BT))
-        for chunk in ids_BT[:, :9].split(draw.choice([1, 4]), dim=1):
+        for chunk in ids_BT[:, :6].split(draw.choice([1, 4]), dim=1):
             assert torch.equal(there(chunk, cache=caches[1]), whole(chunk, cache=caches[0]))
         losses = [model.loss(ids_BT) for model in (whole, there)]
     assert losses[0] == losses[1]
