@@ -6,6 +6,8 @@ ARGS ?=
 # What wrote the notebooks; an environment that holds another one keeps it where it fits.
 TORCH = torch>=2.7,<2.14
 BIN = .venv/bin
+# Python compiles a module when it is first imported; to compile all of them is half of an installation.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 # The same notebooks on a CPU without AVX: a digit that depends on the machine shows up here and not at the reader's.
 ANOTHER_CPU = ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 \
@@ -89,6 +91,6 @@ clean:
 		|| { echo "$(PYTHON) comes without the venv module, which Debian and Ubuntu keep in the package python3-venv."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip show --quiet torch 2>/dev/null \
-		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+		|| $(INSTALL) '$(TORCH)'
+	$(INSTALL) --editable '.[dev]'
 	@touch .venv/ready
