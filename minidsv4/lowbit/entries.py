@@ -93,7 +93,8 @@ def unpack_entries(packed: Tensor, width: int, rotary: int, dtype: torch.dtype) 
     codes, rope, rest = rows.split([plain, 2 * rotary, rows.shape[1] - plain - 2 * rotary], dim=1)
     scale = rest[:, : math.ceil(plain / BLOCK[1])].view(torch.float8_e8m0fnu)
     numbers = fp8.dequantise(codes.view(torch.float8_e4m3fn), scale, dtype, BLOCK)
-    turned = rope.contiguous().view(torch.bfloat16).to(dtype)
+    alone = rope.clone(memory_format=torch.contiguous_format)  # a single row may begin at an odd byte
+    turned = alone.view(torch.bfloat16).to(dtype)
     return rearrange(torch.cat([numbers, turned], dim=1), "(b c) k -> b c k", b=len(packed))
 
 
