@@ -49,9 +49,28 @@ def test_texts_that_cannot_be_are_refused_with_the_length_that_would_do():
     with pytest.raises(ValueError, match="length = 100 is too short for 8 facts; give 120 or more"):
         facts.lesson(SOURCE, 1, 100, 8, 0)
     assert facts.lesson(SOURCE, 1, 120, 8, 0).ids_BT.shape == (1, 120)
-    for length, n_needles in ((1023, 32), (2048, 33), (2048, 0)):
+    for n_facts, n_keys, said in ((33, 64, "n_facts = 33"), (4, 3, "n_facts = 4"), (4, 65, "n_keys = 65")):
+        with pytest.raises(ValueError, match=f"lesson: {said} cannot"):
+            facts.lesson(SOURCE, 1, 1024, n_facts, 0, n_keys)
+    with pytest.raises(ValueError, match="length = 120 is no part of a source of 120 tokens"):
+        facts.lesson(SOURCE[:120], 1, 120, 8, 0)
+    with pytest.raises(ValueError, match="lesson: n = 0 cannot be"):
+        facts.lesson(SOURCE, 0, 120, 8, 0)
+    with pytest.raises(ValueError, match="source = no tokens"):
+        facts.haystack(SOURCE[:0], 2048, 0)
+    for length, n_needles in ((1023, 32), (2048, 33), (2048, 0), (2048.0, 32)):
         with pytest.raises(ValueError, match=f"{length} tokens with {n_needles} needles cannot be"):
             facts.haystack(SOURCE, length, 0, n_needles)
+
+
+def test_places_and_numbers_that_no_fact_has_are_refused():
+    for place, ratio, said in ((-1, 4, "place = -1"), (2049, 0, "ratio = 0"), (2.5, 4, "place = 2.5")):
+        with pytest.raises(ValueError, match=f"entries: {said} cannot be"):
+            facts.entries(place, ratio)
+    hay = facts.haystack(SOURCE, 1024, 0)
+    for number, said in ((-1, "number = -1 cannot be"), (32, "number = 32 has no fact; there are 32")):
+        with pytest.raises(ValueError, match=f"question: {said}"):
+            hay.question(number)
 
 
 @pytest.mark.parametrize("length", [1024, 5000, 60_000])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minidsv4.train.corpus import python_source
+from minidsv4.train.data import check_from
 from minidsv4.train.ship import pretrained_tokenizer
 
 TEXT, KEYS, VALUES = 2048, 64, 32  # ids of the tokenizer, and how many keys and values there are
@@ -48,13 +49,12 @@ class Lesson(NamedTuple):
 def lesson(source: Tensor, n: int, length: int, n_facts: int, seed: int, n_keys: int = KEYS) -> Lesson:
     """`n` texts with `n_facts` facts about different ones of the first `n_keys` keys; their values differ, too.
 
-    raises  ValueError where facts and questions do not fit into the length
+    raises  ValueError as `check_lesson`
     """
+    check_lesson(len(source), n, length, n_facts, n_keys)
     n_questions = ASKED * n_facts
     body = length - QUESTION * n_questions - SLACK
     room = body - CLEAR * n_facts
-    if room < 0:
-        raise ValueError(f"lesson: length = {length} is too short for {n_facts} facts; give {length - room} or more")
     generator = torch.Generator().manual_seed(seed)
 
     def shuffled(n_of: int, *shape: int) -> Tensor:
@@ -74,6 +74,26 @@ def lesson(source: Tensor, n: int, length: int, n_facts: int, seed: int, n_keys:
     question = body + places(n_questions, SLACK, QUESTION)
     write(ids_BT, question, torch.full_like(which, ASK), key.gather(1, which))
     return Lesson(ids_BT, question + 1, value.gather(1, which))
+
+
+def check_lesson(n_source: int, n: int, length: int, n_facts: int, n_keys: int) -> None:
+    """Refuse lessons that cannot be made of a source of so many tokens.
+
+    raises  ValueError for more keys than there are, for more facts than keys or values, where facts and questions do
+            not fit into the length, and where the length does not fit into the source
+    """
+    for name, value in {"n": n, "length": length, "n_facts": n_facts, "n_keys": n_keys}.items():
+        check_from("lesson", name, value, 1)
+    if n_keys > KEYS:
+        raise ValueError(f"lesson: n_keys = {n_keys} cannot be; there are {KEYS} keys")
+    most = min(n_keys, VALUES)
+    if n_facts > most:
+        raise ValueError(f"lesson: n_facts = {n_facts} cannot have {most} keys and values of their own; give fewer")
+    shortest = (CLEAR + QUESTION * ASKED) * n_facts + SLACK
+    if length < shortest:
+        raise ValueError(f"lesson: length = {length} is too short for {n_facts} facts; give {shortest} or more")
+    if length >= n_source:
+        raise ValueError(f"lesson: length = {length} is no part of a source of {n_source} tokens; give a longer source")
 
 
 def write(ids_BT: Tensor, place: Tensor, *tokens: Tensor) -> None:
@@ -101,12 +121,25 @@ class Haystack(NamedTuple):
         return (self.place / self.ids_BT.shape[1]).tolist()
 
     def question(self, number: int) -> Tensor:
-        """The tokens [1, 2] that ask for a fact."""
+        """The tokens [1, 2] that ask for a fact.
+
+        raises  ValueError for a number that no fact has
+        """
+        check_from("question", "number", number, 0)
+        if number >= len(self.key):
+            raise ValueError(f"question: number = {number!r} has no fact; there are {len(self.key)}, counted from 0")
         return torch.tensor([[ASK, int(self.key[number])]])
 
 
 def entries(place: int, ratio: int) -> list[int]:
-    """The CSA entries that pool the value of the fact that begins at this place: two, since they overlap."""
+    """The CSA entries that pool the value of the fact that begins at this place: two, since they overlap.
+
+    place   position of the fact's first token
+    ratio   tokens per entry
+    raises  ValueError for a place before the text, and for no ratio
+    """
+    check_from("entries", "place", place, 0)
+    check_from("entries", "ratio", ratio, 1)
     window = (place + FACT - 1) // ratio
     return [window, window + 1]
 
@@ -115,13 +148,16 @@ def haystack(source: Tensor, length: int, seed: int, n_needles: int = KEYS // 2)
     """A text of so many tokens, which begins anywhere in the source, and with it anew where it ends.
 
     n_needles  facts that are asked for, at equal distances; between each two lies a fact with another key
-    raises     ValueError for a text that is too short, or for more needles than half the keys
+    raises     ValueError for a text that is too short, for more needles than half the keys, and for an empty source
     """
-    if length < SHORTEST or not 1 <= n_needles <= KEYS // 2:
+    whole = type(length) is int and type(n_needles) is int
+    if not whole or length < SHORTEST or not 1 <= n_needles <= KEYS // 2:
         raise ValueError(
-            f"haystack: {length} tokens with {n_needles} needles cannot be; give {SHORTEST} tokens or more, and 1 to "
-            f"{KEYS // 2} needles"
+            f"haystack: {length!r} tokens with {n_needles!r} needles cannot be; give {SHORTEST} tokens or more, and 1 "
+            f"to {KEYS // 2} needles"
         )
+    if not len(source):
+        raise ValueError("haystack: source = no tokens gives no text; give some")
     generator = torch.Generator().manual_seed(seed)
     start = int(torch.randint(len(source), (1,), generator=generator))
     ids_BT = source[(start + torch.arange(length)) % len(source)][None]
