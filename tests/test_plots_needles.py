@@ -3,6 +3,7 @@
 import numpy as np
 
 from minidsv4.course import plots
+from minidsv4.course.plots import needles
 
 
 def test_each_length_is_a_row_of_needles_from_the_top():
@@ -27,9 +28,19 @@ def test_a_choice_is_a_line_of_long_runs_and_a_mark_of_the_one_a_moment_ago():
     csa, at_random, live, guess = axes.get_lines()
     assert (list(csa.get_xdata()), list(csa.get_ydata())) == ([1024, 1 << 20], [1.0, 0.9])
     assert list(at_random.get_ydata()) == [0.1]
-    assert (list(live.get_xdata()), list(live.get_ydata())) == ([4096], [0.05])
+    assert np.allclose(live.get_xdata(), 4096 * needles.STEP**-1.5) and list(live.get_ydata()) == [0.05]
     assert live.get_color() == at_random.get_color() and list(guess.get_ydata()) == [1 / 32, 1 / 32]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1K", "1M"]
+
+
+def test_equal_shares_of_two_choices_are_points_side_by_side_that_stand_nearest_their_own_length():
+    """Kind: a line that another one covers. HCA lay under the window, whose shares are the same at every length."""
+    same = {1024: 0.1, 4096: 0.1, 16384: 0.1}
+    (axes,) = plots.found_by_choice({name: same for name in needles.LOOKS}, {}, 1 / 32, "a title").axes
+    places = np.array([line.get_xdata() for line in axes.get_lines()[:-1]])
+    apart = np.abs(np.log(places[:, None] / places[None])) + np.eye(len(places))[..., None]
+    assert apart.min() > np.log(1.07)
+    assert np.array_equal(np.abs(np.log(places[..., None] / np.array([*same]))).argmin(-1), [[0, 1, 2]] * len(places))
 
 
 def test_costs_are_lines_of_megabytes_and_milliseconds():

@@ -9,13 +9,14 @@ from minidsv4.course.plots.style import COLOURS, HEADING, INK
 
 WRONG = "#A6192E"
 FOUND = LinearSegmentedColormap.from_list("found", [(0, WRONG), (0.9, "#F3D9A4"), (1, COLOURS["compressed"])])
-LOOKS = {
-    "CSA": ("compressed", "-", "o"),
-    "random": ("masked", "--", "x"),
-    "newest": ("query", "-.", "s"),
-    "HCA": ("sink", ":", "^"),
-    "window": ("key", "--", "v"),
+LOOKS = {  # colour, line, marker, and how many steps to the right of its length a point stands: equal ones show
+    "CSA": ("compressed", "-", "o", 0.0),
+    "random": ("masked", "--", "x", -1.5),
+    "newest": ("query", "-.", "s", -0.5),
+    "HCA": ("sink", ":", "^", 0.5),
+    "window": ("key", "--", "v", 1.5),
 }
+STEP = 1.16  # of the tokens, on a logarithmic axis
 
 
 def question_shapes():
@@ -81,7 +82,7 @@ def scores_of_entries(score, picked, own, title):
 
 
 def found_by_choice(stored, live, chance, title):
-    """The share of needles that are found, by what is read and by length.
+    """The share of needles that are found, by what is read and by length; the points of a length stand side by side.
 
     stored   {name of a choice: {tokens: share}} of long runs
     live     {name of a choice: (tokens, share)} of runs a moment ago
@@ -91,13 +92,13 @@ def found_by_choice(stored, live, chance, title):
     figure = Figure(figsize=(6.0, 3.0))
     axes = figure.subplots()
     for name, shares in stored.items():
-        colour, line, marker = LOOKS[name]
+        colour, line, marker, steps = LOOKS[name]
         look = {"color": COLOURS[colour], "linestyle": line, "marker": marker, "markersize": 4}
-        axes.plot(list(shares), list(shares.values()), label=name, **look)
+        axes.plot(STEP**steps * np.array(list(shares)), list(shares.values()), label=name, **look)
     for name, (n_tokens, share) in live.items():
-        colour, _, marker = LOOKS[name]
+        colour, _, marker, steps = LOOKS[name]
         look = {"color": COLOURS[colour], "marker": marker, "markersize": 9, "markerfacecolor": "none"}
-        axes.plot([n_tokens], [share], linestyle="", **look)
+        axes.plot([STEP**steps * n_tokens], [share], linestyle="", **look)
     axes.axhline(chance, color=INK, linewidth=0.8)
     axes.annotate("guessing", (0.995, -0.02), xycoords=("axes fraction", "data"), ha="right", va="top", fontsize=8)
     axes.set(xscale="log", ylim=(-0.1, 1.06), xlabel="tokens of the text", ylabel="needles found", title=title)
