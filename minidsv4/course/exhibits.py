@@ -14,7 +14,7 @@ from minidsv4 import ops, visibility
 from minidsv4.checkpoint import loading
 from minidsv4.course.mutants import MUTANTS, known
 from minidsv4.course.tables import Table
-from minidsv4.lowbit import mxfp4
+from minidsv4.lowbit import entries, mxfp4
 from minidsv4.model import losses, rope
 from minidsv4.model.attention import WindowAttention
 from minidsv4.model.cache import Cache
@@ -25,7 +25,7 @@ from minidsv4.model.moe import HashRouter
 from minidsv4.model.mtp import MTP
 from minidsv4.model.rope import Positions
 from minidsv4.posttrain import distill, grpo
-from minidsv4.serve import ragged
+from minidsv4.serve import prefix_state, ragged
 from minidsv4.serve.conversation import grammar, messages, rendering, texts
 from minidsv4.serve.pool import Pool
 from minidsv4.serve.prefix_files import PrefixFiles
@@ -76,7 +76,10 @@ RIGHT: dict[str, tuple[Callable, str]] = {
     "blocks_lent_twice": (Pool.find, "return range"),
     "state_lent_as_it_came_back": (Pool.lend, "cache = "),
     "window_of_another_prompt": (PrefixFiles.read, "path = "),
+    "blocks_of_whole_pages": (prefix_state.block_tokens, "return"),
+    "entries_read_as_fnuz": (entries.unpack_entries, "numbers ="),
     "float32_tensors_rounded": (loading.take_types, "dtype = torch.promote_types"),
+    "mtp_left_as_codes": (loading.widened, "return {name: stored_tensor"),
     "high_half_first": (mxfp4.unpack, "return"),
     "reasoning_dropped_with_tools": (rendering._replay_from, "if has_tools"),
     "marker_let_through": (messages._message, "content = "),
@@ -87,18 +90,26 @@ RIGHT: dict[str, tuple[Callable, str]] = {
 }
 # Where the threads of a project are, as far as this is known for certain.
 THREADS = {
+    "1Cat": "1CatAI/1Cat-vLLM",
+    "ATOM": "ROCm/ATOM",
+    "Atlas": "Avarok-Cybersecurity/atlas",
     "Automodel": "NVIDIA-NeMo/Automodel",
+    "Megatron": "NVIDIA/Megatron-LM",
     "Primus": "AMD-AGI/Primus",
     "SGLang": "sgl-project/sglang",
     "llama.cpp": "ggml-org/llama.cpp",
+    "llm-compressor": "vllm-project/llm-compressor",
     "mlx-lm": "ml-explore/mlx-lm",
     "mlx-vlm": "Blaizzy/mlx-vlm",
+    "mobius": "onnxruntime/mobius",
     "omlx": "jundot/omlx",
     "opencode": "anomalyco/opencode",
+    "pypto": "hw-native-sys/pypto-lib",
     "tpu-inference": "vllm-project/tpu-inference",
     "transformers": "huggingface/transformers",
     "vllm": "vllm-project/vllm",
     "vllm-ascend": "vllm-project/vllm-ascend",
+    "vllm-ascend-dsv4": "GDzhu01/vllm-ascend-deepseekv4",
 }
 NOBODY = "no public thread known"
 WIDEST = 88  # columns of a line of code in an exhibit
@@ -109,14 +120,23 @@ def right_line(name: str) -> tuple[str, str]:
 
     raises  ValueError for a trap that is not exhibited, or whose function has no such line or several
     """
-    if name not in RIGHT:
-        raise ValueError(f"exhibits: {name!r} is not exhibited; give one of {', '.join(RIGHT)}")
-    function, part = RIGHT[name]
+    function, part = RIGHT[exhibited(name)]
     function = inspect.unwrap(function)
     found = [line.strip() for line in body(function) if part in line]
     if len(found) != 1:
         raise ValueError(f"exhibits: {part!r} stands in {len(found)} lines of {function.__qualname__}; give one's part")
     return f"{function.__module__.replace('.', '/')}.py, {function.__qualname__}", found[0]
+
+
+def exhibited(name: object) -> str:
+    """The name of a trap that is exhibited.
+
+    raises  ValueError for anything else; it lists the names that are spelled alike where it is no trap at all
+    """
+    bug = known(name)
+    if bug.name not in RIGHT:
+        raise ValueError(f"exhibits: {bug.name!r} is not exhibited; give one of {', '.join(RIGHT)}")
+    return bug.name
 
 
 def body(function: Callable) -> list[str]:
@@ -129,8 +149,11 @@ def body(function: Callable) -> list[str]:
 
 
 def wrong_lines(name: str) -> list[str]:
-    """What a trap does in place of the right line; a comment where it does nothing at all."""
-    return body(MUTANTS[name].wrong) or ["pass  # nothing at all"]
+    """What a trap does in place of the right line; a comment where it does nothing at all.
+
+    raises  ValueError for a name that is no trap's
+    """
+    return body(known(name).wrong) or ["pass  # nothing at all"]
 
 
 def folded(line: str) -> list[str]:
@@ -163,11 +186,12 @@ def words(name: str) -> str:
 class Cards:
     """Exhibits, one below the other.
 
-    names  of traps that are in `RIGHT`
+    names   of traps that are in `RIGHT`
+    raises  ValueError for others
     """
 
     def __init__(self, *names: str):
-        self.names = names
+        self.names = [exhibited(name) for name in names]
 
     def _repr_markdown_(self) -> str:
         return "\n\n".join(self.card(name) for name in self.names)
@@ -197,9 +221,13 @@ def rooms() -> dict[str, list[str]]:
 
 
 def table(names: Iterable[str] = MUTANTS) -> Table:
-    """Every trap in a row: its room, its symptom, how many checks see it, who met it."""
+    """Every trap in a row: its room, its symptom, how many checks see it, who met it.
+
+    names   of traps, or one name
+    raises  ValueError for a name that is no trap's
+    """
     rows = []
-    for name in names:
+    for name in [names] if isinstance(names, str) else names:
         bug = known(name)
         rows.append((bug.room, words(name), bug.symptom, str(len(bug.killed_by)), met_by(bug.found)))
     return Table(("room", "trap", "symptom", "checks", "met by"), rows)

@@ -5,6 +5,7 @@ import tempfile
 import torch
 
 from minidsv4.course.checkups.subject import CONFIG, N_TOKENS, same, subject
+from minidsv4.lowbit import entries
 from minidsv4.serve import ragged
 from minidsv4.serve.pool import Pool
 from minidsv4.serve.prefix_store import PrefixStore
@@ -76,8 +77,9 @@ def a_lent_cache_holds_its_own_text():
 
 @torch.no_grad()
 def a_prefix_hit_goes_on_with_its_own_text():
-    """A text whose prefix was stored goes on with the logits of a cold run."""
+    """A text whose prefix was stored goes on after its last whole block, with the logits of a cold run."""
     model, ids_BT = subject()
+    cold = model(ids_BT[:1])
     for strategy, n_again in (("zero", 13), ("full", 3)):
         with tempfile.TemporaryDirectory() as folder:
             store = PrefixStore(folder, model, strategy)
@@ -85,4 +87,11 @@ def a_prefix_hit_goes_on_with_its_own_text():
                 store.prefill(ids_BT[row : row + 1], model.new_cache())
             cache, n_held = store.longest(ids_BT[0])
             assert (n_held, store.counts.again) == (27, n_again)
-            same(model(ids_BT[:1, n_held:], cache), model(ids_BT[:1])[:, n_held:])
+            same(model(ids_BT[:1, n_held:], cache), cold[:, n_held:])
+
+
+def an_entry_of_8_bits_is_read_as_the_format_says():
+    """Bytes 38, B8 and 80 are 1, -1 and -0, and a scale byte of 128 doubles them; the rotary number 1 is in 16 bits."""
+    packed = torch.tensor([[[0x38, 0xB8, 0x80, 0x80, 0x3F, 128, 0, 0]]], dtype=torch.uint8)
+    entry = entries.unpack_entries(packed, width=4, rotary=1, dtype=torch.float64)
+    assert entry.tolist() == [[[2.0, -2.0, 0.0, 1.0]]]

@@ -11,7 +11,10 @@ known) and which checks notice (`killed_by`: these and no others; they stand in 
 numbered as in the project's list of 47.
 
 Not here, because they change nothing: a mean instead of a sum over index heads (a positive factor moves no pick), and
-the weight-free norm of a query head after its rotation instead of before it (a rotation keeps the length).
+the weight-free norm of a query head after its rotation instead of before it (a rotation keeps the length). Nor are two
+traps of the list. 33, heads of 512 numbers and a sink, which some attention kernels do not take, is a limit of kernels
+that nothing here calls: attention is written out in `ops.py`. 47, tests that compare with a port that makes the same
+mistake, is one of tests: it is why `agrees_with_paper` compares with loops written down from the equations.
 """
 
 from minidsv4.course.mutants import (

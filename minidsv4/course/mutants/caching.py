@@ -1,9 +1,14 @@
 """Mistakes in what is remembered, and in going back."""
 
 from collections.abc import Callable
+from unittest.mock import patch
+
+import torch
 
 from minidsv4.course.mutants.museum import trap
+from minidsv4.lowbit import entries
 from minidsv4.model.cache import Cache, Series
+from minidsv4.serve import prefix_store
 from minidsv4.serve.prefix_files import PrefixFiles
 from minidsv4.serve.prefix_state import Stored
 
@@ -96,6 +101,31 @@ def window_of_another_prompt(right, files, name):
 def recomputed_entries_stored(right, series, new):
     """What the first tokens of the cone pool anew takes the place of the entries that were stored."""
     return Series.append(series, new)
+
+
+@trap(
+    41,
+    at=[(prefix_store, "block_tokens")],
+    symptom="Every answer is right; a prompt shorter than a block, of thousands of tokens, is never found again.",
+    found="vllm-ascend#16270",
+    killed_by=("a_prefix_hit_goes_on_with_its_own_text",),
+)
+def blocks_of_whole_pages(right, config):
+    """A block fills a page of every series, and a page holds as many entries of HCA as window entries."""
+    return right(config) * config.sliding_window
+
+
+@trap(
+    43,
+    at=[(entries, "unpack_entries")],
+    symptom="What is read back is half as large, and NaN where a byte meant -0: no score of NaN is among the best.",
+    found="vllm#52109",
+    killed_by=("an_entry_of_8_bits_is_read_as_the_format_says",),
+)
+def entries_read_as_fnuz(right, packed, width, rotary, dtype):
+    """Bytes of e4m3fn, the open standard, are read as e4m3fnuz: exponents count from 8, not 7, and byte 80 is NaN."""
+    with patch.object(torch, "float8_e4m3fn", torch.float8_e4m3fnuz):
+        return right(packed, width, rotary, dtype)
 
 
 @trap(

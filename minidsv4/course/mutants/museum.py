@@ -3,7 +3,7 @@
 import difflib
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -39,15 +39,19 @@ class Mutant:
 MUTANTS: dict[str, Mutant] = {}
 
 
-@contextmanager
-def mutant(name: str) -> Iterator[Mutant]:
-    """Inside this context every model runs the operations of `ops.py` and makes the mistake called `name`.
+def mutant(name: str) -> AbstractContextManager[Mutant]:
+    """A context inside which every model runs the operations of `ops.py` and makes the mistake called `name`.
 
     Mutants may be nested.
 
-    raises  ValueError for a name that is not in `MUTANTS`
+    raises  ValueError, at the call, for a name that is not in `MUTANTS`; it lists those that are spelled alike
     """
-    bug = known(name)
+    return at_work(known(name))
+
+
+@contextmanager
+def at_work(bug: Mutant) -> Iterator[Mutant]:
+    """The context of `mutant`, for any mistake."""
     with ExitStack() as stack:
         for place, operation in enumerate(Ops._fields):
             stack.enter_context(patch.object(Ops, operation, property(functools.partial(_readable, place=place))))
