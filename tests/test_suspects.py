@@ -36,6 +36,9 @@ def test_a_sound_server_reads_as_one_pass_and_the_case_is_one_of_the_losses(mode
     assert [name for name, rows in case.items() if (rows == 0).all(-1).any()] == ["layer 1 indexer keys"]
     with pytest.raises(ValueError, match="loses = 'head' is no piece of a cache; it is one of window"):
         suspects.read(model, ids, 6, "head")
+    for chunk in (0, -6, 2.5, True):
+        with pytest.raises(ValueError, match=f"read: chunk = {chunk} cannot be; it is a whole number from 1"):
+            suspects.read(model, ids, chunk)
 
 
 def test_a_process_is_killed_once_its_file_has_so_many_lines(tmp_path):

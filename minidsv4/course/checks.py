@@ -14,7 +14,7 @@ import torch
 
 from minidsv4.course import tasks
 
-FRESH = 10  # drawn inputs of an exercise; the same in every run
+FRESH = 10  # drawn inputs of an exercise, from the same generator in every run
 
 
 def check(sentence, got, want=True, within=None):
@@ -73,13 +73,14 @@ def _shape(part):
     return f"tensor {list(part.shape)}" if torch.is_tensor(part) else _short(part)
 
 
-def exercise(answer, *cases, fresh=None, within=1e-9):
+def exercise(answer, *cases, fresh=None, within=1e-9, n_fresh=FRESH):
     """Say how an exercise stands: not done yet, wrong for a case, or correct. Never raises, so a notebook runs on.
 
-    answer  the function to write; its stub's body is `return ...`
-    cases   pairs (arguments, wanted): a tuple of arguments and what answer(*arguments) should be
-    fresh   function from a NumPy Generator to one more such pair: inputs that the reader has not seen
-    within  largest absolute difference allowed
+    answer   the function to write; its stub's body is `return ...`
+    cases    pairs (arguments, wanted): a tuple of arguments and what answer(*arguments) should be
+    fresh    function from a NumPy Generator to one more such pair: inputs that the reader has not seen
+    within   largest absolute difference allowed
+    n_fresh  how many such pairs are drawn; fewer where an answer takes seconds
     """
     name = f"exercise {answer.__name__}"
     for arguments, wanted in cases:
@@ -88,10 +89,10 @@ def exercise(answer, *cases, fresh=None, within=1e-9):
     said = f"correct in {len(cases)} of {len(cases)} cases"
     if fresh is not None:
         generator = np.random.default_rng(0)
-        for _ in range(FRESH):
+        for _ in range(n_fresh):
             if fault := _fault(answer, *fresh(generator), within):
                 return print(f"{name}: {said}, but for a fresh input {fault}")
-        said += f" and for {FRESH} fresh inputs"
+        said += f" and for {n_fresh} fresh inputs"
     print(f"{name}: {said}")
 
 

@@ -5,9 +5,11 @@ then on; everything else is as it should be, and so is every byte count. A model
 """
 
 import hashlib
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from minidsv4.course.mutants import mutant
 from minidsv4.course.symptoms import in_chunks
 from minidsv4.model.cache import Cache, LayerMemory, Series
 from minidsv4.model.model import Model
+from minidsv4.train.data import check_from
 
 PIECES = ("window", "CSA entries", "indexer keys", "HCA entries")
 
@@ -44,8 +47,10 @@ def pieces(cache: Cache) -> dict[str, Tensor]:
 def read(model: Model, ids_BT: Tensor, chunk: int, loses: str | None = None) -> Cache:
     """The cache of a text that was read so many tokens at a time.
 
-    loses  one of PIECES, which every layer forgets before the next chunk; None for a sound server
+    loses   one of PIECES, which every layer forgets before the next chunk; None for a sound server
+    raises  ValueError for another piece, and for a chunk that is no number of tokens
     """
+    check_from("read", "chunk", chunk, 1)
     if loses is not None and loses not in PIECES:
         raise ValueError(f"read: loses = {loses!r} is no piece of a cache; it is one of {', '.join(PIECES)}")
     cache = model.new_cache()
@@ -131,25 +136,28 @@ class Case:
     """
 
     def __init__(self, kind: str, number: int):
-        if not isinstance(kind, str) or kind not in LINEUPS:
-            raise ValueError(f"case: kind = {kind!r} is not known; it is one of {', '.join(LINEUPS)}")
+        check_kind(kind)
         if type(number) is not int or number < 1:
             raise ValueError(f"case: number = {number!r} is none; give an integer from 1")
         self.kind = kind
         self.number = number
         self.lineup = LINEUPS[kind]
         self.model, self.ids_BT = random_model(number)
-        drawn = int(hashlib.sha256(f"{kind} {number}".encode()).hexdigest(), 16) % len(self.lineup)
-        self.secret = Secret(self.lineup[drawn], repr(self))
+        self._trap = computed(kind, number)
 
     def __repr__(self) -> str:
         return f"case {self.kind} {self.number}"
+
+    @property
+    def secret(self) -> Secret:
+        """What is equal to the name of the trap."""
+        return Secret(self._trap, repr(self))
 
     @contextmanager
     def broken(self) -> Iterator[Model]:
         """The model with its trap at work; every other model has it as well, that of the checkups too."""
         prepare()
-        with mutant(self.secret._name):
+        with mutant(self._trap):
             yield self.model
 
     def solved(self, guess: str) -> bool:
@@ -162,18 +170,80 @@ class Case:
         return self.secret == guess
 
 
+def check_kind(kind: object) -> None:
+    """Refuse what is no kind of a case."""
+    if not isinstance(kind, str) or kind not in LINEUPS:
+        raise ValueError(f"case: kind = {kind!r} is not known; it is one of {', '.join(LINEUPS)}")
+
+
+def computed(kind: str, number: int) -> str:
+    """The trap of the case of this number, the same on every machine."""
+    drawn = int(hashlib.sha256(f"{kind} {number}".encode()).hexdigest(), 16)
+    return LINEUPS[kind][drawn % len(LINEUPS[kind])]
+
+
 class Exam(Case):
-    """A case that does not say whether a guess is right, so that a check can pass it to a detective."""
+    """A case that does not say whether a guess is right, so that a check can pass it to a detective.
+
+    trap    a name of the line-up; the number decides on the model alone
+    raises  ValueError as `Case`, and for another trap
+    """
+
+    def __init__(self, kind: str, number: int, trap: str):
+        super().__init__(kind, number)
+        if trap not in self.lineup:
+            raise ValueError(f"{self}: trap = {trap!r} is not in the line-up; give one of {', '.join(self.lineup)}")
+        self._trap = trap
+
+    def __repr__(self) -> str:
+        return f"exam {self.kind} {self.number}"
+
+    @property
+    def secret(self) -> Secret:
+        """Nothing: raises ValueError."""
+        raise self._refusal()
 
     def solved(self, guess: str) -> bool:
         """Nothing: raises ValueError."""
-        raise ValueError(f"{self}: the case of a check does not judge guesses; return the name of the trap")
+        raise self._refusal()
+
+    def _refusal(self) -> ValueError:
+        return ValueError(f"{self}: the case of a check does not judge guesses; return the name of the trap")
 
 
-def exam(kind: str, number: int) -> tuple[tuple[Exam], Secret]:
-    """The arguments of a detective, and what it should return: a case of `show.exercise`."""
-    case = Exam(kind, number)
-    return (case,), case.secret
+def exam(kind: str, number: int, trap: str | None = None) -> tuple[tuple[Exam], Secret]:
+    """The arguments of a detective, and what it should return: a case of `show.exercise`.
+
+    trap  a name of the line-up; None for that of the case of this number
+    """
+    check_kind(kind)
+    name = computed(kind, number) if trap is None else trap
+    case = Exam(kind, number, name)
+    return (case,), Secret(name, repr(case))
+
+
+N_FRESH = 4  # fresh exams of a check: each takes a detective seconds
+
+
+def exams(kind: str) -> Callable[[np.random.Generator], tuple[tuple[Exam], Secret]]:
+    """What deals exams of a line-up: the `fresh` of `show.exercise`.
+
+    The generator gives the number, and with it the model. Which trap comes is drawn by the operating system, anew in
+    every run, so that nobody can compute it from what stands here; none comes twice before all have come. So the same
+    answer to all is never right, and whoever guesses is right `N_FRESH` times with a probability of 1/840 in the
+    shortest line-up, of 7.
+
+    raises  ValueError for another kind
+    """
+    check_kind(kind)
+    left: list[str] = []
+
+    def deal(generator: np.random.Generator) -> tuple[tuple[Exam], Secret]:
+        if not left:
+            left.extend(secrets.SystemRandom().sample(LINEUPS[kind], k=len(LINEUPS[kind])))
+        return exam(kind, int(generator.integers(2, 1000)), left.pop())
+
+    return deal
 
 
 def complaint(case: Case) -> str:

@@ -17,14 +17,30 @@ from minidsv4.course.record import record
 from minidsv4.model.model import Model
 from minidsv4.posttrain import distill
 from minidsv4.serve import ragged
+from minidsv4.train.data import check_from
 
 
 @torch.no_grad()
 def in_chunks(model: Model, ids_BT: Tensor, sizes: int | Sequence[int]) -> Tensor:
-    """Logits [B, T, V] of texts that are read so many tokens at a time, with a cache between the calls."""
+    """Logits [B, T, V] of texts that are read so many tokens at a time, with a cache between the calls.
+
+    sizes   tokens of every chunk, or of each chunk, T together
+    raises  ValueError for other sizes
+    """
     cache = model.new_cache(len(ids_BT))
-    parts = ids_BT.split(sizes if isinstance(sizes, int) else list(sizes), dim=1)
-    return torch.cat([model(part, cache=cache) for part in parts], dim=1)
+    return torch.cat([model(part, cache=cache) for part in chunks(ids_BT, sizes)], dim=1)
+
+
+def chunks(ids_BT: Tensor, sizes: int | Sequence[int]) -> tuple[Tensor, ...]:
+    """The texts in pieces of so many tokens; the last may be shorter where one size is given for all."""
+    given = sizes if isinstance(sizes, Sequence) else [sizes]
+    for size in given:
+        check_from("chunks", "size", size, 1)
+    if not isinstance(sizes, Sequence):
+        return ids_BT.split(sizes, dim=1)
+    if sum(sizes) != ids_BT.shape[1]:
+        raise ValueError(f"chunks: sizes = {list(sizes)} sum to {sum(sizes)}; the texts have {ids_BT.shape[1]} tokens")
+    return ids_BT.split(list(sizes), dim=1)
 
 
 def nats(model: Model, ids_BT: Tensor, chunk: int) -> float:
@@ -36,8 +52,8 @@ def nats(model: Model, ids_BT: Tensor, chunk: int) -> float:
 def errors(model: Model, ids_BT: Tensor, right_BTV: Tensor, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """The largest error of a logit at each token of the first text, numpy [T]: read at once, and in chunks."""
     at_once = in_chunks(model, ids_BT, ids_BT.shape[1])
-    chunks = in_chunks(model, ids_BT, sizes)
-    once, apart = ((logits - right_BTV)[0].abs().amax(-1).numpy() for logits in (at_once, chunks))
+    in_parts = in_chunks(model, ids_BT, sizes)
+    once, apart = ((logits - right_BTV)[0].abs().amax(-1).numpy() for logits in (at_once, in_parts))
     return once, apart
 
 
@@ -61,23 +77,36 @@ def furthest_ahead(felt_TT: np.ndarray) -> int:
 
 
 def picks(model: Model, ids_BT: Tensor, chunk: int, last: int) -> list[Tensor]:
-    """What the last queries of each CSA layer pick [last, P], where the first text is read so many tokens at a time."""
+    """What the last queries of each CSA layer pick [last, P], where the first text is read so many tokens at a time.
+
+    raises  ValueError for more queries than the last chunk has
+    """
+    check_from("picks", "last", last, 1)
     cache = model.new_cache()
-    for part in ids_BT[:1].split(chunk, dim=1):
+    parts = chunks(ids_BT[:1], chunk)
+    if last > parts[-1].shape[1]:
+        raise ValueError(f"picks: last = {last} queries cannot be; the last chunk has {parts[-1].shape[1]}")
+    for part in parts:
         with record(model) as rec:
             model(part, cache=cache)
     return [rec[layer].picks_BTP[0, -last:] for layer, kind in enumerate(rec.kinds) if kind is LayerKind.CSA]
 
 
 def shared(right: Sequence[Tensor], ours: Sequence[Tensor]) -> float:
-    """What part of the right picks is among ours."""
+    """What part of the right picks is among ours.
+
+    raises  ValueError where there are not as many layers on both sides
+    """
+    if not right or len(right) != len(ours):
+        raise ValueError(f"shared: picks of {len(right)} layers and of {len(ours)}; give those of the same layers")
     same = [(ours_TP[:, None] == right_TP[:, :, None]).any(-1) for right_TP, ours_TP in zip(right, ours)]
     return torch.stack(same).double().mean().item()
 
 
 @torch.no_grad()
 def padded_errors(model: Model, ids_BT: Tensor, most: int) -> list[float]:
-    """The largest error of the first text's logits with 1, 2, ... tokens of padding before it, beside it alone."""
+    """The largest error of the first text's logits with 1, 2, ... `most` tokens of padding before it."""
+    check_from("padded_errors", "most", most, 1)
     ids = ids_BT[:1]
     alone = model(ids)[0]
     found = []
@@ -91,6 +120,7 @@ def padded_errors(model: Model, ids_BT: Tensor, most: int) -> list[float]:
 
 def window_bytes(model: Model, ids_BT: Tensor, times: int) -> int:
     """Bytes of window entries in the cache of the first text, read so many times over."""
+    check_from("window_bytes", "times", times, 1)
     cache = model.new_cache()
     for _ in range(times):
         model(ids_BT[:1], cache=cache)

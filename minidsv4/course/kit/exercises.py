@@ -107,7 +107,7 @@ def _captured(exercise, names):
     """The Task that the check of an exercise hands to `exercise`."""
     caught = []
 
-    def catch(answer, *cases, fresh=None, within=1e-9):
+    def catch(answer, *cases, fresh=None, within=1e-9, n_fresh=None):
         caught.append(Task(list(cases), fresh, within))
 
     with mock.patch.object(show, "exercise", catch), mock.patch.object(checks, "exercise", catch):
