@@ -30,7 +30,7 @@ CONFIG = Config.tiny().replace(
 
 
 @functools.cache
-def provoked_spike(seed, calm=30, after=18, fault=6, factor=30):
+def provoked_spike(seed, calm=30, after=12, fault=6, factor=30):
     """Notebook 10: a small model learns programs; then the learning rate is `factor` times too high for `fault` steps.
 
     returns  ("off", "on"): the loss of one fixed batch before and after each of `after` steps from the same state on,
@@ -46,9 +46,14 @@ def provoked_spike(seed, calm=30, after=18, fault=6, factor=30):
 
 def small_batches(seed):
     """Generated programs in rows of 24 tokens, four a batch."""
+    return Batches(documents(), batch_size=4, length=24, seed=seed)
+
+
+@functools.cache
+def documents():
+    """Token ids of 200 programs, the same for every seed."""
     sources = [program.source for program in programs(seed=0, n=200)]
-    tokenizer = Tokenizer.train(sources, vocab_size=300)
-    return Batches(tokenizer.encode_all(sources), batch_size=4, length=24, seed=seed)
+    return Tokenizer.train(sources, vocab_size=300).encode_all(sources)
 
 
 def _through_fault(first, anticipation, after, fault, factor):

@@ -228,7 +228,7 @@ def spike_seeds(peaks, ends):
     """
     figure = Figure(figsize=(6.0, 2.8))
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, pairs, name in zip(panels, (peaks, ends), ("highest loss", "12 steps after the fault")):
+    for axes, pairs, name in zip(panels, (peaks, ends), ("highest loss", "6 steps after the fault")):
         seeds = np.arange(len(pairs))
         off, on = np.array(pairs).T
         axes.plot(seeds - 0.1, off, "o", linestyle="", color=COLOURS["masked"], label="anticipatory routing off")
@@ -237,7 +237,7 @@ def spike_seeds(peaks, ends):
         axes.set_title(name, fontweight="normal")
     panels[0].set_ylabel("loss, nats per token")
     panels[1].legend()
-    figure.suptitle("Old routing does not tame a rate that is too high (5 seeds)", **HEADING)
+    figure.suptitle("Old routing does not tame a rate that is too high (3 seeds)", **HEADING)
     return figure
 
 
