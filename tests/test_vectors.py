@@ -17,6 +17,7 @@ from minidsv4.course.vectors.answers import answers, layers, model_of
 from minidsv4.course.vectors.command import lead
 from minidsv4.course.vectors.comparing import Result, difference
 from minidsv4.course.vectors.writing import LIST, TOLERANCE
+from minidsv4.ops import PLAIN
 
 pytestmark = pytest.mark.slow  # writing the vectors takes some ten seconds
 NAMES = [case.trap for case in CASES]
@@ -30,8 +31,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def right(folder):
-    """The model that lies in the folder."""
-    return load(folder / "model")
+    """The model that lies in the folder, in float32."""
+    return load(folder / "model").use(PLAIN)
 
 
 def told(folder, name):
@@ -70,7 +71,7 @@ def test_the_folders_model_in_float32_agrees_with_every_stored_value_and_with_th
     name, folder, right, tmp_path
 ):
     case, *ids = told(folder, name)
-    model = model_of(case, right, torch.float32)
+    model = model_of(case, right)
     agreeing = compared(folder, tmp_path, name, answers(model, case, *ids))
     assert agreeing.agrees and agreeing.n_given == agreeing.n_stored, agreeing
     with mutant(name):
@@ -88,7 +89,8 @@ def test_transformers_gives_the_stored_logits(name, folder, right, tmp_path):
     assert compared(folder, tmp_path / "theirs", name, {"logits": logits_BTV}).agrees
 
 
-def test_no_choice_in_a_text_is_near_a_tie_but_where_all_scores_are_equal(folder, right):
+def test_no_choice_in_a_text_is_near_a_tie_but_where_all_scores_are_equal(folder):
+    right = load(folder / "model").use(PLAIN).double()
     for name in set(NAMES) - {"padding_hidden_by_a_mask", "ties_broken_anyhow"}:
         case, ids_BT, _ = told(folder, name)
         model = model_of(case, right)
@@ -135,7 +137,6 @@ def test_indices_are_compared_without_a_tolerance():
 def test_the_command_tells_which_case_differs_and_where_first(folder, tmp_path, capsys):
     theirs = tmp_path / "theirs"
     theirs.mkdir()
-    assert main(["vectors", str(folder), "--check", str(theirs)]) == 1  # nothing given is no agreement
     for name in NAMES[:3]:
         shutil.copy(folder / "cases" / f"{name}.safetensors", theirs)
     assert main(["vectors", str(folder), "--check", str(theirs)]) == 0
@@ -171,13 +172,29 @@ def test_a_report_of_logits_alone_asks_for_the_values_before_them():
     assert said[0].endswith("(cases in which it does: 2).") and "Write the values before the logits" in said[1]
 
 
+def of_values(theirs, case, *names):
+    """Write a file of a case with values of these names."""
+    save_file({name: torch.ones(1) for name in names}, theirs / f"{case}.safetensors")
+
+
 @pytest.mark.parametrize(
     ("lay", "says"),
     [
         (lambda theirs: theirs.rmdir(), "'theirs' is no folder"),
-        (lambda theirs: (theirs / "no_case.safetensors").touch(), "no_case.safetensors is named after no case"),
+        (
+            lambda theirs: None,
+            f"'theirs' holds no case; it should hold a file for each case that was tried, such as {NAMES[0]}",
+        ),
+        (lambda theirs: of_values(theirs, NAMES[0], "input.ids"), "'theirs' holds no case"),
         (lambda theirs: (theirs / f"{NAMES[0]}.safetensors").touch(), f"{NAMES[0]}.safetensors cannot be read"),
-        (lambda theirs: save_file({"x": torch.ones(1)}, theirs / f"{NAMES[0]}.safetensors"), "no value called 'x'"),
+        (
+            lambda theirs: [(theirs / f"{name}.safetensors").touch() for name in ("Sink-scaled", "no_case")],
+            "vectors: no case is called 'Sink-scaled' (sink_scaled?), 'no_case'; cases.json has all names",
+        ),
+        (
+            lambda theirs: [of_values(theirs, name, "logit", "x") for name in NAMES[:2]],
+            f"vectors: {NAMES[0]} (and 1 more) has no value called 'logit' (logits?), 'x'; cases.json has all names",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused_by_name(lay, says, folder, tmp_path, capsys):

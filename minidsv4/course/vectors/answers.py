@@ -19,14 +19,19 @@ from minidsv4.ops import PLAIN
 NONE = -1  # the index of an entry that is not there
 
 
-def model_of(case: Case, right: Model, dtype: torch.dtype = torch.float64) -> Model:
-    """The model with what the case changes, on the operations of `ops.py`."""
-    model = Model(Config.from_dict(right.config.to_dict() | case.config), PLAIN)
+def model_of(case: Case, right: Model) -> Model:
+    """The right model itself where the case changes nothing, else one with what it changes.
+
+    right  on the operations of `ops.py`, of any dtype
+    """
+    if not case.config and not case.zeros:
+        return right
     state = right.state_dict()
     for name in from_released(dict.fromkeys(case.zeros)):
         state[name] = torch.zeros_like(state[name])
+    model = Model(Config.from_dict(right.config.to_dict() | case.config), PLAIN).to(right.embed.weight.dtype)
     model.load_state_dict(state)
-    return model.to(dtype)
+    return model
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 """Another implementation's values beside the stored ones: which case differs, and in which value first."""
 
+import difflib
 import json
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,21 +44,67 @@ def compare(folder: str | Path, theirs: str | Path) -> list[Result]:
 
     folder   what `write` made
     theirs   a folder with a file CASE.safetensors for each case that was tried, which holds some of the values
-    raises   ValueError for a folder without vectors, a file that cannot be read, and names that no case has
+    raises   ValueError for a folder without vectors, a file that cannot be read, names that no case has, and a folder
+             without any case
     """
     folder, theirs = given_path("vectors", folder), given_path("vectors", theirs)
     listed = read_list(folder)
     if not theirs.is_dir():
         raise ValueError(f"vectors: {theirs.name!r} is no folder; give one that holds CASE.safetensors for each case")
-    known = {case["name"] for case in listed["cases"]}
-    found = {path.stem for path in theirs.glob("*.safetensors")}
-    if strange := sorted(found - known):
-        raise ValueError(f"vectors: {strange[0]}.safetensors is named after no case; {LIST} has their names")
+    cases = listed["cases"]
+    given = read_given(theirs, {case["name"]: case["values"] for case in cases})
     results = []
-    for case in listed["cases"]:
-        given = read_file(theirs / f"{case['name']}.safetensors") if case["name"] in found else {}
-        results.append(result(case, read_file(folder / VALUES / f"{case['name']}.safetensors"), given, listed))
+    for case in cases:
+        stored = read_file(folder / VALUES / f"{case['name']}.safetensors")
+        results.append(result(case, stored, given.get(case["name"], {}), listed["tolerance"]))
     return results
+
+
+def read_given(theirs: Path, values: dict[str, list[str]]) -> dict[str, dict[str, Tensor]]:
+    """Case = its given values by name, without inputs.
+
+    values  case = names of its values
+    raises  ValueError with all names that no case has, or where no case is given
+    """
+    given = {}
+    strange = []
+    for path in sorted(theirs.glob("*.safetensors")):
+        if path.stem not in values:
+            strange.append(path.stem)
+            continue
+        read = read_file(path)
+        given[path.stem] = {name: value for name, value in read.items() if not name.startswith(INPUT)}
+    faults = [f"no case is called {named(strange, values)}"] if strange else []
+    if faults := [*faults, *strange_values(given, values)]:
+        raise ValueError(f"vectors: {'; '.join(faults)}; {LIST} has all names")
+    if not any(given.values()):
+        raise ValueError(
+            f"vectors: {theirs.name!r} holds no case; it should hold a file for each case that was tried, such as "
+            f"{next(iter(values))}.safetensors; {LIST} has the names of all {len(values)}"
+        )
+    return given
+
+
+def strange_values(given: dict[str, dict[str, Tensor]], values: dict[str, list[str]]) -> list[str]:
+    """Words for the given names that their cases do not have; cases with the same ones are told together."""
+    cases: dict[tuple[str, ...], list[str]] = {}
+    for case, read in given.items():
+        if strange := tuple(sorted(set(read) - set(values[case]))):
+            cases.setdefault(strange, []).append(case)
+    told = []
+    for names, those in cases.items():
+        others = f" (and {len(those) - 1} more)" if len(those) > 1 else ""
+        told.append(f"{those[0]}{others} has no value called {named(names, values[those[0]])}")
+    return told
+
+
+def named(names: Iterable[str], known: Collection[str]) -> str:
+    """The names in quotes, the nearest known one behind each that has one: 'logit' (logits?), 'x'."""
+    words = []
+    for name in names:
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        words.append(f"{name!r} ({near[0]}?)" if near else repr(name))
+    return ", ".join(words)
 
 
 def read_list(folder: Path) -> dict:
@@ -87,17 +135,11 @@ def read_file(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"vectors: {path.name} cannot be read ({error}); write it again") from error
 
 
-def result(case: dict, stored: dict[str, Tensor], given: dict[str, Tensor], listed: dict) -> Result:
-    """How a case stands.
-
-    raises  ValueError for a name that the case has not
-    """
-    tried = {name for name in given if not name.startswith(INPUT)}
-    if strange := sorted(tried - set(case["values"])):
-        raise ValueError(f"vectors: {case['name']} has no value called {strange[0]!r}; {LIST} has their names")
-    numbers = (case["name"], len(tried), len(case["values"]))
+def result(case: dict, stored: dict[str, Tensor], given: dict[str, Tensor], tolerance: float) -> Result:
+    """How a case stands."""
+    numbers = (case["name"], len(given), len(case["values"]))
     for name in case["values"]:
-        fault = difference(given[name], stored[name], listed["tolerance"]) if name in tried else ""
+        fault = difference(given[name], stored[name], tolerance) if name in given else ""
         if fault:
             place = case["values"].index(name) - case["values"].index("logits")
             return Result(*numbers, name, fault, case.get("begins", ""), place)

@@ -16,6 +16,7 @@ from minidsv4.course.mutants import MUTANTS
 from minidsv4.course.vectors.answers import answers, model_of
 from minidsv4.course.vectors.cases import CASES, Case, with_ids
 from minidsv4.files import given_path, new_folder
+from minidsv4.ops import PLAIN
 from minidsv4.train.ship import FILES, SHIPPED
 
 TOLERANCE = 1e-4  # of a tensor's largest value; the reason stands in README.md
@@ -50,7 +51,7 @@ def fill(folder: Path) -> None:
     values.mkdir()
     for name in FILES:
         shutil.copyfile(SHIPPED / name, model / name)
-    right = load(model)
+    right = load(model).use(PLAIN).double()
     told = []
     for case, ids_BT, drafts_BT in with_ids():
         said = answers(model_of(case, right), case, ids_BT, drafts_BT)
