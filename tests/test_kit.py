@@ -3,6 +3,7 @@
 import ast
 import csv
 import io
+import json
 import os
 import re
 import runpy
@@ -15,10 +16,11 @@ import torch
 from nbformat import v4
 
 from minidsv4.course import __main__ as command
-from minidsv4.course import checks, notebooks
-from minidsv4.course.kit import exercises, grade, slides, table, wire
+from minidsv4.course import notebooks
+from minidsv4.course.kit import exercises, grade, slides, table, track, wire
 from minidsv4.course.kit.pupil import Limits
 from minidsv4.course.kit.release import release, without_solutions
+from minidsv4.course.kit.returned import Returned, left_out, nothing_to_grade, returned
 
 SOLUTIONS = notebooks.FOLDER / "solutions"
 EASY = "problems/4_prefixes"  # its set-up imports little
@@ -114,9 +116,9 @@ def test_the_inputs_that_the_checks_hold_are_caught_for_both_forms_of_an_exercis
     assert capsys.readouterr().out == ""
     solutions = runpy.run_path(str(SOLUTIONS / f"{name}.py"))
     for trial in found:
-        assert len(trial.cases) > grade.DRAWN and 1 <= trial.exercise.points <= 3
+        assert len(trial.cases) > grade.DRAWN and 1 <= trial.points <= 3
         for arguments, wanted in trial.cases:
-            assert checks.wrong(solutions[trial.exercise.name](*arguments), wanted, trial.within) is None
+            assert trial.differs(arguments, solutions[trial.name](*arguments), wanted) is None
 
 
 # --- what students hand in ---
@@ -201,22 +203,61 @@ def test_the_reason_for_a_function_that_is_missing_names_the_cell_that_failed(tm
     assert re.match(r"there is no function dollars \(cell \d+: ModuleNotFoundError: No module named 'noth", reason)
 
 
+# --- the track ---
+
+
+def my_v4(folder, student, *changes):
+    """A returned my_v4.py: the solution with some texts replaced by others."""
+    text = (SOLUTIONS / "build" / "my_v4.py").read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / student / "my_v4.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_step_of_the_track_earns_a_point_and_a_wrong_one_is_told_by_its_mistake(tmp_path):
+    my_v4(tmp_path, "ada")
+    my_v4(
+        tmp_path,
+        "ben",
+        ("turned_even = even * angle.cos() - odd", "turned_even = even * angle.cos() + odd"),
+        ("radians = base ** (-2 * pair / n_rotary)", "raise NotImplementedError"),
+        ("    normed = x * ", "    x *= 1.5\n    normed = x * "),
+    )
+    (tmp_path / "cy").mkdir()
+    (tmp_path / "cy" / "my_v4.py").write_bytes(track.FILE.read_bytes())
+    scores = grade.grade_all(tmp_path, 3, Limits())
+    assert set(points(scores, "ada").values()) == {(1, "")} and len(points(scores, "ada")) == len(track.TRACK)
+    ben = points(scores, "ben")
+    assert ben["rms_norm"] == (0, "it stopped with ValueError: it changes x_BTD in place")
+    assert ben["frequencies"] == (0, "not done yet")
+    assert re.match(r"wrong for input 1 of \d+. .* sign", ben["rotate"][1])
+    assert ben["window_map"] == (1, "")
+    assert ben["model"] == (0, "it needs stream_logits, which is not right")
+    assert set(points(scores, "cy").values()) == {(0, "not done yet")}
+
+
 # --- what was returned ---
+
+WORKS = {name: path for name, path in notebooks.every().items() if name[:2] in ("01", "02") or "1_dec" in name}
+
+
+def laid(folder, *places):
+    """Empty files, folders where a place ends in a slash."""
+    for place in places:
+        path = folder / place
+        (path if place.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not place.endswith("/"):
+            path.touch()
 
 
 def test_a_student_is_a_subfolder_or_the_beginning_of_a_name(tmp_path):
-    known = {"01_attention": None, "problems/1_decoding": None}
-    for place in (
-        "ada/01_attention.ipynb",
-        "ben/week/1_decoding.ipynb",
-        "cy_01_attention.ipynb",
-        "dee-1_decoding.ipynb",
-    ):
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).touch()
-    (tmp_path / "notes.ipynb").touch()
-    found = {student: list(given) for student, given in grade.returned(tmp_path, known).items()}
-    assert found == {
+    laid(tmp_path, "ada/01_attention.ipynb", "ben/week/1_decoding.ipynb", "cy_01_attention.ipynb")
+    laid(tmp_path, "dee-1_decoding.ipynb", "notes.ipynb", ".git/", "points.csv")
+    assert {student: list(own.works) for student, own in returned(tmp_path, WORKS).items()} == {
         "ada": ["01_attention"],
         "ben": ["problems/1_decoding"],
         "cy": ["01_attention"],
@@ -224,17 +265,62 @@ def test_a_student_is_a_subfolder_or_the_beginning_of_a_name(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("places", "reason"),
+    [
+        (["ann/"], "the folder is empty"),
+        (["ann/.ipynb_checkpoints/01_attention.ipynb"], "the folder is empty"),
+        (["ann/a.zip", "ann/b.txt"], "there is no notebook, only a.zip, b.txt"),
+        (["ann/02_compression.ipynb"], "not returned"),
+        (["ann/homework.ipynb"], "not returned"),
+        (
+            ["ann/01_attention (1).ipynb"],
+            "not returned under its name; if 01_attention (1).ipynb is it, call it 01_attention.ipynb",
+        ),
+        (
+            ["ann/Atention.ipynb"],
+            "not returned under its name; if Atention.ipynb is it, call it 01_attention.ipynb",
+        ),
+        (
+            ["ann_01_atention.ipynb"],
+            "not returned under its name; if ann_01_atention.ipynb is it, call it 01_attention.ipynb",
+        ),
+    ],
+)
+def test_a_student_without_the_notebook_has_a_row_with_the_reason(places, reason, tmp_path):
+    laid(tmp_path, *places)
+    assert returned(tmp_path, WORKS)["ann"].missing("01_attention", "01_attention.ipynb") == reason
+
+
 def test_a_notebook_whose_name_is_not_the_courses_is_told_and_not_passed_over_in_silence(tmp_path):
-    for place in ("ada/01_attention.ipynb", "ben/01_attention (1).ipynb", "ben/.ipynb_checkpoints/x.ipynb"):
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).touch()
-    assert list(map(str, grade.left_out(tmp_path, ["01_attention"]))) == ["ben/01_attention (1).ipynb"]
+    laid(tmp_path, "ada/01_attention.ipynb", "ben/01_attention (1).ipynb", "ben/.ipynb_checkpoints/x.ipynb")
+    laid(tmp_path, "01_attention.ipynb", "zz.ipynb")
+    assert list(left_out(tmp_path, WORKS)) == [
+        "left out, for it bears no student's name: 01_attention.ipynb",
+        "left out, for its name is no notebook's of the course: ben/01_attention (1).ipynb (is it 01_attention.ipynb?)",
+        "left out, for its name is no notebook's of the course: zz.ipynb",
+    ]
+
+
+def test_a_copy_of_the_course_in_place_of_students_folders_is_told_from_a_filled_one(released, tmp_path):
+    example = "give the folder in which each student has a folder, as in ada/01_attention.ipynb"
+    unfilled = nothing_to_grade(released, grade.gradable())
+    assert unfilled.startswith(f"{released} holds the course's own files (00_tour.ipynb, 01_attention.ipynb, ")
+    assert unfilled.endswith(f"more), as they are released, with nothing filled in, and no student's; {example}")
+    hand_in(tmp_path, "", EASY, {"hits": "def hits(*given):\n    return 1"})
+    assert nothing_to_grade(tmp_path, grade.gradable()) == (
+        f"{tmp_path} holds the course's own files (4_prefixes.ipynb), with answers in 4_prefixes.ipynb, "
+        f"and no student's; {example}"
+    )
+    assert returned(released, WORKS) == {}
 
 
 @pytest.mark.parametrize(
     ("files", "words", "said"),
     [
-        ([], [], "holds no notebook of the course; expected such as ada/01_attention.ipynb"),
+        ([], [], "holds no notebook of the course that has exercises; give the folder in which each student has"),
+        (["ada/x.ipynb", "ada/index.ipynb"], [], "exercises; what it holds is index.ipynb, x.ipynb; give the folder"),
+        (["01_attention.ipynb"], [], "holds the course's own files (01_attention.ipynb), "),
         (["ada/01_attention.ipynb", "ada/again/01_attention.ipynb"], [], "ada returned 01_attention twice"),
         (["ada/01_attention.ipynb"], ["--notebooks", "77"], "'77' is no notebook with exercises; there are 00_tour, "),
         (["ada/01_attention.ipynb"], ["--memory", "much"], "'much' is no amount"),
@@ -245,7 +331,7 @@ def test_a_notebook_whose_name_is_not_the_courses_is_told_and_not_passed_over_in
 def test_what_cannot_be_graded_is_told_in_a_sentence(files, words, said, tmp_path, capsys):
     for place in files or []:
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).touch()
+        (tmp_path / place).write_text(json.dumps(v4.new_notebook()))
     try:
         code = command.main(["grade", str(tmp_path / "none" if files is None else tmp_path), *words])
     except SystemExit as stopped:
@@ -258,8 +344,9 @@ def test_what_cannot_be_graded_is_told_in_a_sentence(files, words, said, tmp_pat
 def test_a_file_that_is_no_notebook_earns_nothing_and_stops_nobody(tmp_path):
     path = notebooks.every()[EASY]
     (tmp_path / "x.ipynb").write_text("{broken")
-    for given, reason in ((tmp_path / "x.ipynb", "the file is no notebook (NotJSONError)"), (None, "not returned")):
-        assert {one.reason for one in grade.score("ada", EASY, path, given, 3, Limits())} == {reason}
+    given = Returned({EASY: tmp_path / "x.ipynb"})
+    reasons = {one.reason for one in grade.score("ada", EASY, path, given, 3, Limits())}
+    assert reasons == {"the file is no notebook (NotJSONError)"}
 
 
 # --- the table ---
@@ -288,6 +375,21 @@ def test_the_table_has_a_row_a_student_and_a_column_an_exercise_and_the_reasons_
     )
     assert read[0] == ["student", "01 f", "problems 1 g", "sum", "why no points"]
     assert [row[:4] for row in read[1:]] == [["a|b", "2", "0", "2"], ["'=1", "0", "3", "3"]]
+
+
+def test_one_reason_for_a_whole_notebook_or_for_everything_is_told_once():
+    scores = [
+        *[grade.Score("ada", "01_x", name, 0, 1, "not returned") for name in "fg"],
+        grade.Score("ada", "02_y", "h", 0, 1, "it stopped"),
+        *[grade.Score("ben", book, name, 0, 1, "the folder is empty") for book, name in (("01_x", "f"), ("02_y", "h"))],
+        *[grade.Score("cy", "01_x", name, 0, 1, reason) for name, reason in (("f", "not done yet"), ("g", ""))],
+    ]
+    told = {student: table.reasons(found) for student, found in table.rows(scores).items()}
+    assert told == {
+        "ada": [("01", "not returned"), ("02 h", "it stopped")],
+        "ben": [("all", "the folder is empty")],
+        "cy": [("01 f", "not done yet")],
+    }
 
 
 # --- the wire ---

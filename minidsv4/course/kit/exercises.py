@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -36,6 +37,26 @@ class Exercise:
     stub: str
     check: str
     repair: bool
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An exercise with all the inputs that answers are tried on, drawn once for all students.
+
+    name     of the exercise
+    points   that a right answer earns
+    cases    pairs (arguments, due answer)
+    differs  function from (arguments, given, due) to what is wrong, in words, or None
+    call     name of the function that is called in a student's process
+    needs    names of the exercises without which an answer cannot be right
+    """
+
+    name: str
+    points: int
+    cases: list
+    differs: Callable
+    call: str
+    needs: tuple = ()
 
 
 def code_cells(notebook):

@@ -22,7 +22,7 @@ below it to see how it stands. What you need beside the function (imports, helpe
 cells of your own. Use what the notebook's set-up cell defines (the first code cell below the one for Colab) and what
 you write, nothing from the cells between: grading runs the set-up cell and yours, in the order of the notebook.
 
-Hand in the notebooks that you worked on, under the names that they have.
+Hand in the notebooks that you worked on, under the names that they have, and build/my_v4.py if you wrote in it.
 """
 
 

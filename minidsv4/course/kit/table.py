@@ -22,8 +22,34 @@ def rows(scores):
 def short(column):
     """A column's heading: the notebook's number and the exercise."""
     notebook, exercise = column
+    return f"{number(notebook)} {exercise}"
+
+
+def number(notebook):
+    """The number of a notebook by its name, behind its folder where it has one: 01, problems 1."""
     folder, _, stem = notebook.rpartition("/")
-    return " ".join([*filter(None, [folder]), stem.partition("_")[0], exercise])
+    return " ".join([*filter(None, [folder]), stem.partition("_")[0]])
+
+
+def reasons(found):
+    """Pairs (what, reason) of what earns a student nothing: an exercise, or a notebook whose exercises have one reason.
+
+    found  (notebook, exercise) = Score of the student; "all" stands for all of them where all have one reason
+    """
+    if len({notebook for notebook, _ in found}) > 1 and (told := _only_reason(found.values())):
+        return [("all", told)]
+    pairs = []
+    for notebook in dict.fromkeys(notebook for notebook, _ in found):
+        own = {column: score for column, score in found.items() if column[0] == notebook}
+        told = _only_reason(own.values())
+        pairs += [(number(notebook), told)] if told else [(short(column), own[column].reason) for column in own]
+    return [(what, reason) for what, reason in pairs if reason]
+
+
+def _only_reason(scores):
+    """The reason that all of several Scores have; an empty text where they differ or there is one Score."""
+    told = {score.reason for score in scores}
+    return told.pop() if len(told) == 1 and len(scores) > 1 else ""
 
 
 def as_markdown(scores):
@@ -35,8 +61,9 @@ def as_markdown(scores):
         points = [found[column].points for column in heads]
         body.append((_cell(student), *map(str, points), str(sum(points))))
     points = Table(("student", *map(short, heads), "sum"), body).markdown()
-    missed = [score for score in scores if score.reason]
-    why = [(_cell(score.student), short((score.notebook, score.exercise)), _cell(score.reason)) for score in missed]
+    why = []
+    for student, found in rows(scores).items():
+        why += [(_cell(student), what, _cell(reason)) for what, reason in reasons(found)]
     return f"{points}\n\n{Table(('student', 'exercise', 'why no points'), why).markdown()}" if why else points
 
 
@@ -53,8 +80,8 @@ def as_csv(scores):
     writer.writerow(["student", *map(short, heads), "sum", "why no points"])
     for student, found in rows(scores).items():
         points = [found[column].points for column in heads]
-        reasons = [f"{short(column)}: {_cell(found[column].reason)}" for column in heads if found[column].reason]
-        writer.writerow([_harmless(student), *points, sum(points), _harmless("; ".join(reasons))])
+        why = [f"{what}: {_cell(reason)}" for what, reason in reasons(found)]
+        writer.writerow([_harmless(student), *points, sum(points), _harmless("; ".join(why))])
     return stream.getvalue()
 
 
