@@ -20,7 +20,7 @@ from minidsv4.course import notebooks
 from minidsv4.course.kit import exercises, grade, slides, table, track, wire
 from minidsv4.course.kit.pupil import Limits
 from minidsv4.course.kit.release import release, without_solutions
-from minidsv4.course.kit.returned import Returned, left_out, nothing_to_grade, returned
+from minidsv4.course.kit.returned import Returned, left_out, nothing_to_grade, returned, without_steps
 
 SOLUTIONS = notebooks.FOLDER / "solutions"
 EASY = "problems/4_prefixes"  # its set-up imports little
@@ -272,7 +272,7 @@ def test_a_student_is_a_subfolder_or_the_beginning_of_a_name(tmp_path):
         (["ann/.ipynb_checkpoints/01_attention.ipynb"], "the folder is empty"),
         (["ann/a.zip", "ann/b.txt"], "there is no notebook, only a.zip, b.txt"),
         (["ann/02_compression.ipynb"], "not returned"),
-        (["ann/homework.ipynb"], "not returned"),
+        (["ann/homework.ipynb", "ann/x.txt"], "no file has the name of a notebook, only homework.ipynb"),
         (
             ["ann/01_attention (1).ipynb"],
             "not returned under its name; if 01_attention (1).ipynb is it, call it 01_attention.ipynb",
@@ -299,6 +299,14 @@ def test_a_notebook_whose_name_is_not_the_courses_is_told_and_not_passed_over_in
         "left out, for it bears no student's name: 01_attention.ipynb",
         "left out, for its name is no notebook's of the course: ben/01_attention (1).ipynb (is it 01_attention.ipynb?)",
         "left out, for its name is no notebook's of the course: zz.ipynb",
+    ]
+
+
+def test_notebooks_of_the_track_without_the_file_of_its_steps_are_told(tmp_path):
+    laid(tmp_path, "ada/build/1_pieces.ipynb", "ben/1_pieces.ipynb", "ben/my_v4.py", "cy/01_attention.ipynb")
+    found = returned(tmp_path, notebooks.every() | grade.gradable())
+    assert list(without_steps(found)) == [
+        "not graded, for my_v4.py with the steps is missing: ada's notebooks of build/"
     ]
 
 

@@ -15,7 +15,7 @@ from minidsv4.course import checks, notebooks
 from minidsv4.course.kit import exercises, track
 from minidsv4.course.kit.exercises import Trial
 from minidsv4.course.kit.pupil import Gone, Pupil
-from minidsv4.course.kit.returned import left_out, nothing_to_grade, own_cells, returned
+from minidsv4.course.kit.returned import TRACK, left_out, nothing_to_grade, own_cells, returned, without_steps
 from minidsv4.options import readable
 
 DRAWN = 10  # inputs for each exercise, beside those that its cell shows
@@ -39,7 +39,7 @@ def gradable():
     with_exercises = {
         name: path for name, path in notebooks.every().items() if exercises.exercises(exercises.read(path))
     }
-    return with_exercises | {track.NAME: track.FILE}
+    return with_exercises | {TRACK: track.FILE}
 
 
 @functools.lru_cache(maxsize=4)
@@ -176,7 +176,7 @@ def grade_all(folder, seed, limits, wanted=None, tell=lambda said: None):
     names = chosen(known, found, wanted)
     allowed = f"{limits.seconds:g} s and {readable(limits.memory)}"
     tell(f"inputs of --seed {seed}; each cell and each exercise may take {allowed}")
-    for sentence in left_out(folder, works):
+    for sentence in (*left_out(folder, works), *without_steps(found)):
         tell(sentence)
     scores = []
     for name in names:

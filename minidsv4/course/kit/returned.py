@@ -17,7 +17,8 @@ from minidsv4.course.kit import exercises
 
 NOT_RETURNED = "not returned"
 MOST_NAMES = 3  # of files in a sentence
-OURS = ("build", "problems")  # folders of the course, so no student's
+TRACK = "build"
+OURS = (TRACK, "problems")  # folders of the course, so no student's
 EXAMPLE = "give the folder in which each student has a folder, as in ada/01_attention.ipynb"
 
 
@@ -39,8 +40,10 @@ class Returned:
         likely = [place.name for place, near in self.strange.items() if near == name]
         if likely:
             return f"{NOT_RETURNED} under its name; if {likely[0]} is it, call it {file}"
-        if self.works or self.strange:
+        if self.works:
             return NOT_RETURNED
+        if self.strange:
+            return f"no file has the name of a notebook, only {few(list(self.strange))}"
         return f"there is no notebook, only {few(self.others)}" if self.others else "the folder is empty"
 
 
@@ -145,6 +148,13 @@ def left_out(folder, works):
         elif name is None and (near or place.suffix == ".ipynb"):
             resembles = f" (is it {works[near].name}?)" if near else ""
             yield f"left out, for its name is no notebook's of the course: {place}{resembles}"
+
+
+def without_steps(found):
+    """A sentence for each student who returned notebooks of the track, and not the file that they check."""
+    for student, own in found.items():
+        if TRACK not in own.works and any(name.startswith(f"{TRACK}/") for name in own.works):
+            yield f"not graded, for my_v4.py with the steps is missing: {student}'s notebooks of {TRACK}/"
 
 
 def nothing_to_grade(folder, works):

@@ -16,7 +16,6 @@ from minidsv4.course.build.steps import Draw
 from minidsv4.course.build.track import TRACK
 from minidsv4.course.kit.exercises import Trial
 
-NAME = "build"
 FILE = notebooks.FOLDER / "build" / "my_v4.py"
 CELL = "cell"  # the file's name in the student's process, worker.py
 SETUP = f"from {__name__} import callers\n\nglobals().update(callers(globals()))"
