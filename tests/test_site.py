@@ -144,6 +144,22 @@ def test_a_second_build_runs_no_notebook(site, course):
     assert said == [] and explored(course.parent / "again")[0] == explored(site)[0]
 
 
+def test_only_the_named_notebooks_are_drawn(course, monkeypatch):
+    def told(wanted, *_):
+        raise ValueError([path.stem for path in wanted])
+
+    monkeypatch.setattr(redraw, "redraw", told)
+    for moves, drawn in ((["01_next"], ["01_next"]), ([], []), (None, ["00_tour", "01_next", "index", "glossary"])):
+        with pytest.raises(ValueError, match=re.escape(str(drawn))):
+            build.build(course, course.parent / "no", course.parent / "work", moves=moves, tools={})
+
+
+def test_a_name_that_is_no_notebooks_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--moving", "01_attention", "77"])
+    assert capsys.readouterr().err.startswith("--moving: no notebook is called 77; there are 00_tour, ")
+
+
 def test_a_notebook_is_drawn_again_where_a_file_that_it_imported_has_changed(site, course):
     (uses,) = (course.parent / "work").rglob(frames.USES)
     told = uses.read_text(encoding="utf-8")
@@ -241,6 +257,12 @@ def test_a_formula_is_written_as_mathml_with_its_source_as_alternative_text():
     assert (
         'alttext="a &lt; &quot;b&quot; \\sqrt{2}"' in written and "<msqrt>" in written and 'display="block"' in written
     )
+
+
+def test_a_prime_stands_beside_its_letter_and_a_slash_takes_no_room():
+    written = mathml.formula("K/M' = 2^t", "inline")
+    assert "<mi>M</mi><mo " in written and ">&#x02032;</mo>" in written and written.count("<msup>") == 1
+    assert '<mi>K</mi><mo lspace="0" rspace="0">&#x0002F;</mo>' in written
 
 
 @pytest.mark.parametrize("latex", ["\\left( x", "x_a_b", "\\unheard x"])

@@ -13,15 +13,21 @@ def main(words=None):
         prog="python -m minidsv4.course.site", description="Build the course as static pages."
     )
     parser.add_argument("--no-look", action="store_true", help="do not open the pages in a browser")
-    parser.add_argument("--still", action="store_true", help="leave pictures still: no notebook runs")
+    frames = parser.add_mutually_exclusive_group()
+    frames.add_argument("--still", action="store_true", help="leave pictures still: no notebook runs")
+    frames.add_argument("--moving", nargs="+", metavar="NAME", help="only these notebooks run, such as 01_attention")
     choice = parser.parse_args(words)
     for name in ("sphinx", "myst_nb", "furo", "latex2mathml", "websocket"):
         if importlib.util.find_spec(name) is None:
             parser.exit(2, LACKING.format(name) + "\n")
+    from minidsv4.course import notebooks
     from minidsv4.course.site import build, links
 
+    known = notebooks.every()
+    if unknown := [name for name in choice.moving or [] if name not in known]:
+        parser.exit(2, f"--moving: no notebook is called {', '.join(unknown)}; there are {', '.join(known)}\n")
     try:
-        found = [*build.build(frames=not choice.still), *links.faults(build.SITE)]
+        found = [*build.build(moves=[] if choice.still else choice.moving), *links.faults(build.SITE)]
     except ValueError as error:
         parser.exit(2, f"site: {error}\n")
     if not choice.no_look:

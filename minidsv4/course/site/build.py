@@ -19,13 +19,13 @@ WORK = ROOT / "build" / "site"  # what a build keeps for the next one
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def build(folder=notebooks.FOLDER, site=SITE, work=WORK, frames=True, tools=None, say=print):
+def build(folder=notebooks.FOLDER, site=SITE, work=WORK, moves=None, tools=None, say=print):
     """Build the site of a folder of notebooks.
 
     folder   of the course
     site     where the pages go; emptied of pages that no longer exist
     work     where sources, Sphinx's memory and drawn frames are kept between builds
-    frames   False leaves every picture still
+    moves    names of the notebooks whose pictures follow sliders, such as 01_attention; None means all
     tools    name of a page in first.TOOLS = a module with write_site(folder, address of the pages); none means all
     say      called with a sentence before what takes long
     returns  a sentence for each notebook whose pictures stand still, and Sphinx's warnings; none for a sound site
@@ -33,11 +33,12 @@ def build(folder=notebooks.FOLDER, site=SITE, work=WORK, frames=True, tools=None
     """
     tools = first.tools() if tools is None else tools
     read = {path: nbformat.read(path, as_version=4) for path in _paths(folder)}
-    moving, faults = redraw.redraw(read, work / "frames", _jobs(), say) if frames else ({}, [])
+    wanted = {path: notebook for path, notebook in read.items() if moves is None or _name(path, folder) in moves}
+    moving, faults = redraw.redraw(wanted, work / "frames", _jobs(), say)
     pictures = {}
     texts = {}
     for path, notebook in read.items():
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        name = _name(path, folder)
         if name == "index":
             notebook = first.first_page(folder, notebook, tools)
         texts[f"{name}.ipynb"] = nbformat.writes(page(notebook, name, pictures, moving.get(path)))
@@ -60,6 +61,11 @@ def _paths(folder):
             f"the folder {folder} has no {', '.join(missing)}; the site is built of the course's notebooks"
         )
     return paths
+
+
+def _name(path, folder):
+    """The name of a notebook, such as 01_attention or build/1_pieces."""
+    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def _jobs():

@@ -3,12 +3,17 @@
 The letters are those of STIX Two Math, which lies in static/ with its licence.
 """
 
+import re
 from html import escape
 
 from latex2mathml.converter import convert
 
 HAT = "<mo>&#x0005E;</mo></mover>"  # stands in the letter below it
 HIGH_HAT = '<mo stretchy="false">&#x002C6;</mo></mover>'
+PRIMED = re.compile(r"<msup>(<mi>[^<]*</mi>)<mi>(&#x02032;)</mi></msup>")
+PRIME = r'<mrow>\1<mo lspace="0" rspace="0">\2</mo></mrow>'  # stands high as it is: it needs no raising
+SLASH = "<mo>&#x0002F;</mo>"
+NARROW_SLASH = '<mo lspace="0" rspace="0">&#x0002F;</mo>'
 
 
 def formula(latex, display):
@@ -24,7 +29,7 @@ def formula(latex, display):
         raise ValueError(f"the formula {latex!r} cannot be written as MathML: {error!r}") from error
     if "\\" in element:  # a command that it does not know stays as it is
         raise ValueError(f"the formula {latex!r} cannot be written as MathML: one of its commands is not known")
-    element = element.replace(HAT, HIGH_HAT)
+    element = PRIMED.sub(PRIME, element.replace(HAT, HIGH_HAT).replace(SLASH, NARROW_SLASH))
     return element.replace("<math ", f'<math alttext="{escape(latex.strip(), quote=True)}" ', 1)
 
 

@@ -6,8 +6,9 @@ from minidsv4.checkpoint import to_released
 from minidsv4.config import Config, LayerKind, Routing, YaRN
 from minidsv4.model.model import Model
 
-WORDS = ("<bos>", "def", "f", "(", "x", ")", ":", "return")
-IDS = (0, 1, 2, 3, 4, 5, 6)
+WORDS = ("return", "x", ":", "def", "<bos>", "f", ")", "(")  # by id
+TEXT = ("<bos>", "def", "f", "(", "x", ")", ":")
+IDS = tuple(WORDS.index(word) for word in TEXT)  # none is its token's position, so neither is taken for the other
 SEED = 4
 
 CONFIG = Config(

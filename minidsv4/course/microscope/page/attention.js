@@ -2,6 +2,7 @@
 "use strict";
 
 const ATTENTION_NOTEBOOK = { WINDOW: "01_attention", CSA: "02_compression", HCA: "02_compression" };
+const BAR = 30; // pixels of the largest index score
 
 function sharesPanel({ layer, t, head, n_heads }, chooseHead) {
   const rows = ["mean", ...Array(n_heads).keys()].map((name) => {
@@ -59,14 +60,18 @@ function entriesPanel(view, chooseEntry) {
   const n_entries = layer.pooled.shape[0];
   const scores = layer.scores ? layer.scores.row(t).slice(0, n_finished) : [];
   const largest = Math.max(...scores.map(Math.abs), 1e-9);
+  const height = (score) => Math.round(BAR * Math.abs(score) / largest);
   const cells = Array.from({ length: n_entries }, (_, place) => {
     const found = read.find((one) => one.entry === place);
-    const facts = { place, found, isFinished: place < n_finished, score: scores[place], largest };
+    const facts = { place, found, isFinished: place < n_finished, score: scores[place], height };
     return entryCell(facts, entry, chooseEntry);
   });
+  const row = make("div", "cells", ...cells);
+  row.style.setProperty("--up", `${height(Math.max(0, ...scores))}px`); // room above the line of score 0
+  row.style.setProperty("--down", `${height(Math.min(0, ...scores))}px`); // and below it
   return [
     ...heading("Compressed entries", ...wordsOnEntries(layer, n_finished, read.length)),
-    make("div", "cells", ...cells),
+    row,
     ...(entry < n_entries ? entryWords(view, read) : []),
   ];
 }
@@ -78,17 +83,17 @@ function wordsOnEntries(layer, n_finished, n_read) {
       + `finished, here ${n_finished}. `, notebook("02_compression")];
   }
   return [`CSA, Compressed Sparse Attention: an entry pools ${2 * ratio} tokens, the M = ${ratio} that close it and `
-    + `the ${ratio} before. The indexer scores all ${n_finished} finished entries (height of the bar; below the line `
-    + `where the score is negative) and picks at most P = ${sizes.P} (green), here ${n_read}. `,
+    + `the ${ratio} before. The indexer scores all ${n_finished} finished entries (height of the bar; the line is a `
+    + `score of 0, and a negative one hangs below it) and picks at most P = ${sizes.P} (green), here ${n_read}. `,
   notebook("03_indexer")];
 }
 
-function entryCell({ place, found, isFinished, score, largest }, chosen, choose) {
+function entryCell({ place, found, isFinished, score, height }, chosen, choose) {
   const cell = make("button", `cell${found ? " picked" : ""}${isFinished ? "" : " open"}`);
   if (score !== undefined) {
-    const height = make("span", score < 0 ? "score negative" : "score");
-    height.style.height = `${Math.max(2, 28 * Math.abs(score) / largest)}px`;
-    cell.append(make("span", "scores", height));
+    const bar = make("span", score < 0 ? "score negative" : "score");
+    bar.style.height = `${height(score)}px`;
+    cell.append(make("span", "scores", bar));
   }
   cell.append(make("span", "number", String(place)));
   if (found) cell.append(make("span", "weight", percent(found.weight)));

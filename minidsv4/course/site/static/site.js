@@ -236,6 +236,16 @@ function showTarget() {
   }
 }
 
+// --- what is wider than the window ---
+
+// A sentence stands above a picture or a table as long as a part of it is out of sight.
+function sayWhereMoreIs(wide) {
+  const kind = wide.matches("figure") ? "picture" : "table";
+  const said = element("p", { className: "note", textContent: `The ${kind} goes on: move it sideways →` });
+  wide.before(said);
+  new ResizeObserver(() => { said.hidden = wide.scrollWidth <= wide.clientWidth + 1; }).observe(wide);
+}
+
 // --- keyboard ---
 
 function openSidebarsByKey() {
@@ -259,6 +269,7 @@ document.querySelectorAll("div.predict").forEach(ask);
 if (questions.length) {
   wholePagesSwitch();
 }
+document.querySelectorAll("figure.picture, .table-wrapper").forEach(sayWhereMoreIs);
 recall();
 hideBehind();
 showTarget();
