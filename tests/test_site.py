@@ -47,8 +47,8 @@ def course(tmp_path_factory):
     folder = tmp_path_factory.mktemp("course") / "notebooks"
     cells = [("md", FIRST.format("this")), ("code", DRAW), ("code", ASKED), ("md", "## Seen"), ("code", EXPLORED)]
     notebooks.write(folder / "00_tour.ipynb", [*cells, ("code", "torch.rand(1).item()")])
-    second = [("md", FIRST.format("that").replace("#a-second-part", "")), ("md", "## A second part\n\nquantisation")]
-    notebooks.write(folder / "01_next.ipynb", second)
+    second = [FIRST.format("that").replace("#a-second-part", ""), "## A second part\n\nquantisation"]
+    nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(text) for text in second]), folder / "01_next.ipynb")
     nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("the map")]), folder / "index.ipynb")
     nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell("# Words")]), folder / "glossary.ipynb")
     (folder / "solutions").mkdir()
