@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from minidsv4.model.layer import watch
 from minidsv4.model.model import Model
@@ -36,13 +37,17 @@ def visits(model: Model, tokenizer: Tokenizer, texts: Iterable[str]) -> Tensor:
     shape = (config.num_hidden_layers, config.vocab_size, config.n_routed_experts)
     counts = torch.zeros(shape, dtype=torch.float64)
     one = counts.new_ones(())
-    for text in texts:
-        ids_BT = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(text)]])
+    documents = sorted(tokenizer.encode_all(texts), key=len)
+    for first in range(0, len(documents), 8):
+        rows = [torch.tensor([tokenizer.bos_id, *tokens]) for tokens in documents[first : first + 8]]
+        ids_BT = pad_sequence(rows, batch_first=True, padding_value=-1)  # no token reads what comes after it
+        counted_BT = ids_BT[:, 1:] >= 0
+        token_N = ids_BT[:, 1:][counted_BT]
         with watch(model, Router) as calls:
-            model(ids_BT)
+            model.streams(ids_BT.clamp(min=0), model.new_cache(len(rows)))
         for count_VE, (_, _, routed) in zip(counts, calls, strict=True):
-            for picked_T in routed.picked_BTA[0, 1:].unbind(-1):
-                count_VE.index_put_((ids_BT[0, 1:], picked_T), one, accumulate=True)
+            for picked_N in routed.picked_BTA[:, 1:][counted_BT].unbind(-1):
+                count_VE.index_put_((token_N, picked_N), one, accumulate=True)
     return counts
 
 
