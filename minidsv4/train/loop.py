@@ -274,7 +274,7 @@ def bits_per_byte(model: nn.Module, tokenizer: Tokenizer, texts: Iterable[str], 
     if not n_bytes:
         raise ValueError("bits_per_byte: the texts hold no byte; give at least one that is not empty")
     nats = 0.0
-    rows = list(eval_rows(tokenizer.encode_all(texts), length))
+    rows = sorted(eval_rows(tokenizer.encode_all(texts), length), key=len)  # so that little is padding
     for start in range(0, len(rows), 8):
         nats += _nats(model, rows[start : start + 8])
     return nats / n_bytes / math.log(2)
