@@ -70,11 +70,12 @@ def test_the_builder_puts_it_first_and_takes_earlier_forms_away():
             v4.new_markdown_cell("# Why?"),
             v4.new_code_cell("1"),
             v4.new_code_cell(f"{colab.MARK} something older"),
+            v4.new_code_cell("2"),
         ]
     )
     for _ in range(2):
         colab.put_first(notebook)
-        assert [cell.source for cell in notebook.cells] == ["# Why?", colab.source(), "1"]
+        assert [cell.source for cell in notebook.cells] == ["# Why?", colab.source(), "1", "2"]
 
 
 def test_a_notebook_without_code_needs_no_cell_for_colab():
