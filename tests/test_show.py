@@ -70,9 +70,10 @@ def test_bars_on_a_log_axis_are_refused_and_on_the_other_axis_are_not(kind, scal
     show.Picture(figure, alt="Two bars whose places are on a log axis.")
 
 
-def test_a_listing_is_the_source_headed_by_its_file():
+def test_a_listing_is_the_source_headed_by_its_file_and_a_methods_class():
+    """Kind: which of two; before, a listing had two `forward`s and did not say whose."""
     listing = show.source(show.Listing.__repr__)
-    assert repr(listing) == "# minidsv4/course/show.py\ndef __repr__(self):\n    return self.text"
+    assert repr(listing) == "# minidsv4/course/show.py\n# in class Listing\ndef __repr__(self):\n    return self.text"
     assert listing._repr_markdown_() == f"```python\n{listing}\n```"
 
 
@@ -82,6 +83,7 @@ def test_several_sources_stand_in_one_listing_and_each_file_is_named_once():
     heads = [line for line in lines if line.startswith(("# ", "def "))]
     assert heads == [
         "# minidsv4/course/show.py",
+        "# in class Listing",
         "def __repr__(self):",
         "def map_of_model(lit=None):",
         "# minidsv4/course/plots/style.py",

@@ -16,13 +16,18 @@ def source(repository=REPOSITORY):
 import sys
 
 if "google.colab" in sys.modules:
+    from importlib.util import find_spec
+
     from IPython import get_ipython
 
     REPOSITORY = "{repository}"  # such as https://github.com/NAME/minidsv4
-    if not REPOSITORY:
-        raise ValueError("REPOSITORY: put the address of your copy between the quotes")
+    if not REPOSITORY.startswith("https://") or "/blob/" in REPOSITORY:
+        raise ValueError("REPOSITORY: put the address of this course's repository there")
     package = f"minidsv4[course] @ git+{{REPOSITORY}}"
-    get_ipython().run_line_magic("pip", f'install --quiet "{{package}}"')"""
+    get_ipython().run_line_magic("pip", f'install --quiet "{{package}}"')
+    if find_spec("minidsv4") is None:
+        raise RuntimeError("minidsv4 was not installed: is REPOSITORY right?")
+    print("If Colab asks for it, restart the session. Then run all cells from the top.")"""
 
 
 def is_for_colab(cell):

@@ -9,7 +9,7 @@ to n, no times, no language version, sorted keys. Exercises follow the conventio
 What is not for the reader's eyes is folded: a code cell whose first line is `# hidden: WHY` (a plot, a fixture), and
 one that begins with `show.predict(`. The builder gives it the metadata with which JupyterLab hides a cell's source, and
 takes that metadata from every other cell. Before the first code cell it puts the one that installs the package on
-Colab (minidsv4/course/colab.py). The index and the glossary are written by the builder whole, without that cell.
+Colab (minidsv4/course/colab.py). The index and the glossary are written by the builder whole.
 """
 
 import argparse
@@ -146,7 +146,7 @@ def rebuild(path, check=False):
         notebook = v4.new_notebook(cells=[_new_cell(*cell) for cell in GENERATED[path.stem](path.parent)])
     else:
         notebook = nbformat.read(path, as_version=4)
-        colab.put_first(notebook)
+    colab.put_first(notebook)
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     after = run(notebook, path)
     if not check:

@@ -129,12 +129,16 @@ class Listing:
 def source(*things):
     """The source of functions, methods or classes of the package, as it stands there.
 
-    returns  Listing, each file's name above what comes from it
+    returns  Listing, each file's name above what comes from it, and above a method its class
     """
     files = {}
     for thing in map(inspect.unwrap, things):
         name = f"# {thing.__module__.replace('.', '/')}.py"
-        files.setdefault(name, []).append(textwrap.dedent(inspect.getsource(thing)).rstrip())
+        text = textwrap.dedent(inspect.getsource(thing)).rstrip()
+        owner = thing.__qualname__.rpartition(".")[0]
+        if owner:
+            text = f"# in class {owner}\n{text}"
+        files.setdefault(name, []).append(text)
     return Listing("\n\n\n".join(f"{name}\n" + "\n\n\n".join(texts) for name, texts in files.items()))
 
 
