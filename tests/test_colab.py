@@ -40,7 +40,7 @@ def test_on_colab_the_cell_installs_the_copy_with_all_that_a_notebook_needs(tmp_
     (command,) = re.findall(r"(?m)^asked for: (.+)$", said)
     words = shlex.split(command)
     assert words[1:] == ["-m", "pip", "install", "--quiet", f"minidsv4[course] @ git+{ADDRESS}"]
-    assert said.endswith("If Colab asks for it, restart the session. Then run all cells from the top.\n")
+    assert said.endswith("If Colab asks for it, restart the session and run from the top.\n")
 
 
 def test_an_installation_that_failed_on_colab_ends_in_a_sentence(tmp_path, monkeypatch):
@@ -57,7 +57,7 @@ def test_an_installation_that_failed_on_colab_ends_in_a_sentence(tmp_path, monke
 def test_on_colab_with_no_address_of_a_repository_it_stops_and_says_what_to_fill_in(given, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
     source = colab.source(given)
-    with pytest.raises(ValueError, match="^REPOSITORY: put the address of this course's repository there$"):
+    with pytest.raises(ValueError, match="^REPOSITORY: give the address of the repository$"):
         exec(source, {})
     assert source.count(f'REPOSITORY = "{given}"') == 1
 
@@ -65,7 +65,7 @@ def test_on_colab_with_no_address_of_a_repository_it_stops_and_says_what_to_fill
 def test_elsewhere_it_does_nothing_and_says_nothing(capsys):
     names = {"__builtins__": __builtins__}
     exec(colab.source(ADDRESS), names)
-    assert set(names) == {"__builtins__", "sys"}
+    assert set(names) == {"__builtins__", "importlib", "sys"}
     assert capsys.readouterr() == ("", "")
 
 

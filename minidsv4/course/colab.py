@@ -13,21 +13,20 @@ MARK = "# hidden: on Colab"
 def source(repository=REPOSITORY):
     """The text of the cell."""
     return f"""{MARK} this cell installs the package
+import importlib.util
 import sys
 
 if "google.colab" in sys.modules:
-    from importlib.util import find_spec
-
     from IPython import get_ipython
 
     REPOSITORY = "{repository}"  # such as https://github.com/NAME/minidsv4
     if not REPOSITORY.startswith("https://") or "/blob/" in REPOSITORY:
-        raise ValueError("REPOSITORY: put the address of this course's repository there")
+        raise ValueError("REPOSITORY: give the address of the repository")
     package = f"minidsv4[course] @ git+{{REPOSITORY}}"
     get_ipython().run_line_magic("pip", f'install --quiet "{{package}}"')
-    if find_spec("minidsv4") is None:
+    if importlib.util.find_spec("minidsv4") is None:
         raise RuntimeError("minidsv4 was not installed: is REPOSITORY right?")
-    print("If Colab asks for it, restart the session. Then run all cells from the top.")"""
+    print("If Colab asks for it, restart the session and run from the top.")"""
 
 
 def is_for_colab(cell):
