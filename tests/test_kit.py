@@ -179,7 +179,8 @@ def test_points_are_for_right_answers_whatever_else_a_notebook_does(tmp_path):
     }
     hand_in(tmp_path, "ben", EASY, answers | wrong, extra=["import sys\nsys.exit()"])
     hand_in(tmp_path, "eve", EASY, HOSTILE, extra=["%matplotlib inline", "while True:\n    pass", "1 / 0"])
-    hand_in(tmp_path, "mallory", EASY, {"hits": FORGED})
+    forgotten = "def computed_again(*given):\n    pass"
+    hand_in(tmp_path, "mallory", EASY, {"hits": FORGED, "computed_again": forgotten})
     hand_in(tmp_path, "zoe", EASY, {})
     scores = grade.grade_all(tmp_path, 3, Limits(SECONDS, 500_000_000))
     assert sum(score.points for score in scores if score.student == "ada") == sum(score.most for score in scores) / 5
@@ -197,6 +198,8 @@ def test_points_are_for_right_answers_whatever_else_a_notebook_does(tmp_path):
     assert eve["dollars"][0] == 0 and "MemoryError" in eve["dollars"][1]
     assert eve["smallest_store"] == (0, "it stopped with SystemExit: all right")
     assert sum(number for number, _ in points(scores, "mallory").values()) == 0
+    said = points(scores, "mallory")["computed_again"][1]
+    assert re.fullmatch(r"wrong for input 1 of \d+\. It returned None: is a `return` missing\?", said)
     assert set(points(scores, "zoe").values()) == {(0, "not done yet")}
 
 

@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
-from minidsv4.course import plots, questions, show, sliders
+from minidsv4.course import checks, plots, questions, show, sliders
 from minidsv4.course.live import STATIC
 
 
@@ -317,7 +317,8 @@ CASES = [((4,), 2), ((torch.tensor([1.0, 3.0]),), [0.5, 1.5])]
             lambda x: 2 if isinstance(x, int) else x,
             "([1. 3.]) is not right yet. It is [1. 3.], it should be [0.5, 1.5]",
         ),
-        (lambda x: None, "(4) is not right yet. It is None, it should be 2"),
+        (lambda x: None, "(4) is not right yet. It returned None: is a `return` missing?"),
+        (lambda x: {2}, "(4) is not right yet. It is of type set, it should be of type int: 2"),
         (lambda x: x.no, "(4) stopped with AttributeError: 'int' object has no attribute 'no'"),
     ],
 )
@@ -325,6 +326,41 @@ def test_an_exercise_says_how_it_stands_and_never_raises(answer, said, capsys):
     answer.__name__ = "half"
     show.exercise(answer, *CASES)
     assert capsys.readouterr().out.removeprefix("exercise half").removeprefix(": ").removeprefix("half") == said + "\n"
+
+
+GRID = np.arange(24.0).reshape(4, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("got", "wanted", "said"),
+    [
+        (None, (3, 4), "It returned None: is a `return` missing?"),
+        (None, {"a": 1}, "It returned None: is a `return` missing?"),
+        (None, None, None),
+        ({3, 4}, (3, 4), "It is of type set, it should be of type tuple: (3, 4)"),
+        ("34", [3, 4], "It is of type str, it should be of type list: [3, 4]"),
+        ({3: 4}, [[3], [4, 5]], "It is of type dict, it should be of type list: [[3], [4, 5]]"),
+        ([3, 4], {3: 4}, "It is of type list, it should be of type dict: {3: 4}"),
+        (range(3, 5), [3, 4], None),
+        (3, (3, 4), "It is 3, due is the shape (2,): (3, 4)"),
+        (GRID[0], GRID, "It has the shape (3, 2), it should have (4, 3, 2)"),
+        (GRID[::-1], torch.tensor(GRID), "Its shape (4, 3, 2) is right. At [0, 0, 0] it is 18, due is 0."),
+        (GRID + (GRID == 21), GRID, "Its shape (4, 3, 2) is right. At [3, 1, 1] it is 22, due is 21."),
+        ([0] * 20, [0] * 19 + [1], "Its shape (20,) is right. At [19] it is 0, due is 1."),
+        ([[0.5, 1], [2, 3]], np.eye(2), "It is [[0.5, 1], [2, 3]], it should be [[1. 0.] [0. 1.]]"),
+    ],
+)
+def test_an_answer_is_told_from_the_due_one_by_type_shape_or_first_wrong_place(got, wanted, said):
+    assert checks.wrong(got, wanted, 1e-9) == said
+
+
+def test_a_wrong_answer_is_told_in_one_line_however_large_its_arguments(capsys):
+    show.exercise(half, (((GRID, None), [GRID[0]]), GRID))
+    said = capsys.readouterr().out
+    assert said == (
+        "exercise half: half((array [4, 3, 2], None), [[[0. 1.] [2. 3.] [4. 5.]]]) stopped with TypeError: half() takes"
+        " 1 positional argument but 2 were given\n"
+    )
 
 
 def remembered(x):

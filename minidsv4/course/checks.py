@@ -9,12 +9,17 @@ Stub and check may use what the notebook's set-up cell defines, and nothing from
 folded in Markdown above the stub, and links to the file.
 """
 
+from collections.abc import Sequence
+from numbers import Number
+
 import numpy as np
 import torch
 
 from minidsv4.course import tasks
 
 FRESH = 10  # drawn inputs of an exercise, from the same generator in every run
+FEW = 12  # numbers of an array that are shown whole
+OF_NUMBERS = (Number, np.generic, np.ndarray, torch.Tensor, Sequence)  # a text is a Sequence too, and is none of these
 
 
 def check(sentence, got, want=True, within=None):
@@ -53,18 +58,38 @@ def _difference(got, want, within):
     except ValueError:  # ragged lists are compared as they are
         return None if got == want else f"It is {_short(got)}, it should be {_short(want)}"
     if left.shape != right.shape:
-        return f"It has the shape {left.shape}, it should have {right.shape}: {_short(want)}"
-    close = np.array_equal(left, right) if within is None else np.allclose(left, right, rtol=0, atol=within)
-    return None if close else f"It is {_short(got)}, it should be {_short(want)}"
+        its = f"has the shape {left.shape}, it should have" if left.shape else f"is {_short(got)}, due is the shape"
+        return f"It {its} {right.shape}" + (f": {_short(want)}" if right.size <= FEW else "")
+    same = left == right if within is None else np.isclose(left, right, rtol=0, atol=within)
+    if np.all(same):
+        return None
+    if right.size <= FEW or object in (left.dtype, right.dtype):
+        return f"It is {_short(got)}, it should be {_short(want)}"
+    return f"Its shape {right.shape} is right. {first_wrong(left, right, ~same)}"
+
+
+def first_wrong(given, due, wrong):
+    """The first wrong number of an array or tensor, and what it should be; `wrong` is True where they differ."""
+    place = tuple(torch.as_tensor(wrong).nonzero()[0].tolist())
+    one, other = (x[place].item() for x in (given, due))
+    words = [f"{x:.4g}" if isinstance(x, float) else str(x) for x in (one, other)]
+    return f"At {list(place)} it is {words[0]}, due is {words[1]}."
 
 
 def _short(value):
-    """A value in a line or two: arrays by their first few numbers, arrays by name by their shapes."""
+    """A value in a line: arrays of few numbers whole, others by their first and last numbers or their shapes."""
     if isinstance(value, dict) and any(torch.is_tensor(part) for part in value.values()):
         return f"{{{', '.join(f'{name!r}: {_shape(part)}' for name, part in value.items())}}}"
+    if type(value) in (list, tuple):
+        parts = ", ".join(_short(part) for part in value)
+        if isinstance(value, list):
+            return f"[{parts}]"
+        return f"({parts},)" if len(value) == 1 else f"({parts})"
     value = value.detach().cpu().numpy() if torch.is_tensor(value) else value
     if isinstance(value, np.ndarray):
-        return np.array2string(value, precision=3, threshold=12, edgeitems=3)
+        if value.ndim > 1 and value.size > FEW:
+            return f"array {list(value.shape)}"
+        return " ".join(np.array2string(value, precision=3, threshold=FEW, edgeitems=3).split())
     return f"{value:z.4g}" if isinstance(value, float) else repr(value)
 
 
@@ -128,6 +153,8 @@ def wrong(got, wanted, within):
     wanted  any value
     within  largest absolute difference of numbers
     """
+    if fault := _kind_fault(got, wanted):
+        return fault
     if _is_nest(wanted):
         same = type(got) in (list, tuple, dict) and _same_nest(got, wanted, within)
         return None if same else f"It is {_short(got)}, it should be {_short(wanted)}"
@@ -135,6 +162,18 @@ def wrong(got, wanted, within):
         return _difference(got, wanted, within)
     except TypeError:
         return None if got == wanted else f"It is {_short(got)}, it should be {_short(wanted)}"
+
+
+def _kind_fault(got, wanted):
+    """What is wrong with an answer that is nothing at all, or no numbers where numbers are due; None where it is."""
+    if got is None and wanted is not None:
+        return "It returned None: is a `return` missing?"
+    due = dict if isinstance(wanted, dict) else OF_NUMBERS
+    if isinstance(wanted, str) or not isinstance(wanted, due):
+        return None  # a text, None and the like are shown as they are
+    if isinstance(got, due) and not isinstance(got, str):
+        return None
+    return f"It is of type {type(got).__name__}, it should be of type {type(wanted).__name__}: {_short(wanted)}"
 
 
 def _is_nest(value):

@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor
 
+from minidsv4.course.checks import first_wrong
 from minidsv4.dims import GLOSSARY, STREAM_PAIR
 
 WITHIN = 1e-9  # of the largest number: rounding in float64 makes 1e-13 of it, the smallest mistake above 1e-6
@@ -105,14 +106,6 @@ def value_fault(given: Tensor, due: Tensor, axes: str) -> str:
             return reason
     wrong = ~same(given, due)
     return f"The numbers are wrong{places(wrong, axes)}. {first_wrong(given, due, wrong)}"
-
-
-def first_wrong(given: Tensor, due: Tensor, wrong: Tensor) -> str:
-    """The first wrong number and what it should be."""
-    place = tuple(wrong.nonzero()[0].tolist())
-    one, other = (x[place].item() for x in (given, due))
-    words = [f"{x:.4g}" if isinstance(x, float) else str(x) for x in (one, other)]
-    return f"At {list(place)} it is {words[0]}, due is {words[1]}."
 
 
 def same(given: Tensor, due: Tensor) -> Tensor:
