@@ -31,7 +31,9 @@ def any_windows(generator):
 def pool_entry():
     """One CSA entry."""
     by_hand = (np.array([[0.0], [8.0]]), np.log([[1.0], [3.0]]))
-    return Task([((by_hand, None), np.array([6.0]))], any_windows)
+    before = (np.array([[4.0, 9.0]]), np.log([[1.0, 2.0]]))
+    own = (np.array([[12.0, 0.0]]), np.log([[3.0, 1.0]]))
+    return Task([((by_hand, None), np.array([6.0])), ((own, before), np.array([10.0, 6.0]))], any_windows)
 
 
 def any_gates(generator):
