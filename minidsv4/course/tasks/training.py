@@ -57,8 +57,8 @@ def any_row(generator):
 
 def targets():
     """What each place of a row predicts."""
-    row = [5, 6, 7, 0, 8, 9]
-    documents = [0, 0, 0, -1, 1, 1]
-    cases = [((row, documents, 1), [6, 7, -100, -100, 9, -100])]
-    cases += [((row, documents, 2), [7, -100, -100, -100, -100, -100])]
+    row = [5, 6, 7, 0, 0, 8, 9]
+    documents = [0, 0, 0, -1, -1, 1, 1]
+    cases = [((row, documents, 1), [6, 7, -100, -100, -100, 9, -100])]
+    cases += [((row, documents, 2), [7, -100, -100, -100, -100, -100, -100])]
     return Task(cases, any_row)
