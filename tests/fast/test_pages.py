@@ -16,7 +16,7 @@ from minidsv4.fast import pages
 
 torch.manual_seed(0)
 model = v4.Model(v4.Config.mini())
-cache, ids_BT = model.new_cache(), random_ids(model.config, (1, 512))
+cache, ids_BT = model.new_cache(), random_ids(model.config, (1, 1024))
 model.prefill(ids_BT, cache)
 
 
@@ -31,7 +31,7 @@ def prefill():
 
 def train():
     model.zero_grad(set_to_none=True)
-    model.loss(ids_BT.view(2, 256)).total.backward()
+    model.loss(ids_BT.view(2, 512)).total.backward()
 
 
 def faults():
