@@ -39,7 +39,7 @@ tour: .venv/ready
 
 # Two jobs at a time; each shows what it printed when it ends.
 test: .venv/ready
-	@echo "ruff, mypy, tests, notebooks: two at a time, each printed when it ends; twelve to twenty-five minutes on two cores"
+	@echo "ruff, mypy, tests, notebooks: two at a time, each printed when it ends; fifteen to thirty minutes on two cores"
 	@$(MAKE) $(TWO_AT_A_TIME) $(PARTS) test-notebooks-elsewhere test-notebooks lint
 
 lint: .venv/ready
