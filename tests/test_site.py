@@ -13,7 +13,7 @@ from nbformat import v4
 
 from minidsv4.course import frames, notebooks, questions
 from minidsv4.course.site import __main__ as command
-from minidsv4.course.site import browser, build, links, look, mathml, pages, redraw
+from minidsv4.course.site import browser, build, first, links, look, mathml, pages, redraw
 
 FIRST = """# Why {}?
 
@@ -158,6 +158,14 @@ def test_a_name_that_is_no_notebooks_is_refused(capsys):
     with pytest.raises(SystemExit):
         command.main(["--moving", "01_attention", "77"])
     assert capsys.readouterr().err.startswith("--moving: no notebook is called 77; there are 00_tour, ")
+
+
+def test_the_first_page_has_the_map_of_the_courses_own_index():
+    """Kind: the real index, which has a cell for Colab too; before, the site could not be built."""
+    stored = nbformat.read(notebooks.every()["index"], as_version=4)
+    page = first.first_page(notebooks.FOLDER, stored, ())
+    (drawn,) = (cell for cell in page.cells if cell.cell_type == "code")
+    assert "image/png" in drawn.outputs[0].data and "remove-input" in drawn.metadata["tags"]
 
 
 def test_a_notebook_is_drawn_again_where_a_file_that_it_imported_has_changed(site, course):

@@ -5,7 +5,7 @@ import importlib.util
 
 from nbformat import v4
 
-from minidsv4.course import index
+from minidsv4.course import colab, index
 from minidsv4.course.site.pages import without_links
 from minidsv4.course.tables import Table
 
@@ -57,7 +57,7 @@ def first_page(folder, stored, there):
     returns NotebookNode, its outputs as a notebook stores them
     """
     known = index.lessons(folder)
-    (drawn,) = (cell for cell in stored.cells if cell.cell_type == "code")
+    (drawn,) = (cell for cell in stored.cells if cell.cell_type == "code" and not colab.is_for_colab(cell))
     drawn.metadata["tags"] = ["remove-input"]
     return v4.new_notebook(
         cells=[
