@@ -62,8 +62,8 @@ class WindowAttention(Layer):
         entry_BTK = self.ops.rotate(self.kv_norm(self.wkv(x_BTD)), turn_TR)
         window_BSK = memory.window.append(self.stored(entry_BTK))
         entries_BCK, sees = self.compressed(x_BTD, latent_BTQ, positions, memory)
-        # eqs. (19), (26), (27)
         sink_H = self.attn_sink
+        # eqs. (19), (26), (27)
         out_BTHK = self.ops.attend(query_BTHK, window_BSK, entries_BCK, sees, sink_H)
         memory.window.keep(self.window)
         # values were rotated as keys

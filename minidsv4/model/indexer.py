@@ -114,7 +114,7 @@ class Indexer(Layer):
         query_BTUZ = rearrange(query, "b t (u z) -> b t u z", u=self.heads)
         turn_TUR = rearrange(positions.turns(), "t r -> t 1 r")
         turned_BTUZ = self.ops.rotate(query_BTUZ, turn_TUR)
-        # wider than the model in float16 folders
+        # a folder in float16 holds these weights in a wider type
         x_BTD = x_BTD.to(self.weights_proj.weight.dtype)
         weight_BTU = upcast(self.weights_proj(x_BTD)) * self.scale
         return self.hadamard(turned_BTUZ), weight_BTU

@@ -31,7 +31,9 @@ def blocks_of(ids_T: Tensor, block: int, root: str) -> list[Block]:
     """
     n_whole = len(ids_T) // block
     tokens = ids_T.numpy(force=True)[: n_whole * block].astype("<i8")
-    blocks, before = [], root
+    blocks = []
+    before = root
+    # np.split makes one part at least, of a text without a whole block too
     for part in np.split(tokens, max(1, n_whole))[:n_whole]:
         own = hashlib.sha256(before.encode() + part.tobytes()).hexdigest()
         blocks.append(Block(own, before))

@@ -133,7 +133,8 @@ class Trainer:
         raises  ValueError where loss or gradients are no longer finite; weights and biases
                 are then as they were
         """
-        recipe, progress = self.recipe, self.recipe.progress(self.step, self.seconds)
+        recipe = self.recipe
+        progress = recipe.progress(self.step, self.seconds)
         rate = recipe.rate_at(self.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
