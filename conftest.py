@@ -16,6 +16,7 @@ os.environ["MINIDSV4_STATIC"] = "1"  # no widgets in a checked notebook: minidsv
 
 import base64  # noqa: E402
 import io  # noqa: E402
+import signal  # noqa: E402
 
 import forks  # noqa: E402
 import matplotlib  # noqa: E402
@@ -64,6 +65,8 @@ def compare_outputs_and_pictures(cell, test, ref, skip_compare=None, compare_tex
 
 
 IPyNbCell.compare_outputs = compare_outputs_and_pictures
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell, where a test of Ctrl-C waits
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 forks.fork_kernels()
 
 
