@@ -3,8 +3,8 @@
 H heads, K head width, S entries of one strip. The instructions are written out, as in `head_tiles`.
 """
 
+import functools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from llvmlite import ir
@@ -33,13 +33,13 @@ FORMATS = {4: (32, 23, 127), 8: (64, 52, 1023)}  # bits, bits of the fraction, b
 
 
 @intrinsic
-def put_strip(_context, query_HK, h, keys_KS, score_HS):
-    """Fill `score_HS` [HEADS, S] with the dot products of the heads from `h` on with a strip of keys."""
+def put_strip(_context, query_THK, t, h, keys_KS, score_HS):
+    """Fill `score_HS` [HEADS, S] with the dot products of query t's heads from `h` on with a strip of keys."""
 
     def generate(context, builder, signature, values):
-        query, first_head, keys, score = opened(context, builder, signature, values)
-        heads = [builder.add(first_head, integer(head)) for head in range(HEADS)]
-        width = builder.extract_value(query.shape, 1)
+        query, t, first_head, keys, score = opened(context, builder, signature, values)
+        width = builder.extract_value(query.shape, 2)
+        heads = [place_of(builder, query, t, first_head, head) for head in range(HEADS)]
         size = max(LANES, SUM_BYTES // (HEADS * aligned(score.data)))
         for first in range(0, STRIP, size):
             places = range(first, min(first + size, STRIP), LANES)
@@ -48,7 +48,23 @@ def put_strip(_context, query_HK, h, keys_KS, score_HS):
                 store(builder, builder.load(kept), score.data, heads.index(u) * STRIP + place)
         return context.get_dummy_value()
 
-    return types.void(query_HK, types.intp, keys_KS, score_HS), generate
+    return types.void(query_THK, types.intp, types.intp, keys_KS, score_HS), generate
+
+
+@intrinsic
+def any_higher(_context, score_HS, largest_TH, t, h):
+    """Whether a score is above the largest so far of its head; NaN is not."""
+
+    def generate(context, builder, signature, values):
+        score, largest, t, h = opened(context, builder, signature, values)
+        found = ir.Constant(ir.IntType(LANES), 0)
+        for head in range(HEADS):
+            edge = spread(builder, largest.data, place_of(builder, largest, t, h, head))
+            higher = builder.fcmp_ordered(">", largest_of(builder, rows_of(builder, score, head)), edge)
+            found = builder.or_(found, builder.bitcast(higher, found.type))
+        return builder.icmp_unsigned("!=", found, found.type(0))
+
+    return types.boolean(score_HS, largest_TH, types.intp, types.intp), generate
 
 
 @intrinsic
@@ -58,8 +74,8 @@ def put_maxima(_context, score_HS, largest_H):
     def generate(context, builder, signature, values):
         score, largest = opened(context, builder, signature, values)
         for head in range(HEADS):
-            rows = [load(builder, score.data, integer(head * STRIP + place)) for place in range(0, STRIP, LANES)]
-            builder.store(reduced(builder, "fmax", rows), builder.gep(largest.data, [integer(head)]))
+            top = reduced(builder, "fmax", largest_of(builder, rows_of(builder, score, head)))
+            builder.store(top, builder.gep(largest.data, [integer(head)]))
         return context.get_dummy_value()
 
     return types.void(score_HS, largest_H), generate
@@ -71,46 +87,64 @@ def exponentiate(_context, score_HS, largest_TH, t, h, total_TH):
 
     def generate(context, builder, signature, values):
         score, largest, t, h, total = opened(context, builder, signature, values)
-        width = builder.extract_value(largest.shape, 1)
         for head in range(HEADS):
-            place = builder.add(builder.mul(t, width), builder.add(h, integer(head)))
+            place = place_of(builder, largest, t, h, head)
             shift, powers = spread(builder, largest.data, place), []
-            for first in range(head * STRIP, (head + 1) * STRIP, LANES):
-                lower = builder.fsub(load(builder, score.data, integer(first)), shift)
-                powers.append(exponential(builder, lower))
+            for first, row in zip(range(head * STRIP, (head + 1) * STRIP, LANES), rows_of(builder, score, head)):
+                powers.append(exponential(builder, builder.fsub(row, shift)))
                 store(builder, powers[-1], score.data, first)
             kept = builder.gep(total.data, [place])
-            builder.store(builder.fadd(builder.load(kept), reduced(builder, "fadd", powers)), kept)
+            added = reduced(builder, "fadd", functools.reduce(builder.fadd, powers))
+            builder.store(builder.fadd(builder.load(kept), added), kept)
         return context.get_dummy_value()
 
     return types.void(score_HS, largest_TH, types.intp, types.intp, total_TH), generate
 
 
 @intrinsic
-def add_strip(_context, weight_HS, values_SK, first, stop, mixed_HK, h):
-    """Add the entries `first .. stop - 1` of a strip, weighted, to the sums of the heads from `h` on.
+def add_strip(_context, weight_HS, values_SK, first, stop, mixed_THK, t, h):
+    """Add the entries `first .. stop - 1` of a strip, weighted, to the sums of query t's heads from `h` on.
 
     The width of entries and sums is a multiple of WIDTH.
     """
 
     def generate(context, builder, signature, values):
-        weight, rows, first, stop, mixed, h = opened(context, builder, signature, values)
+        weight, rows, first, stop, mixed, t, h = opened(context, builder, signature, values)
         width = builder.extract_value(rows.shape, 1)
-        n_parts = builder.udiv(width, integer(WIDTH))
-        with cgutils.for_range(builder, n_parts) as part:
+        heads = [builder.mul(place_of(builder, mixed, t, h, head), width) for head in range(HEADS)]
+        with cgutils.for_range(builder, builder.udiv(width, integer(WIDTH))) as part:
             column = builder.mul(part.index, integer(WIDTH))
-            add_columns(builder, (weight, rows, mixed), (first, stop), (h, column, width))
+            add_columns(builder, (weight, rows, mixed), (first, stop), (heads, column, width))
         return context.get_dummy_value()
 
-    return types.void(weight_HS, values_SK, types.intp, types.intp, mixed_HK, types.intp), generate
+    arguments = weight_HS, values_SK, types.intp, types.intp, mixed_THK, types.intp, types.intp
+    return types.void(*arguments), generate
+
+
+def place_of(builder: ir.IRBuilder, array, t, first_head, head: int):
+    """Where head `first_head + head` of query t comes among all heads of an array [T, H, ...]."""
+    n_heads = builder.extract_value(array.shape, 1)
+    return builder.add(builder.mul(t, n_heads), builder.add(first_head, integer(head)))
+
+
+def rows_of(builder: ir.IRBuilder, score, head: int) -> list:
+    """The vectors of one head's scores."""
+    return [load(builder, score.data, integer(head * STRIP + place)) for place in range(0, STRIP, LANES)]
+
+
+def largest_of(builder: ir.IRBuilder, vectors: list):
+    """The largest numbers of each lane; NaN is passed over."""
+    top = vectors[0]
+    for vector in vectors[1:]:
+        top = builder.select(builder.fcmp_ordered(">", vector, top), vector, top)
+    return top
 
 
 def add_columns(builder: ir.IRBuilder, arrays: tuple, inside: tuple, where: tuple) -> None:
     """`add_strip` of WIDTH columns, whose sums are vectors in registers."""
-    (weight, rows, mixed), (h, column, width) = arrays, where
+    (weight, rows, mixed), (heads, column, width) = arrays, where
     places = {}
-    for head in range(HEADS):
-        row = builder.mul(builder.add(h, integer(head)), width)
+    for head, row in enumerate(heads):
         for lane in range(0, WIDTH, LANES):
             places[head, lane] = builder.add(builder.add(row, column), integer(lane))
     sums = {key: cgutils.alloca_once_value(builder, load(builder, mixed.data, at)) for key, at in places.items()}
@@ -149,14 +183,10 @@ def constant(kind: ir.VectorType, value: float) -> ir.Constant:
     return ir.Constant(kind, [value] * LANES)
 
 
-def reduced(builder: ir.IRBuilder, how: str, vectors: Sequence):
-    """The sum ("fadd") or the maximum ("fmax") of all numbers of these vectors, which may be taken in any order."""
-    kind, total = vectors[0].type, vectors[0]
-    for vector in vectors[1:]:
-        larger = builder.fcmp_ordered(">", vector, total)
-        total = builder.fadd(total, vector) if how == "fadd" else builder.select(larger, vector, total)
-    start = [ir.Constant(kind.element, 0.0)] if how == "fadd" else []
-    return call(builder, f"vector.reduce.{how}", kind.element, *start, total)
+def reduced(builder: ir.IRBuilder, how: str, vector):
+    """The sum ("fadd") or the maximum ("fmax") of all numbers of a vector, which may be taken in any order."""
+    start = [ir.Constant(vector.type.element, 0.0)] if how == "fadd" else []
+    return call(builder, f"vector.reduce.{how}", vector.type.element, *start, vector)
 
 
 def call(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments):

@@ -9,7 +9,15 @@ import math
 import numpy as np
 
 from minidsv4.fast.compiled.attention_loops import NOTHING, add_rows, exponentials, list_rows, put_dots
-from minidsv4.fast.compiled.attention_tiles import HEADS, WIDTH, add_strip, exponentiate, put_maxima, put_strip
+from minidsv4.fast.compiled.attention_tiles import (
+    HEADS,
+    WIDTH,
+    add_strip,
+    any_higher,
+    exponentiate,
+    put_maxima,
+    put_strip,
+)
 from minidsv4.fast.compiled.head_tiles import STRIP
 from minidsv4.fast.compiled.jit import compiled
 
@@ -44,27 +52,33 @@ def attend_part(query_THK, out_THK, near, first_T, stop_T, rest):
     score_HS, top_H = np.zeros((HEADS, STRIP), dtype), np.zeros(HEADS, dtype)
     for low in range(first_T.min(), stop_T.max(), STRIP):
         lay_out(entries_CK[low : low + STRIP], keys_KS, values_SK)
-        for t in range(n_tokens):
-            inside = (max(first_T[t] - low, 0), min(stop_T[t] - low, STRIP))
-            if inside[0] < inside[1]:
-                read_strip(scaled_THK[t], (keys_KS, values_SK), inside, t, sums, score_HS, top_H)
+        read_strip(scaled_THK, (keys_KS, values_SK), low, first_T, stop_T, sums, score_HS, top_H)
     for t in range(n_tokens):
         for h in range(n_heads):
             out_THK[t, h] = mixed_THK[t, h, :width] / total_TH[t, h]
 
 
 @compiled
-def read_strip(query_HK, strip, inside, t, sums, score_HS, top_H):
-    """Add to the sums of query `t` what it sees of a strip: the entries from `inside[0]` up to `inside[1]`."""
-    (keys_KS, values_SK), (mixed_THK, largest_TH, total_TH), (first, stop) = strip, sums, inside
-    for h in range(0, len(query_HK), HEADS):
-        put_strip(query_HK, h, keys_KS, score_HS)
-        score_HS[:, :first] = HIDDEN
-        score_HS[:, stop:] = HIDDEN
-        put_maxima(score_HS, top_H)
-        raise_largest(top_H, largest_TH[t], total_TH[t], mixed_THK[t], h)
-        exponentiate(score_HS, largest_TH, t, h, total_TH)
-        add_strip(score_HS, values_SK, first, stop, mixed_THK[t], h)
+def read_strip(scaled_THK, strip, low, first_T, stop_T, sums, score_HS, top_H):
+    """Add to the sums of every query what it sees of the strip whose entries begin at `low`.
+
+    In one call for all: each array that a call is given is counted in and out, which takes as long as many products.
+    """
+    (keys_KS, values_SK), (mixed_THK, largest_TH, total_TH) = strip, sums
+    for t in range(len(scaled_THK)):
+        first, stop = max(first_T[t] - low, 0), min(stop_T[t] - low, STRIP)
+        if first >= stop:
+            continue
+        for h in range(0, scaled_THK.shape[1], HEADS):
+            put_strip(scaled_THK, t, h, keys_KS, score_HS)
+            if stop - first < STRIP:
+                score_HS[:, :first] = HIDDEN
+                score_HS[:, stop:] = HIDDEN
+            if any_higher(score_HS, largest_TH, t, h):
+                put_maxima(score_HS, top_H)
+                raise_largest(top_H, largest_TH[t], total_TH[t], mixed_THK[t], h)
+            exponentiate(score_HS, largest_TH, t, h, total_TH)
+            add_strip(score_HS, values_SK, first, stop, mixed_THK, t, h)
 
 
 @compiled

@@ -5,8 +5,6 @@ memory, since LLVM vectorises the innermost loop alone. Here the instructions ar
 a few heads with many keys are vectors that stay in registers while the width is passed over.
 """
 
-from collections.abc import Callable
-
 import llvmlite.binding
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -17,31 +15,80 @@ LANES = 16  # numbers in one vector; a processor with shorter ones takes several
 SUM_BYTES = 1024 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 256  # that registers hold
 
 
-def head_tile(n_heads: int) -> Callable:
-    """The function `add(query_UZ, gate_U, u, keys_ZS, score_S)` of compiled loops, for `n_heads` heads.
+@intrinsic
+def add_heads(_context, query_TUZ, gate_TU, t, first, stop, keys_NZS, n, score_S):
+    """Add `sum_u gate[t, u] relu(query[t, u] . key[s])` over the heads `first .. stop - 1` to the scores of strip n.
 
-    It adds `sum_u gate[u] relu(query[u] . key[s])` over the heads from u on to the scores of a strip; NaN
-    stays NaN. 240 GFLOP/s in float32 on a core with AVX-512, where MKL's product reaches 105.
-
-    All arrays are C-contiguous and of one type, float32 or float64.
+    Their number is even. NaN stays NaN, and a key scores alike in any strip. All arrays are C-contiguous and of one
+    type, float32 or float64. They are given whole: cutting a query out of them would cost as much as scoring a strip.
     """
 
-    @intrinsic
-    def add(_context, query_UZ, gate_U, u, keys_ZS, score_S):
-        def generate(context, builder, signature, values):
-            query, gate, first_head, keys, score = opened(context, builder, signature, values)
-            width = builder.extract_value(query.shape, 1)
-            heads = [builder.add(first_head, integer(head)) for head in range(n_heads)]
-            size = min(STRIP, max(LANES, SUM_BYTES // (n_heads * aligned(score.data))))
-            for first in range(0, STRIP, size):
-                places = range(first, first + size, LANES)
-                dots = products(builder, query.data, keys.data, width, heads, places)
-                add_gated(builder, gate.data, score.data, dots)
-            return context.get_dummy_value()
+    def generate(context, builder, signature, values):
+        query, gate, t, first, stop, keys, n, score = opened(context, builder, signature, values)
+        _, n_heads, width = cgutils.unpack_tuple(builder, query.shape)
+        heads = builder.mul(t, n_heads)
+        query_UZ = builder.gep(query.data, [builder.mul(heads, width)])
+        keys_ZS = builder.gep(keys.data, [builder.mul(builder.mul(n, width), integer(STRIP))])
+        arrays = query_UZ, builder.gep(gate.data, [heads]), keys_ZS, score.data
+        rest = builder.urem(builder.sub(stop, first), integer(4))
+        with cgutils.for_range_slice(builder, first, builder.sub(stop, rest), integer(4), first.type) as (u, _):
+            add_group(builder, arrays, width, u, 4)
+        with builder.if_then(builder.icmp_unsigned("!=", rest, integer(0))):
+            add_group(builder, arrays, width, builder.sub(stop, rest), 2)
+        return context.get_dummy_value()
 
-        return types.void(query_UZ, gate_U, types.intp, keys_ZS, score_S), generate
+    arguments = query_TUZ, gate_TU, types.intp, types.intp, types.intp, keys_NZS, types.intp, score_S
+    return types.void(*arguments), generate
 
-    return add
+
+def add_group(builder: ir.IRBuilder, arrays: tuple, width, first_head, n_heads: int) -> None:
+    """`add_heads` of a few heads, from `first_head` on, for which the registers hold the sums of many keys."""
+    query, gate, keys, score = arrays
+    heads = [builder.add(first_head, integer(head)) for head in range(n_heads)]
+    size = min(STRIP, max(LANES, SUM_BYTES // (n_heads * aligned(score))))
+    for first in range(0, STRIP, size):
+        places = range(first, first + size, LANES)
+        add_gated(builder, gate, score, products(builder, query, keys, width, heads, places), places)
+
+
+@intrinsic
+def clear(_context, score_S):
+    """Set the scores of a strip to 0, in vectors as long as those that read them."""
+
+    def generate(context, builder, signature, values):
+        (score,) = opened(context, builder, signature, values)
+        for place in range(0, STRIP, LANES):
+            zero = ir.Constant(vector_of(score.data), [0.0] * LANES)
+            builder.store(zero, pointer(builder, score.data, integer(place)), align=aligned(score.data))
+        return context.get_dummy_value()
+
+    return types.void(score_S), generate
+
+
+@intrinsic
+def above(_context, score_S, edge):
+    """A whole number whose bit s says that score s of the strip is above the edge, or NaN."""
+
+    def generate(context, builder, signature, values):
+        score, edge = opened(context, builder, signature, values)
+        lowest, found = broadcast(builder, edge), ir.Constant(ir.IntType(64), 0)
+        for place in range(0, STRIP, LANES):
+            higher = builder.fcmp_unordered(">", load(builder, score.data, integer(place)), lowest)
+            bits = builder.zext(builder.bitcast(higher, ir.IntType(LANES)), ir.IntType(64))
+            found = builder.or_(found, builder.shl(bits, integer(place)))
+        return found
+
+    return types.uint64(score_S, score_S.dtype), generate
+
+
+@intrinsic
+def lowest_bit(_context, bits):
+    """The place of the lowest bit that is set, of a number that is not 0."""
+
+    def generate(_context, builder, _signature, values):
+        return builder.cttz(values[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), generate
 
 
 def opened(context, builder: ir.IRBuilder, signature, values) -> list:
@@ -68,13 +115,15 @@ def products(builder: ir.IRBuilder, query, keys, width, heads: list, places: ran
     return dots
 
 
-def add_gated(builder: ir.IRBuilder, gate, score, dots: dict) -> None:
+def add_gated(builder: ir.IRBuilder, gate, score, dots: dict, places: range) -> None:
     """Add `gate relu(dot)` of every head to the scores."""
-    for (u, place), kept in dots.items():
-        dot, total = builder.load(kept), load(builder, score, integer(place))
-        zero = ir.Constant(dot.type, [0.0] * LANES)
-        positive = builder.select(builder.fcmp_ordered("<", dot, zero), zero, dot)
-        total = multiply_add(builder, spread(builder, gate, u), positive, total)
+    for place in places:
+        total = load(builder, score, integer(place))
+        for u in (head for head, where in dots if where == place):
+            dot = builder.load(dots[u, place])
+            zero = ir.Constant(dot.type, [0.0] * LANES)
+            positive = builder.select(builder.fcmp_ordered("<", dot, zero), zero, dot)
+            total = multiply_add(builder, spread(builder, gate, u), positive, total)
         builder.store(total, pointer(builder, score, integer(place)), align=aligned(score))
 
 
@@ -104,9 +153,13 @@ def load(builder: ir.IRBuilder, data, place):
 
 
 def spread(builder: ir.IRBuilder, data, place):
+    """A vector of the number at `place`, LANES times."""
+    return broadcast(builder, builder.load(builder.gep(data, [place])))
+
+
+def broadcast(builder: ir.IRBuilder, number):
     """A vector of one number, LANES times."""
-    nothing = ir.Constant(vector_of(data), ir.Undefined)
-    number, lane = builder.load(builder.gep(data, [place])), ir.IntType(32)
+    nothing, lane = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined), ir.IntType(32)
     first = builder.insert_element(nothing, number, ir.Constant(lane, 0))
     return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(lane, LANES), [0] * LANES))
 

@@ -9,11 +9,10 @@ their room the best P are kept, and the edge rises.
 
 import numpy as np
 
-from minidsv4.fast.compiled.head_tiles import STRIP, head_tile
+from minidsv4.fast.compiled.head_tiles import STRIP, above, add_heads, clear, lowest_bit
 from minidsv4.fast.compiled.jit import as_written, compiled
 
-TILE_BYTES = 1 << 15  # of keys, turned to strips: they stay in the first cache for all queries
-four_heads, two_heads = head_tile(4), head_tile(2)
+TILE_BYTES = 1 << 14  # of keys, turned to strips: they stay in the first cache for all queries
 
 
 @compiled
@@ -23,19 +22,16 @@ def pick_share(query_TUZ, weight_TU, first_T, stop_T, picks_TP, keys_CZ):
     first_T, stop_T  each query sees the entries `first .. stop - 1`
     """
     n_tokens, n_picked = picks_TP.shape
-    ordered_TUZ, gate_TU, n_positive_T, n_heads_T = positive_first(query_TUZ, weight_TU)
-    score_TS = np.empty((n_tokens, 2 * n_picked + 2 * STRIP), keys_CZ.dtype)  # of candidates
+    heads = positive_first(query_TUZ, weight_TU)
+    score_TS = np.empty((n_tokens, 2 * n_picked + STRIP), keys_CZ.dtype)  # of candidates
     entry_TS = np.empty(score_TS.shape, np.int64)  # which they are, in rising order
     n_kept_T, edge_T = np.zeros(n_tokens, np.int64), np.full(n_tokens, -np.inf, keys_CZ.dtype)
+    candidates = (score_TS, entry_TS, n_kept_T, edge_T)
     n_strips = max(1, TILE_BYTES // (STRIP * keys_CZ.shape[1] * keys_CZ.itemsize))
     keys_NZS = np.zeros((n_strips, keys_CZ.shape[1], STRIP), keys_CZ.dtype)
     for low in range(first_T.min(), stop_T.max(), n_strips * STRIP):
         turn(keys_CZ[low : low + n_strips * STRIP], keys_NZS)
-        for t in range(n_tokens):
-            heads = (ordered_TUZ[t], gate_TU[t], n_positive_T[t], n_heads_T[t])
-            candidates = (score_TS[t], entry_TS[t], n_kept_T[t], edge_T[t])
-            seen = (first_T[t] - low, stop_T[t] - low)
-            n_kept_T[t], edge_T[t] = pick_tile(heads, keys_NZS, low, seen, candidates, n_picked)
+        pick_tile(heads, keys_NZS, low, first_T, stop_T, candidates, n_picked)
     for t in range(n_tokens):
         if n_kept_T[t] > n_picked:
             n_kept_T[t], edge_T[t] = cut(score_TS[t], entry_TS[t], n_kept_T[t], n_picked)
@@ -77,63 +73,50 @@ def turn(keys_SZ, keys_NZS):
             keys_NZS[s // STRIP, z, s % STRIP] = keys_SZ[s, z]
 
 
-@compiled
-def pick_tile(heads, keys_NZS, low, seen, candidates, n_picked):
-    """One query and one tile, whose entries begin at `low`: the new number of candidates, and the edge.
-
-    seen  where in the tile what the query sees begins and ends; it may lie outside
-    """
-    query_UZ, gate_U, n_positive, n_heads = heads
-    candidate_S, entry_S, n_kept, edge = candidates
-    score_S = np.empty(STRIP, candidate_S.dtype)
-    for n in range(max(seen[0], 0) // STRIP, min(len(keys_NZS), (seen[1] + STRIP - 1) // STRIP)):
-        base = n * STRIP
-        score_S[:] = 0
-        add_heads(query_UZ, gate_U, 0, n_positive, keys_NZS[n], score_S)
-        if not any_above(score_S, edge):
-            continue
-        add_heads(query_UZ, gate_U, n_positive, n_heads, keys_NZS[n], score_S)
-        inside = (max(seen[0] - base, 0), min(seen[1] - base, STRIP))
-        n_kept = take(score_S, inside, low + base, edge, candidate_S, entry_S, n_kept)
-        if n_kept > len(candidate_S) - STRIP:
-            n_kept, edge = cut(candidate_S, entry_S, n_kept, n_picked)
-    return n_kept, edge
-
-
 @as_written
-def add_heads(query_UZ, gate_U, first, stop, keys_ZS, score_S):
-    """Add the heads `first .. stop - 1`, an even number, to the scores of a strip; a key scores alike in any strip."""
-    u = first
-    while u + 4 <= stop:
-        four_heads(query_UZ, gate_U, u, keys_ZS, score_S)
-        u += 4
-    if u < stop:
-        two_heads(query_UZ, gate_U, u, keys_ZS, score_S)
+def pick_tile(heads, keys_NZS, low, first_T, stop_T, candidates, n_picked):
+    """Every query and one tile, whose entries begin at `low`.
 
-
-@compiled
-def any_above(score_S, edge):
-    """Whether a score of the strip is above the edge, or NaN; counting needs no order and no branch."""
-    zero, one = score_S.dtype.type(0), score_S.dtype.type(1)
-    n_above = zero
-    for s in range(len(score_S)):
-        n_above += zero if score_S[s] <= edge else one
-    return n_above > zero
-
-
-@compiled
-def take(score_S, inside, low, edge, candidate_S, entry_S, n_kept):
-    """Add what a strip has above the edge to the candidates; returns how many these are then.
-
-    Places are unsigned: numba asks of any other whether it counts from the end, and needs twice the time.
+    In one call for all: each array that a call is given is counted in and out, which takes as long as many products.
     """
+    (ordered_TUZ, gate_TU, n_positive_T, n_heads_T), (score_TS, entry_TS, n_kept_T, edge_T) = heads, candidates
+    strip_S = np.empty(STRIP, keys_NZS.dtype)
+    for t in range(len(first_T)):
+        first, stop = first_T[t] - low, stop_T[t] - low  # where in the tile; they may lie outside
+        for n in range(max(first, 0) // STRIP, min(len(keys_NZS), (stop + STRIP - 1) // STRIP)):
+            clear(strip_S)
+            add_heads(ordered_TUZ, gate_TU, t, 0, n_positive_T[t], keys_NZS, n, strip_S)
+            if above(strip_S, edge_T[t]) == 0:
+                continue
+            add_heads(ordered_TUZ, gate_TU, t, n_positive_T[t], n_heads_T[t], keys_NZS, n, strip_S)
+            higher = above(strip_S, edge_T[t])
+            if higher:
+                inside = (max(first - n * STRIP, 0), min(stop - n * STRIP, STRIP))
+                own = (score_TS[t], entry_TS[t], n_kept_T[t], edge_T[t])
+                n_kept_T[t], edge_T[t] = take_strip(strip_S, higher, inside, low + n * STRIP, own, n_picked)
+
+
+@compiled
+def take_strip(score_S, higher, inside, low, candidates, n_picked):
+    """Add what a query sees of a strip to its candidates: their new number, and the edge.
+
+    higher  the bits of the entries above the edge
+    inside  the query sees the entries `inside[0] .. inside[1] - 1` of the strip
+    """
+    candidate_S, entry_S, n_kept, edge = candidates
     place, largest = np.uint64(n_kept), np.finfo(score_S.dtype).max
-    for s in range(np.uint64(inside[0]), np.uint64(inside[1])):
-        score = score_S[s]
-        candidate_S[place] = score if score <= largest else largest  # NaN is picked first, as by a sort
-        entry_S[place] = low + s
-        place += np.uint64(not score <= edge)
-    return np.int64(place)
+    while higher:
+        s = lowest_bit(higher)
+        if inside[0] <= s < inside[1]:
+            score = score_S[s]
+            candidate_S[place] = score if score <= largest else largest  # NaN is picked first, as by a sort
+            entry_S[place] = low + s
+            place += np.uint64(1)
+        higher &= higher - np.uint64(1)
+    n_kept = np.int64(place)
+    if n_kept > 2 * n_picked:
+        return cut(candidate_S, entry_S, n_kept, n_picked)
+    return n_kept, edge
 
 
 @compiled
@@ -160,11 +143,11 @@ def lowest_picked(score_S, n_picked):
 
     The scores are finite and more than `n_picked`.
     """
-    low, high = score_S.min(), score_S.max()
+    low, high, half = score_S.min(), score_S.max(), score_S.dtype.type(0.5)
     if count_above(score_S, low) <= n_picked:
         return low
     while True:
-        middle = low / 2 + high / 2
+        middle = low * half + high * half
         if not low < middle < high:
             return high
         n_above = count_above(score_S, middle)

@@ -114,6 +114,13 @@ def test_any_number_of_heads_reads_many_entries(n_heads, together):
     assert off(compiled.attend(*given), PLAIN.attend(*given)) < EXACT
 
 
+def test_a_document_that_begins_in_the_middle_of_a_strip_reads_none_of_the_entries_before_it(together):
+    query_BTHK, window_BSK, entries_BCK, sees, sinks_H = many()
+    begins_BT = torch.where(torch.arange(T) < 20, torch.tensor([[0], [100]]), torch.tensor([[80], [592]]))
+    given = query_BTHK, window_BSK, entries_BCK, sees._replace(document_BT=begins_BT), sinks_H
+    assert off(compiled.attend(*given), PLAIN.attend(*given)) < EXACT
+
+
 @pytest.mark.parametrize("scale", [1e-3, 30.0, 1e4])
 def test_a_largest_score_that_comes_late_keeps_its_weight(scale, together):
     query_BTHK, window_BSK, entries_BCK, *rest = many()
