@@ -21,11 +21,13 @@ from minidsv4.config import Config
 from minidsv4.fast.compiled.numba_loops import numba_is_here, told_of_compiling
 from minidsv4.fast.compiled.step import FusedStep
 from minidsv4.fast.compiled.table import COMPILED
+from minidsv4.fast.pages import kept_pages
 from minidsv4.model.layer import watch
 
 WHOLE_AT_MOST = 8192  # tokens that transformers takes whole: its time and memory grow with their square
 PLAIN_AT_MOST = 1024  # tokens that the plain operations take: their memory grows with the square, too
 CURVE = tuple(1 << power for power in range(10, 21))  # tokens: 1K to 1M
+PART = 8192  # tokens of a long text that are one prompt
 DECODED = 16  # tokens between two looks at the clock
 PATIENCE = 120.0  # seconds after which a row begins no further round
 BRIEF = 2.0  # seconds: a first round that took less warms up and does not count
@@ -193,9 +195,13 @@ def train(bench: Bench) -> Iterator[Row]:
         yield bench.row("train", ids_BT.numel(), way, runs[table, way], runs, table=table)
 
 
+@kept_pages()
 @torch.inference_mode()
 def curve(size: str, config: Config, n_threads: int, lengths: tuple[int, ...], fused: bool) -> list[Point]:
-    """Points at rising lengths of one text, printed as they come; to be run in a process of its own."""
+    """Points at rising lengths of one text, printed as they come; to be run in a process of its own.
+
+    A point's peak is that above weights and cache, its spare room included.
+    """
     torch.set_num_threads(n_threads)
     bench = Bench(size, config, MiniDSV4(config), None)
     ours = bench.ours
@@ -211,12 +217,15 @@ def curve(size: str, config: Config, n_threads: int, lengths: tuple[int, ...], f
     spent = 0.0
     points = []
     for n_tokens in lengths:
-        spent += run(lambda n=n_tokens: ours.model.prefill(ids_BT[:, cache.n_tokens : n], cache)).seconds
-        peak = max(0, peak_memory.peak_bytes() - before)
+        while cache.n_tokens < n_tokens:  # a prompt that fails gives back what came before it, so it holds that as well
+            part_BT = ids_BT[:, cache.n_tokens : min(cache.n_tokens + PART, n_tokens)]
+            spent += run(lambda part_BT=part_BT: ours.model.prefill(part_BT, cache)).seconds
         held = ours.cache_bytes(cache)[1]
+        peak = max(0, peak_memory.peak_bytes() - before - held)
         here = cache.snapshot()
         turns = [run(lambda: [step(ids_BT[:, :1], cache) for _ in range(DECODED)]).seconds for _ in range(3)]
         cache.restore(here)
+        del here  # it holds the buffers of now
         a_token = statistics.median(turns) / DECODED
         points.append(Point(size + ", fused" * fused, n_tokens, spent / n_tokens, a_token, held, peak))
         numbers = (1e6 * spent / n_tokens, 1e3 * a_token, held / 1e6, peak / 1e6)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from minidsv4.fast.function import FastFunction, first_derivative_only
-from minidsv4.fast.products import linear, over_rows
+from minidsv4.fast.products import linear, put_over_rows
 from minidsv4.ops import NO_TARGET, upcast
 
 TOKENS = 256  # whose logits exist at one time
@@ -38,7 +38,7 @@ class CrossEntropy(FastFunction):
             if learning:
                 slope = log_p.exp_().scatter_add_(1, target[part], -torch.ones_like(share[part]))
                 torch.mul(linear(slope, head.T), share[part], out=d_hidden[part])
-                d_head += over_rows(slope, hidden * share[part])
+                put_over_rows(d_head, slope, hidden * share[part], beta=1)
         ctx.save_for_backward(d_hidden, d_head)
         ctx.dtypes = hidden_TD.dtype, head_VD.dtype
         return nats

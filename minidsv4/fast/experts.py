@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from minidsv4.fast.function import FastFunction, first_derivative_only, need_numbers
-from minidsv4.fast.products import linear, over_rows
+from minidsv4.fast.products import linear, put_over_rows
 from minidsv4.fast.swiglu import swiglu_with_gradients
 from minidsv4.ops import swiglu, upcast
 
@@ -60,7 +60,7 @@ class PickedExperts(FastFunction):
             d_inner, d_raw = upcast(linear(grad, w2[e].T)), torch.empty_like(raw)
             inner = swiglu_with_gradients(*raw.chunk(2, -1), ctx.limit, d_inner * weight, *d_raw.chunk(2, -1))
             d_weight.view(-1)[pair] = torch.linalg.vecdot(d_inner, inner)
-            d_w2[e] = over_rows(grad, inner.mul_(weight).to(grad.dtype))
-            d_w13[e] = over_rows(d_raw, rows)
+            put_over_rows(d_w2[e], grad, inner.mul_(weight).to(grad.dtype))
+            put_over_rows(d_w13[e], d_raw, rows)
             d_x.index_add_(0, token, upcast(linear(d_raw, w13[e].T)))
         return d_x.to(x_TD.dtype), d_weight, d_w13, d_w2, None, None, None, None

@@ -40,12 +40,12 @@ class StreamLogits(FastFunction):
         weight, rows = upcast(fn), streams.flatten(0, 1)
         d_product = (grad * scale).flatten(0, 1)
         shrink = ((grad * logits).sum(-1, keepdim=True) * scale.square()).flatten(0, 1) / -weight.shape[1]
-        d_rows, d_fn = torch.empty_like(rows, memory_format=torch.contiguous_format), torch.zeros_like(weight)
+        d_rows, d_fn = weight.new_empty(rows.shape), torch.zeros_like(weight)
         for part in parts(rows):
-            x = upcast(rows[part]).flatten(1)
-            d_rows[part] = (x * shrink[part]).addmm_(d_product[part], weight).view_as(rows[part])
+            x, d_x = upcast(rows[part]).flatten(1), d_rows[part].flatten(1)
+            torch.mul(x, shrink[part], out=d_x).addmm_(d_product[part], weight)
             d_fn.addmm_(d_product[part].T, x)
-        return d_rows.view_as(streams), d_fn.to(fn.dtype), None
+        return d_rows.view_as(streams).to(streams.dtype), d_fn.to(fn.dtype), None
 
 
 def collapse(streams_BTND: Tensor, pre_BTN: Tensor) -> Tensor:
@@ -91,15 +91,15 @@ class Write(FastFunction):
     def backward(ctx, grad_BTND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         saved = ctx.saved_tensors  # read once: recomputation allows no more
         rows = [x.flatten(0, 1) for x in (grad_BTND, *saved)]
-        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in rows[1:]]
+        grads = [saved[-1].new_empty(x.shape) for x in rows[1:]]
         for part in parts(rows[0]):
             grad, streams, y, post, carry = (upcast(x[part]) for x in rows)
             d_streams, d_y, d_post, d_carry = (x[part] for x in grads)
-            d_streams.copy_(carry @ grad)
-            d_y.copy_((post[:, None] @ grad)[:, 0])
-            d_post.copy_((grad @ y[..., None])[..., 0])
-            d_carry.copy_(streams @ grad.mT)
-        return tuple(d.view_as(x) for d, x in zip(grads, saved))
+            torch.bmm(carry, grad, out=d_streams)
+            torch.bmm(post[:, None], grad, out=d_y[:, None])
+            torch.bmm(grad, y[..., None], out=d_post[..., None])
+            torch.bmm(streams, grad.mT, out=d_carry)
+        return tuple(d.view_as(x).to(x.dtype) for d, x in zip(grads, saved))
 
 
 def sinkhorn(logits_BTij: Tensor, iterations: int, eps: float) -> Tensor:

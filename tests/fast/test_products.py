@@ -12,9 +12,9 @@ ROUNDED = 1e-6  # float32 rounds at 6e-8, and a sum of 64 products is 8 times as
 @pytest.fixture
 def calls(monkeypatch):
     """The shapes that oneDNN multiplies, which here takes every product."""
-    if not products.has_onednn():  # another processor: the rows are filled all the same
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # another torch: the rows are filled all the same
         monkeypatch.setattr(products, "onednn", torch.nn.functional.linear)
-        monkeypatch.setattr(products, "has_onednn", lambda: True)
+    monkeypatch.setattr(products, "has_onednn", lambda: True)
     seen, right = [], products.onednn
     monkeypatch.setattr(products, "MANY", 0)
     monkeypatch.setattr(products, "onednn", lambda x, weight: seen.append((*x.shape, len(weight))) or right(x, weight))
@@ -54,8 +54,20 @@ def test_a_small_product_is_not_worth_the_call(calls, monkeypatch):
     assert calls == []
 
 
+@pytest.mark.parametrize("beta", [0, 1])
 @pytest.mark.parametrize("n_rows", [1, 33, 64])
-def test_a_product_over_rows_is_that_of_the_transpose_and_its_rows_are_filled_up(n_rows, calls):
-    left_TF, right_TD = normal(n_rows, 24), normal(n_rows, 64, seed=1)
-    assert off(products.over_rows(left_TF.float(), right_TD.float()).double(), left_TF.T @ right_TD) < ROUNDED
+def test_a_product_over_rows_is_that_of_the_transpose_and_its_rows_are_filled_up(n_rows, beta, calls):
+    left_TF, right_TD, before_FD = normal(n_rows, 24), normal(n_rows, 64, seed=1), normal(24, 64, seed=2)
+    out_FD = before_FD.float() if beta else torch.full((24, 64), torch.nan)  # of room that is new nothing is read
+    products.put_over_rows(out_FD, left_TF.float(), right_TD.float(), beta)
+    assert off(out_FD.double(), beta * before_FD + left_TF.T @ right_TD) < ROUNDED
     assert calls == [(32, -(-n_rows // 32) * 32, 64)]
+
+
+def test_only_processors_of_amd_go_to_onednn(tmp_path, monkeypatch):
+    described, missing = tmp_path / "cpuinfo", tmp_path / "none"
+    for vendor, name in (("AuthenticAMD", "AMD64 Family 25, GenuineIntel"), ("GenuineIntel", "AuthenticAMD")):
+        described.write_text(f"processor : 0\nvendor_id : {vendor}\n")
+        monkeypatch.setattr("platform.processor", lambda name=name: name)
+        assert products.is_of_amd(described) == (vendor == "AuthenticAMD")
+        assert products.is_of_amd(missing) == ("AuthenticAMD" in name)

@@ -17,7 +17,6 @@ from minidsv4.visibility import Visibility
 
 MOST_ENTRIES = 256  # that a query reads by itself; of more, many queries read a strip together
 FEWEST_QUERIES = 4  # for which that pays; for fewer the products of FAST are as fast
-FLOATS = {torch.float32: (torch.int32, 23, 127), torch.float64: (torch.int64, 52, 1023)}  # bits of fraction, bias
 
 
 def attend(query_BTHK: Tensor, window_BSK: Tensor, entries_BCK: Tensor, sees: Visibility, sinks_H: Tensor) -> Tensor:
@@ -73,13 +72,11 @@ class CompiledAttend(Attend):
 
 
 def sequences(tensors: Sequence[Tensor], sees: Visibility) -> Iterator[tuple]:
-    """Of each sequence, as arrays: queries, their `reach`, the window, and the rest of what the loops read."""
+    """Of each sequence, as arrays: queries, their `reach`, the window, the entries and the sinks."""
     query, window, entries, sinks = (x.detach().contiguous().numpy() for x in tensors)
     reached = [x.contiguous().numpy() for x in reach(sees, len(query))]
-    integers, n_bits, bias = FLOATS[tensors[0].dtype]
-    kind = torch.empty(0, dtype=integers).numpy()
     for b in range(len(query)):
-        yield query[b], [x[b] for x in reached], window[b], (entries[b], sinks, kind, n_bits, bias)
+        yield query[b], [x[b] for x in reached], window[b], entries[b], sinks
 
 
 def reach(sees: Visibility, n_batch: int) -> list[Tensor]:

@@ -1,67 +1,78 @@
-"""The gradient of core attention in plain loops that numba compiles, query by query as its forward; eqs. (26), (27).
+"""The gradient of core attention in loops that numba compiles, query by query as its forward; eqs. (26), (27).
 
-T tokens (queries), H heads, K head width, S rows that one query reads, C compressed entries, P picked entries. The
-weights are computed anew. Entries are keys and values at once, so both gradients are added while a row is at hand.
+T tokens (queries), H heads, K head width, S rows that one query reads, C compressed entries, P picked entries, Z = 1.
+The weights are computed anew. Entries are keys and values at once, so both gradients are one product.
 """
 
-from minidsv4.fast.compiled.attention_loops import TOGETHER, add_rows, put_dots, put_weights, room, rows_read
+import numpy as np
+
+from minidsv4.fast.compiled.attention_loops import (
+    copy_far,
+    copy_near,
+    filled,
+    put_vectors,
+    put_weights,
+    room,
+    vectors_like,
+)
 from minidsv4.fast.compiled.jit import compiled
+from minidsv4.fast.compiled.read_tiles import put_mixed, put_turned
 
 
 @compiled
 def attend_back_share(query_THK, oldest_T, newest_T, first_T, stop_T, picks_TP, grad_THK, d_query_THK, *rest):
     """Fill `d_query_THK`, and add to the gradients of all that these queries read.
 
-    rest  d_window_ZSK, d_entries_ZCK, d_sinks_ZH: of this share of the queries alone, Z = 1; window_SK, and `rest` of
-          `attend_share`
+    rest  d_window_ZSK, d_entries_ZCK, d_sinks_ZH: of this share of the queries alone; window_SK, entries_CK, sinks_H
     """
-    d_window_ZSK, d_entries_ZCK, d_sinks_ZH, window_SK, read = rest
-    n_heads, scale = query_THK.shape[1], query_THK.dtype.type(query_THK.shape[2] ** -0.5)
-    sizes = (newest_T - oldest_T).max(), (stop_T - first_T).max()
-    query_HK, d_query_HK, weight_HS, row_S = room(query_THK, *sizes)
-    grad_HK, _, d_score_HS, _ = room(query_THK, *sizes)
-    for t in range(len(query_THK)):
-        query_HK[:n_heads], grad_HK[:n_heads] = query_THK[t] * scale, grad_THK[t]
-        d_query_HK[:] = 0
-        near_S, far_S = rows_read(row_S, oldest_T[t], newest_T[t], first_T[t], stop_T[t], picks_TP[t])
-        near_HS, far_HS = put_weights(query_HK, window_SK, near_S, far_S, weight_HS, n_heads, read)
-        d_near_HS, d_far_HS = d_score_HS[:, : len(near_S)], d_score_HS[:, len(near_S) : len(near_S) + len(far_S)]
-        put_dots(grad_HK, window_SK, near_S, d_near_HS, 0)
-        put_dots(grad_HK, read[0], far_S, d_far_HS, 0)
+    d_window_ZSK, d_entries_ZCK, d_sinks_ZH, window_SK, entries_CK, sinks_H = rest
+    (n_tokens, n_heads, width), number = query_THK.shape, query_THK.dtype.type
+    scale, d_query_HK = number(width**-0.5), vectors_like(query_THK, 1)
+    n_filled = len(d_query_HK)
+    vector_HK = vectors_like(query_THK, 3)  # queries, gradients of outputs, queries
+    read_SK, row_S = room(query_THK, (newest_T - oldest_T).max(), (stop_T - first_T).max())
+    d_read_SK, share_HS = np.zeros_like(read_SK), np.zeros((2 * n_filled, len(read_SK)), query_THK.dtype)
+    largest_ZH, total_ZH = np.zeros((1, n_filled), query_THK.dtype), np.ones((1, n_filled), query_THK.dtype)
+    for t in range(n_tokens):
+        n_near = copy_near(window_SK, oldest_T[t], newest_T[t], read_SK)
+        n_read = copy_far(entries_CK, first_T[t], stop_T[t], picks_TP, t, n_near, read_SK, row_S)
+        put_vectors(query_THK, t, scale, vector_HK, 0)
+        put_vectors(grad_THK, t, number(1), vector_HK, n_filled)
+        put_vectors(query_THK, t, scale, vector_HK, 2 * n_filled)
+        put_weights(vector_HK, n_heads, read_SK, n_read, sinks_H, share_HS, largest_ZH, total_ZH, 0)
         for h in range(n_heads):
-            d_sinks_ZH[0, h] -= d_softmax(weight_HS[h], d_score_HS[h], len(near_S) + len(far_S))
-        add_rows(d_near_HS, window_SK, near_S, d_query_HK)
-        add_rows(d_far_HS, read[0], far_S, d_query_HK)
-        d_query_THK[t] = d_query_HK[:n_heads] * scale
-        add_to_rows(d_near_HS, query_HK, near_HS, grad_HK, near_S, d_window_ZSK[0])
-        add_to_rows(d_far_HS, query_HK, far_HS, grad_HK, far_S, d_entries_ZCK[0])
+            d_sinks_ZH[0, h] -= d_softmax(share_HS, h, n_filled + h, n_read, total_ZH[0, h])
+        put_mixed(d_query_HK, n_filled, share_HS, n_filled, read_SK, 0, n_read)
+        put_turned(d_read_SK, filled(n_read), share_HS, 0, vector_HK, n_filled, 2 * n_filled)
+        for h in range(n_heads):
+            for k in range(width):
+                d_query_THK[t, h, k] = d_query_HK[h, k] * scale
+        add_read(d_read_SK, oldest_T[t], n_near, n_read, row_S, d_window_ZSK, d_entries_ZCK)
 
 
 @compiled
-def d_softmax(weight_S, d_weight_S, n_rows):
-    """From the gradient of one head's weights to that of its scores, in place; the sink's, with its sign turned."""
-    delta, total = weight_S.dtype.type(0), weight_S.dtype.type(0)
-    for s in range(n_rows):
-        delta += weight_S[s] * d_weight_S[s]
-        total += weight_S[s]
-    for s in range(n_rows):
-        d_weight_S[s] = weight_S[s] * (d_weight_S[s] - delta)
-    return (1 - total) * delta
+def d_softmax(share_HS, of_weights, of_gradients, n_read, total):
+    """Divide one row by its total, and turn another from the gradient of these weights to that of their scores.
+
+    returns  the sink's gradient, with its sign turned
+    """
+    number = share_HS.dtype.type
+    inverse, delta, read = number(1) / total, number(0), number(0)
+    for s in range(n_read):
+        share_HS[of_weights, s] *= inverse
+        delta += share_HS[of_weights, s] * share_HS[of_gradients, s]
+        read += share_HS[of_weights, s]
+    for s in range(n_read):
+        share_HS[of_gradients, s] = share_HS[of_weights, s] * (share_HS[of_gradients, s] - delta)
+    return (number(1) - read) * delta
 
 
 @compiled
-def add_to_rows(d_score_HS, query_HK, weight_HS, grad_HK, row_S, d_rows_SK):
-    """Add to the gradients of the rows what they get as keys and as values; four heads and two rows at a time."""
-    for h in range(0, len(query_HK), TOGETHER):
-        for s in range(0, len(row_S), 2):
-            i, j = max(row_S[s], 0), max(row_S[s + 1], 0)
-            a0, b0, c0, d0 = d_score_HS[h, s], d_score_HS[h + 1, s], d_score_HS[h + 2, s], d_score_HS[h + 3, s]
-            a1, b1, c1, d1 = weight_HS[h, s], weight_HS[h + 1, s], weight_HS[h + 2, s], weight_HS[h + 3, s]
-            u = s + 1
-            p0, q0, r0, v0 = d_score_HS[h, u], d_score_HS[h + 1, u], d_score_HS[h + 2, u], d_score_HS[h + 3, u]
-            p1, q1, r1, v1 = weight_HS[h, u], weight_HS[h + 1, u], weight_HS[h + 2, u], weight_HS[h + 3, u]
-            for k in range(query_HK.shape[1]):
-                w, x, y, z = query_HK[h, k], query_HK[h + 1, k], query_HK[h + 2, k], query_HK[h + 3, k]
-                e, f, g, m = grad_HK[h, k], grad_HK[h + 1, k], grad_HK[h + 2, k], grad_HK[h + 3, k]
-                d_rows_SK[i, k] += (a0 * w + b0 * x) + (c0 * y + d0 * z) + (a1 * e + b1 * f) + (c1 * g + d1 * m)
-                d_rows_SK[j, k] += (p0 * w + q0 * x) + (r0 * y + v0 * z) + (p1 * e + q1 * f) + (r1 * g + v1 * m)
+def add_read(d_read_SK, oldest, n_near, n_read, row_S, d_window_ZSK, d_entries_ZCK):
+    """Add the gradients of what one query read to those of the window, from row `oldest` on, and of its entries."""
+    for s in range(n_near):
+        for k in range(d_window_ZSK.shape[2]):
+            d_window_ZSK[0, oldest + s, k] += d_read_SK[s, k]
+    for s in range(n_near, n_read):
+        for k in range(d_entries_ZCK.shape[2]):
+            d_entries_ZCK[0, row_S[s], k] += d_read_SK[s, k]

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from minidsv4.fast.compiled.attention_loops import NOTHING, add_rows, exponentials, list_rows, put_dots
+from minidsv4.fast.compiled.attention_loops import copy_near, filled, put_vectors, put_weights, vectors_like
 from minidsv4.fast.compiled.attention_tiles import (
     HEADS,
     WIDTH,
@@ -20,34 +20,33 @@ from minidsv4.fast.compiled.attention_tiles import (
 )
 from minidsv4.fast.compiled.head_tiles import STRIP
 from minidsv4.fast.compiled.jit import compiled
+from minidsv4.fast.compiled.read_tiles import put_mixed
 
 NUMBERS = 1 << 18  # of the sums of queries that pass over the entries together
 HIDDEN = -1e30  # the score of an entry that a query does not see
 
 
 @compiled
-def attend_strips(query_THK, out_THK, oldest_T, newest_T, first_T, stop_T, _picks_TP, window_SK, rest):
+def attend_strips(query_THK, out_THK, oldest_T, newest_T, first_T, stop_T, _picks_TP, window_SK, entries_CK, sinks_H):
     """`attend_share` without picks, for many entries that many queries read."""
     size = max(HEADS, NUMBERS // query_THK[0].size)
     for low in range(0, len(query_THK), size):
         part = slice(low, low + size)
         near = (oldest_T[part], newest_T[part], window_SK)
-        attend_part(query_THK[part], out_THK[part], near, first_T[part], stop_T[part], rest)
+        attend_part(query_THK[part], out_THK[part], near, first_T[part], stop_T[part], entries_CK, sinks_H)
 
 
 @compiled
-def attend_part(query_THK, out_THK, near, first_T, stop_T, rest):
+def attend_part(query_THK, out_THK, near, first_T, stop_T, entries_CK, sinks_H):
     """Fill `out_THK` for a few queries that pass over the entries together."""
-    entries_CK, sinks_H = rest[0], rest[1]
     (n_tokens, n_heads, width), dtype = query_THK.shape, query_THK.dtype
     n_filled = (n_heads + HEADS - 1) // HEADS * HEADS
     scaled_THK = np.zeros((n_tokens, n_filled, width), dtype)
     scaled_THK[:, :n_heads] = query_THK * dtype.type(width**-0.5)
     mixed_THK = np.zeros((n_tokens, n_filled, (width + WIDTH - 1) // WIDTH * WIDTH), dtype)
     largest_TH, total_TH = np.zeros((n_tokens, n_filled), dtype), np.ones((n_tokens, n_filled), dtype)
-    largest_TH[:, :n_heads] = sinks_H  # exp(sink - largest) = 1: the sink's value is zero
     sums = (mixed_THK, largest_TH, total_TH)
-    read_window(scaled_THK, sums, near, rest)
+    read_window(scaled_THK, sums, near, sinks_H)
     keys_KS, values_SK = np.zeros((width, STRIP), dtype), np.zeros((STRIP, mixed_THK.shape[2]), dtype)
     score_HS, top_H = np.zeros((HEADS, STRIP), dtype), np.zeros(HEADS, dtype)
     for low in range(first_T.min(), stop_T.max(), STRIP):
@@ -82,25 +81,20 @@ def read_strip(scaled_THK, strip, low, first_T, stop_T, sums, score_HS, top_H):
 
 
 @compiled
-def read_window(scaled_THK, sums, near, rest):
-    """Begin every query's sums with the rows of the window that it sees."""
-    mixed_THK, largest_TH, total_TH = sums
-    (oldest_T, newest_T, window_SK), (integers, n_bits, bias) = near, rest[2:]
-    n_filled, width = scaled_THK.shape[1:]
-    n_places = (newest_T - oldest_T).max() + HEADS
-    row_S, whole_S = np.zeros(n_places, np.int64), np.zeros(n_places, integers.dtype)
-    score_HS, nothing_P = np.zeros((n_filled, n_places), scaled_THK.dtype), np.zeros(0, np.int64)
-    top_H = np.zeros(HEADS, scaled_THK.dtype)
+def read_window(scaled_THK, sums, near, sinks_H):
+    """Begin every query's sums with the rows of the window that it sees, and with the sink."""
+    (mixed_THK, largest_TH, total_TH), (oldest_T, newest_T, window_SK) = sums, near
+    query_HK, mixed_HK = vectors_like(scaled_THK, 1), vectors_like(scaled_THK, 1)
+    read_SK = np.zeros((filled((newest_T - oldest_T).max() + 1), query_HK.shape[1]), scaled_THK.dtype)
+    weight_HS = np.zeros((len(query_HK), len(read_SK)), scaled_THK.dtype)
     for t in range(len(scaled_THK)):
-        n = list_rows(row_S, oldest_T[t], newest_T[t] + 1, nothing_P)
-        put_dots(scaled_THK[t], window_SK, row_S, score_HS[:, :n], NOTHING)
-        for h in range(n_filled):
-            top_H[h % HEADS] = score_HS[h, :n].max()
-            if h % HEADS == HEADS - 1:
-                raise_largest(top_H, largest_TH[t], total_TH[t], mixed_THK[t], h + 1 - HEADS)
-        for h in range(n_filled):
-            total_TH[t, h] += exponentials(score_HS[h, :n], largest_TH[t, h], whole_S, n_bits, bias)
-        add_rows(score_HS[:, :n], window_SK, row_S, mixed_THK[t, :, :width])
+        n_read = copy_near(window_SK, oldest_T[t], newest_T[t], read_SK)
+        read_SK[n_read : filled(n_read)] = 0
+        put_vectors(scaled_THK, t, scaled_THK.dtype.type(1), query_HK, 0)
+        put_weights(query_HK, len(sinks_H), read_SK, n_read, sinks_H, weight_HS, largest_TH, total_TH, t)
+        put_mixed(mixed_HK, len(mixed_HK), weight_HS, 0, read_SK, 0, n_read)
+        for h in range(len(sinks_H)):
+            mixed_THK[t, h] = mixed_HK[h]
 
 
 @compiled

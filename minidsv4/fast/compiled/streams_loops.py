@@ -13,43 +13,41 @@ TILE = 64  # tokens whose matrices are balanced together, one in each lane of th
 @compiled
 def write_share(streams_TND, y_TD, post_TN, carry_Tij, out_TND):
     """Fill `out_TND` with the new streams of some tokens; eq. (1)."""
-    for t in range(len(y_TD)):
-        for j in range(post_TN.shape[1]):
-            for d in range(y_TD.shape[1]):
+    (n_tokens, n_streams), width = post_TN.shape, y_TD.shape[1]
+    for t in range(n_tokens):
+        for j in range(n_streams):
+            for d in range(width):
                 out_TND[t, j, d] = post_TN[t, j] * y_TD[t, d]
-            for i in range(post_TN.shape[1]):
-                add_scaled(out_TND[t, j], carry_Tij[t, i, j], streams_TND[t, i])
+            for i in range(n_streams):
+                for d in range(width):
+                    out_TND[t, j, d] += carry_Tij[t, i, j] * streams_TND[t, i, d]
 
 
 @compiled
 def write_back_share(grad_TND, streams_TND, y_TD, post_TN, carry_Tij, d_streams_TND, d_y_TD, d_post_TN, d_carry_Tij):
-    """Fill the gradients of everything that `write_share` was given, while a token is in the processor's cache."""
-    for t in range(len(y_TD)):
-        d_y_TD[t] = 0
-        d_streams_TND[t] = 0
-        for j in range(post_TN.shape[1]):
-            grad_D = grad_TND[t, j]
-            add_scaled(d_y_TD[t], post_TN[t, j], grad_D)
-            d_post_TN[t, j] = dot(grad_D, y_TD[t])
-            for i in range(post_TN.shape[1]):
-                add_scaled(d_streams_TND[t, i], carry_Tij[t, i, j], grad_D)
-                d_carry_Tij[t, i, j] = dot(streams_TND[t, i], grad_D)
+    """Fill the gradients of everything that `write_share` was given, while a token is in the processor's cache.
 
-
-@compiled
-def add_scaled(out_D, factor, x_D):
-    """Add `factor x` to `out`."""
-    for d in range(len(x_D)):
-        out_D[d] += factor * x_D[d]
-
-
-@compiled
-def dot(one_D, other_D):
-    """The dot product of two vectors."""
-    total = one_D.dtype.type(0)
-    for d in range(len(one_D)):
-        total += one_D[d] * other_D[d]
-    return total
+    No vector is cut out of an array: that counts the array in and out, which takes as long as a dot product.
+    """
+    (n_tokens, n_streams), width, zero = post_TN.shape, y_TD.shape[1], y_TD.dtype.type(0)
+    for t in range(n_tokens):
+        for d in range(width):
+            d_y_TD[t, d] = zero
+        for i in range(n_streams):
+            for d in range(width):
+                d_streams_TND[t, i, d] = zero
+        for j in range(n_streams):
+            total = zero
+            for d in range(width):
+                d_y_TD[t, d] += post_TN[t, j] * grad_TND[t, j, d]
+                total += y_TD[t, d] * grad_TND[t, j, d]
+            d_post_TN[t, j] = total
+            for i in range(n_streams):
+                total = zero
+                for d in range(width):
+                    d_streams_TND[t, i, d] += carry_Tij[t, i, j] * grad_TND[t, j, d]
+                    total += streams_TND[t, i, d] * grad_TND[t, j, d]
+                d_carry_Tij[t, i, j] = total
 
 
 @compiled
