@@ -21,7 +21,6 @@ from minidsv4.config import Config
 from minidsv4.fast.compiled.numba_loops import numba_is_here, told_of_compiling
 from minidsv4.fast.compiled.step import FusedStep
 from minidsv4.fast.compiled.table import COMPILED
-from minidsv4.fast.pages import kept_pages
 from minidsv4.model.layer import watch
 
 WHOLE_AT_MOST = 8192  # tokens that transformers takes whole: its time and memory grow with their square
@@ -195,7 +194,6 @@ def train(bench: Bench) -> Iterator[Row]:
         yield bench.row("train", ids_BT.numel(), way, runs[table, way], runs, table=table)
 
 
-@kept_pages()
 @torch.inference_mode()
 def curve(size: str, config: Config, n_threads: int, lengths: tuple[int, ...], fused: bool) -> list[Point]:
     """Points at rising lengths of one text, printed as they come; to be run in a process of its own.

@@ -8,19 +8,25 @@ from torch import Tensor
 
 from minidsv4.fast.function import FastFunction, first_derivative_only, need_numbers
 from minidsv4.fast.products import linear, put_over_rows
-from minidsv4.fast.swiglu import swiglu_with_gradients
-from minidsv4.ops import swiglu, upcast
+from minidsv4.fast.swiglu import INNER, Inner
+from minidsv4.ops import upcast
 
 
-def experts(x: Tensor, picked: Tensor, weight: Tensor, w13_EFD: Tensor, w2_EDF: Tensor, limit: float) -> Tensor:
-    """`ops.experts` in A of E of its products; each token's experts are summed in their order."""
+def experts(
+    x: Tensor, picked: Tensor, weight: Tensor, w13_EFD: Tensor, w2_EDF: Tensor, limit: float, inner: Inner = INNER
+) -> Tensor:
+    """`ops.experts` in A of E of its products; each token's experts are summed in their order.
+
+    inner  how SwiGLU is computed
+    """
     need_numbers(x)
     expert, order = picked.flatten().sort(stable=True)
     visited, counts = expert.unique_consecutive(return_counts=True)
     visits = list(zip(visited.tolist(), counts.tolist()))
     x_TD = x.reshape(-1, x.shape[-1])
     weight_TA = weight.reshape(-1, weight.shape[-1]).to(upcast(x).dtype)
-    out_TD = PickedExperts.run(x_TD, weight_TA, w13_EFD, w2_EDF, order, visits, limit, torch.is_grad_enabled())
+    sorted_so = order, visits, limit, inner, torch.is_grad_enabled()
+    out_TD = PickedExperts.run(x_TD, weight_TA, w13_EFD, w2_EDF, *sorted_so)
     return out_TD.view(x.shape)
 
 
@@ -31,18 +37,18 @@ class PickedExperts(FastFunction):
     """
 
     @staticmethod
-    def forward(ctx, x_TD, weight_TA, w13, w2, order, visits: list[tuple[int, int]], limit: float, learning: bool):
+    def forward(ctx, x_TD, weight_TA, w13, w2, order, visits: list[tuple[int, int]], limit, inner: Inner, learning):
         out_TD, raws = torch.zeros_like(upcast(x_TD)), []
         pairs = order.split([count for _, count in visits])
         for (e, _), pair in zip(visits, pairs):
             token = pair // weight_TA.shape[1]
             raw = linear(x_TD.index_select(0, token), w13[e])
-            inner = swiglu(*raw.chunk(2, dim=-1), limit).mul_(weight_TA.flatten()[pair, None])
-            out_TD.index_add_(0, token, upcast(linear(inner.to(x_TD.dtype), w2[e])))
+            rows = inner.rows(raw, weight_TA.flatten()[pair, None], limit)
+            out_TD.index_add_(0, token, upcast(linear(rows.to(x_TD.dtype), w2[e])))
             if learning:
                 raws.append(raw)
         ctx.save_for_backward(x_TD, weight_TA, w13, w2, order, *raws)
-        ctx.visits, ctx.limit = visits, limit
+        ctx.visits, ctx.limit, ctx.inner = visits, limit, inner
         return out_TD.to(x_TD.dtype)
 
     @staticmethod
@@ -57,10 +63,9 @@ class PickedExperts(FastFunction):
             token = pair // weight_TA.shape[1]
             weight = weight_TA.flatten()[pair, None]
             rows, grad = x_TD.index_select(0, token), grad_TD.index_select(0, token)
-            d_inner, d_raw = upcast(linear(grad, w2[e].T)), torch.empty_like(raw)
-            inner = swiglu_with_gradients(*raw.chunk(2, -1), ctx.limit, d_inner * weight, *d_raw.chunk(2, -1))
-            d_weight.view(-1)[pair] = torch.linalg.vecdot(d_inner, inner)
-            put_over_rows(d_w2[e], grad, inner.mul_(weight).to(grad.dtype))
+            pull = upcast(linear(grad, w2[e].T))
+            inner, d_raw, d_weight.view(-1)[pair] = ctx.inner.back(raw, weight, ctx.limit, pull)
+            put_over_rows(d_w2[e], grad, inner.to(grad.dtype))
             put_over_rows(d_w13[e], d_raw, rows)
             d_x.index_add_(0, token, upcast(linear(d_raw, w13[e].T)))
-        return d_x.to(x_TD.dtype), d_weight, d_w13, d_w2, None, None, None, None
+        return d_x.to(x_TD.dtype), d_weight, d_w13, d_w2, *[None] * 5

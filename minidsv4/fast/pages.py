@@ -4,7 +4,8 @@ glibc gives a large block back to the system as soon as it is free, and the next
 prompt of 8,192 tokens of a small model takes some gigabytes anew. Told to keep what it has, it takes none after the
 first chunk, and the process keeps what it needed at most. Where Linux has pages of 2 MB the heap is made of them, so
 that a processor looks up 512 times fewer addresses: a seventh of a training step. Both count for the whole process, so
-a program asks for them (the commands do); the package does not by itself.
+a program asks for them (the commands do); the package does not by itself. What grows by copying, such as the cache of a
+long text, leaves gaps in a heap that is kept: there memory is what one pays.
 """
 
 import contextlib
@@ -15,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # numbers of <malloc.h>
-NEVER = (1 << 31) - 1  # bytes that are free at the heap's end before it shrinks
 MMAP_MAX_USUAL = 65536  # blocks of their own, as glibc starts
+NEVER = (1 << 31) - 1  # bytes that are free at the heap's end before it shrinks
 HEAP = 1 << 30  # bytes of address space at the heap's end that large pages are asked for; they are taken when used
 LARGE_PAGE = 2 << 20
 MADV_HUGEPAGE = 14  # number of <sys/mman.h> on Linux
@@ -44,10 +45,8 @@ def keep_pages() -> bool:
 def ask_for_large_pages(library: ctypes.CDLL) -> bool:
     """Have the kernel make what the heap grows by of large pages; False where it has none or gives no room for them."""
     library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
-    library.free.argtypes, library.madvise.argtypes = (
-        [ctypes.c_void_p],
-        [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int],
-    )
+    library.free.argtypes = [ctypes.c_void_p]
+    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     room = library.malloc(HEAP)
     if not room:
         return False

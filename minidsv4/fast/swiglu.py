@@ -1,9 +1,11 @@
 """SwiGLU with a gradient written by hand: of all that is computed in between nothing is kept.
 
-F expert width.
+T tokens, F expert width.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +52,33 @@ def swiglu_with_gradients(gate: Tensor, up: Tensor, limit: float, pull: Tensor, 
     d_gate.copy_(torch.ops.aten.hardtanh_backward(slope, gate, -torch.inf, edge))
     d_up.copy_(torch.ops.aten.hardtanh_backward(pull * silu, up, -edge, edge))
     return silu.mul_(low_up)
+
+
+def inner_rows(raw_TF: Tensor, weight_TA: Tensor, limit: float) -> Tensor:
+    """What an expert's second product reads [T, F]: `weight swiglu(gate, up)`, from gates beside ups [T, 2 F].
+
+    weight_TA  one weight a token, A = 1
+    """
+    return ops.swiglu(*raw_TF.chunk(2, dim=-1), limit).mul_(weight_TA)
+
+
+def inner_rows_back(raw_TF: Tensor, weight_TA: Tensor, limit: float, pull_TF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`inner_rows` once more, and the gradients of `raw` and of `weight` [T] that `pull` on it gives."""
+    d_raw_TF = torch.empty_like(raw_TF)
+    halves = raw_TF.chunk(2, -1), d_raw_TF.chunk(2, -1)
+    inner_TF = swiglu_with_gradients(*halves[0], limit, pull_TF * weight_TA, *halves[1])
+    d_weight_T = torch.linalg.vecdot(pull_TF, inner_TF)
+    return inner_TF.mul_(weight_TA), d_raw_TF, d_weight_T
+
+
+class Inner(NamedTuple):
+    """What happens to a token between the two products of an expert, and its gradient."""
+
+    rows: Callable[..., Tensor]
+    back: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+INNER = Inner(inner_rows, inner_rows_back)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +79,24 @@ def test_the_steady_state_takes_no_megabyte_of_fresh_pages_where_they_are_kept()
     assert set(kept) == {"prefill", "train", "decode"}
     assert max(kept.values()) < MEGABYTE, kept
     assert min(fresh["prefill"], fresh["train"]) > 8 * MEGABYTE, fresh
+
+
+LARGE = """
+import torch
+from minidsv4.fast import pages
+
+assert pages.keep_pages()
+tensor = torch.ones(5_000_000)
+held = [line.split() for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages:")]
+print(sum(int(kilobytes) for _, kilobytes, _ in held) / 1e3)
+"""
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not THP.exists() or "[never]" in THP.read_text(), reason="this kernel has no large pages")
+def test_what_is_kept_lies_in_large_pages():
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 15  # of 20 MB
 
 
 MIXED = """

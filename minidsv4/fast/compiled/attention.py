@@ -11,7 +11,8 @@ from torch import Tensor
 from minidsv4.fast import FAST
 from minidsv4.fast.attention import Attend, without_idle_picks
 from minidsv4.fast.compiled.numba_loops import DTYPES, loops
-from minidsv4.fast.compiled.top_entries import first_entries_seen, with_threads
+from minidsv4.fast.compiled.threads import with_threads
+from minidsv4.fast.compiled.top_entries import first_entries_seen
 from minidsv4.fast.function import first_derivative_only
 from minidsv4.visibility import Visibility
 

@@ -53,13 +53,14 @@ def turns(position_T, freqs_R):
 
 
 @as_written
-def rotate(x_K, cos_R, sin_R, way):
-    """Turn each pair of the last R channels in place, or back where `way` is -1."""
-    start, way = len(x_K) - 2 * len(cos_R), as_of(way, x_K[0])
-    for pair in range(len(cos_R)):
-        even, odd, sin = x_K[start + 2 * pair], x_K[start + 2 * pair + 1], way * sin_R[pair]
-        x_K[start + 2 * pair] = even * cos_R[pair] - odd * sin
-        x_K[start + 2 * pair + 1] = even * sin + odd * cos_R[pair]
+def rotate(x_HK, cos_TR, sin_TR, t, way):
+    """Turn each pair of the last R channels of all rows by the angles of row t, in place; `way` -1 turns back."""
+    start, way = x_HK.shape[1] - 2 * cos_TR.shape[1], as_of(way, x_HK[0, 0])
+    for h in range(len(x_HK)):
+        for pair in range(cos_TR.shape[1]):
+            even, odd, sin = x_HK[h, start + 2 * pair], x_HK[h, start + 2 * pair + 1], way * sin_TR[t, pair]
+            x_HK[h, start + 2 * pair] = even * cos_TR[t, pair] - odd * sin
+            x_HK[h, start + 2 * pair + 1] = even * sin + odd * cos_TR[t, pair]
 
 
 # ---- hyper-connections, equations (1) to (8) ------------------------------------------------------------------------
@@ -91,39 +92,57 @@ def stream_maps(streams_TND, site, sizes):
             for j in range(n):
                 place = (2 + i) * n + j
                 carry_Tij[t, i, j] = site.scale[2] * logits_TS[t, place] + site.base[place]
-        sinkhorn(carry_Tij[t], sizes.sinkhorn_iters, as_of(sizes.hc_eps, carry_Tij[t, 0, 0]))
+        sinkhorn(carry_Tij, t, sizes.sinkhorn_iters, as_of(sizes.hc_eps, carry_Tij[t, 0, 0]))
     return pre_TN, post_TN, carry_Tij
 
 
 @as_written
-def sinkhorn(mix_ij, iterations, eps):
-    """Softmax of each row, then columns and rows divided by their sums in turn, columns last, in place; eq. (8)."""
-    n, zero = len(mix_ij), as_of(0, eps)
+def sinkhorn(mix_Tij, t, iterations, eps):
+    """Softmax of each row of matrix t, then columns and rows divided by their sums in turn, columns last; eq. (8).
+
+    In place, and without cutting out a row: that counts the array in and out, which takes as long as dividing it.
+    """
+    n = mix_Tij.shape[1]
     for i in range(n):
-        largest = mix_ij[i, 0]
+        largest = mix_Tij[t, i, 0]
         for j in range(n):
-            largest = mix_ij[i, j] if mix_ij[i, j] > largest else largest
+            largest = mix_Tij[t, i, j] if mix_Tij[t, i, j] > largest else largest
         for j in range(n):
-            mix_ij[i, j] = exp(mix_ij[i, j] - largest)
-        divide(mix_ij[i], zero)
+            mix_Tij[t, i, j] = exp(mix_Tij[t, i, j] - largest)
+    divide_rows(mix_Tij, t, as_of(0, eps))
+    for i in range(n):
         for j in range(n):
-            mix_ij[i, j] += eps
+            mix_Tij[t, i, j] += eps
     for step in range(iterations):
-        for i in range(n if step else 0):
-            divide(mix_ij[i], eps)
-        for j in range(n):
-            divide(mix_ij[:, j], eps)
+        if step:
+            divide_rows(mix_Tij, t, eps)
+        divide_columns(mix_Tij, t, eps)
 
 
 @as_written
-def divide(x, eps):
-    """`x / (sum(x) + eps)` in place."""
-    total = eps
-    for place in range(len(x)):
-        total += x[place]
-    share = as_of(1, total) / total
-    for place in range(len(x)):
-        x[place] *= share
+def divide_rows(mix_Tij, t, eps):
+    """Each row of matrix t over its sum and eps, in place."""
+    n = mix_Tij.shape[1]
+    for i in range(n):
+        total = eps
+        for j in range(n):
+            total += mix_Tij[t, i, j]
+        share = as_of(1, total) / total
+        for j in range(n):
+            mix_Tij[t, i, j] *= share
+
+
+@as_written
+def divide_columns(mix_Tij, t, eps):
+    """Each column of matrix t over its sum and eps, in place."""
+    n = mix_Tij.shape[1]
+    for j in range(n):
+        total = eps
+        for i in range(n):
+            total += mix_Tij[t, i, j]
+        share = as_of(1, total) / total
+        for i in range(n):
+            mix_Tij[t, i, j] *= share
 
 
 @as_written
@@ -132,15 +151,9 @@ def read(streams_TND, pre_TN, norm_D, eps):
     x_TD = np.zeros((len(streams_TND), streams_TND.shape[2]), streams_TND.dtype)
     for t in range(len(streams_TND)):
         for i in range(pre_TN.shape[1]):
-            add_scaled(x_TD[t], pre_TN[t, i], streams_TND[t, i])
+            for d in range(x_TD.shape[1]):
+                x_TD[t, d] = fma(pre_TN[t, i], streams_TND[t, i, d], x_TD[t, d])
     return rms_norm(x_TD, norm_D, eps)
-
-
-@as_written
-def add_scaled(out_D, factor, x_D):
-    """out += factor * x."""
-    for d in range(len(out_D)):
-        out_D[d] = fma(factor, x_D[d], out_D[d])
 
 
 @as_written
@@ -155,7 +168,8 @@ def write(streams_TND, y_TD, post_TN, carry_Tij):
             for d in range(y_TD.shape[1]):
                 streams_TND[t, j, d] = post_TN[t, j] * y_TD[t, d]
             for i in range(len(old_ND)):
-                add_scaled(streams_TND[t, j], carry_Tij[t, i, j], old_ND[i])
+                for d in range(y_TD.shape[1]):
+                    streams_TND[t, j, d] = fma(carry_Tij[t, i, j], old_ND[i, d], streams_TND[t, j, d])
 
 
 # ---- attention, before and after a token looks at others; equations (9), (10), (13) to (15), (18) to (25) -----------
@@ -171,9 +185,8 @@ def project_in(x_TD, position_T, attn, sizes):
     scale_K = np.full(query_THK.shape[2], query_THK.shape[2] ** -0.5, x_TD.dtype)  # of the dot products
     for t in range(len(x_TD)):
         rms_norm(query_THK[t], scale_K, sizes.rms_eps)
-        for h in range(sizes.heads):
-            rotate(query_THK[t, h], cos_TR[t], sin_TR[t], 1)
-        rotate(entry_TK[t], cos_TR[t], sin_TR[t], 1)
+        rotate(query_THK[t], cos_TR, sin_TR, t, 1)
+        rotate(entry_TK[t : t + 1], cos_TR, sin_TR, t, 1)
     main_TS = compressor_series(x_TD, attn.main_wkv, attn.main_wgate)
     keys_TS = compressor_series(x_TD, attn.keys_wkv, attn.keys_wgate)
     index = index_queries(x_TD, latent_TQ, position_T, cos_TR, sin_TR, attn, sizes)
@@ -201,8 +214,7 @@ def index_queries(x_TD, latent_TQ, position_T, cos_TR, sin_TR, attn, sizes):
         return np.empty((0, n_heads, width), x_TD.dtype), np.empty((0, n_heads), x_TD.dtype)
     query_TUZ = product(attn.index_wq_b, latent_TQ).reshape(len(x_TD), n_heads, width)
     for t in range(len(x_TD)):
-        for u in range(n_heads):
-            rotate(query_TUZ[t, u], cos_TR[t], sin_TR[t], 1)
+        rotate(query_TUZ[t], cos_TR, sin_TR, t, 1)
     turned_TUZ = hadamard(query_TUZ.reshape(-1, width), attn.index_signs).reshape(query_TUZ.shape)
     weight_TU = product(attn.index_weights_proj, x_TD)
     scale = as_of((width * n_heads) ** -0.5, weight_TU[0, 0])

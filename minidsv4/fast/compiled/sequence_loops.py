@@ -37,7 +37,7 @@ def compress(series_TS, ape, norm_K, cache, freqs_R, eps):
         position_C[c] = (first + c) * ratio
     cos_CR, sin_CR = turns(position_C, freqs_R)
     for c in range(n_closed):
-        rotate(new_CK[c], cos_CR[c], sin_CR[c], 1)
+        rotate(new_CK[c : c + 1], cos_CR, sin_CR, c, 1)
     if len(cache.after_MK):
         copy_rows(before_MK, cache.after_MK)
     return n_closed
@@ -153,8 +153,7 @@ def attend_sequence(out_THK, flat, first, stop, position, attn, cache, sizes):
             far_CK = gathered(far_CK, picks_TP[t], picked_CK)
         out_HK = out_THK[first + t]
         attend(out_HK, flat.query_THK[first + t], near_SK, far_CK, attn.sinks_H, score_HS)
-        for h in range(sizes.heads):  # values carry their position: turn it back
-            rotate(out_HK[h], flat.cos_TR[first + t], flat.sin_TR[first + t], -1)
+        rotate(out_HK, flat.cos_TR, flat.sin_TR, first + t, -1)  # values carry their position: turn it back
 
 
 @as_written
@@ -175,40 +174,41 @@ def attend(out_HK, query_HK, near_SK, far_CK, sinks_H, score_HS):
     for h in range(len(out_HK)):
         for k in range(out_HK.shape[1]):
             out_HK[h, k] = 0
-        softmax(score_HS[h, :n_all], sinks_H[h])
-        add_rows(out_HK[h], score_HS[h, :n_near], near_SK)
-        add_rows(out_HK[h], score_HS[h, n_near:n_all], far_CK)
+        softmax(score_HS, h, n_all, sinks_H[h])
+        add_rows(out_HK, score_HS, h, 0, near_SK)
+        add_rows(out_HK, score_HS, h, n_near, far_CK)
 
 
 @as_written
-def softmax(score_S, sink):
+def softmax(score_HS, h, n_all, sink):
     """The weights of one head's rows in place; the sink takes a share of its own."""
     largest = sink
-    for s in range(len(score_S)):
-        largest = score_S[s] if score_S[s] > largest else largest
-    for s in range(len(score_S)):
-        score_S[s] = exp(score_S[s] - largest)
-    whole = len(score_S) - len(score_S) % TOGETHER
+    for s in range(n_all):
+        largest = score_HS[h, s] if score_HS[h, s] > largest else largest
+    for s in range(n_all):
+        score_HS[h, s] = exp(score_HS[h, s] - largest)
+    whole = n_all - n_all % TOGETHER
     a, b, c, d = exp(sink - largest), as_of(0, sink), as_of(0, sink), as_of(0, sink)
     for s in range(0, whole, TOGETHER):  # four sums at once, since one would wait for itself
-        a, b = a + score_S[s], b + score_S[s + 1]
-        c, d = c + score_S[s + 2], d + score_S[s + 3]
-    for s in range(whole, len(score_S)):
-        a += score_S[s]
+        a, b = a + score_HS[h, s], b + score_HS[h, s + 1]
+        c, d = c + score_HS[h, s + 2], d + score_HS[h, s + 3]
+    for s in range(whole, n_all):
+        a += score_HS[h, s]
     share = as_of(1, sink) / ((a + b) + (c + d))
-    for s in range(len(score_S)):
-        score_S[s] *= share
+    for s in range(n_all):
+        score_HS[h, s] *= share
 
 
 @as_written
-def add_rows(out_K, weight_S, rows_SK):
-    """out += weight @ rows, row after row."""
-    whole = len(weight_S) - len(weight_S) % TOGETHER
+def add_rows(out_HK, weight_HS, h, first, rows_SK):
+    """out += weight @ rows of one head, whose weights begin at `first`; row after row."""
+    whole = len(rows_SK) - len(rows_SK) % TOGETHER
     for s in range(0, whole, TOGETHER):
-        a, b, c, d = weight_S[s], weight_S[s + 1], weight_S[s + 2], weight_S[s + 3]
-        for k in range(len(out_K)):
-            total = fma(b, rows_SK[s + 1, k], fma(a, rows_SK[s, k], out_K[k]))
-            out_K[k] = fma(d, rows_SK[s + 3, k], fma(c, rows_SK[s + 2, k], total))
-    for s in range(whole, len(weight_S)):
-        for k in range(len(out_K)):
-            out_K[k] = fma(weight_S[s], rows_SK[s, k], out_K[k])
+        a, b = weight_HS[h, first + s], weight_HS[h, first + s + 1]
+        c, d = weight_HS[h, first + s + 2], weight_HS[h, first + s + 3]
+        for k in range(out_HK.shape[1]):
+            total = fma(b, rows_SK[s + 1, k], fma(a, rows_SK[s, k], out_HK[h, k]))
+            out_HK[h, k] = fma(d, rows_SK[s + 3, k], fma(c, rows_SK[s + 2, k], total))
+    for s in range(whole, len(rows_SK)):
+        for k in range(out_HK.shape[1]):
+            out_HK[h, k] = fma(weight_HS[h, first + s], rows_SK[s, k], out_HK[h, k])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minidsv4.fast import FAST
 from minidsv4.fast.compiled.numba_loops import DTYPES, loops
-from minidsv4.fast.compiled.top_entries import with_threads
+from minidsv4.fast.compiled.threads import with_threads
 from minidsv4.fast.function import FastFunction, first_derivative_only
 
 

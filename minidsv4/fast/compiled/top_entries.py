@@ -3,15 +3,12 @@
 B batch, T tokens, U index heads, Z index width, C compressed entries, P picked entries.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from minidsv4.fast import FAST
 from minidsv4.fast.compiled.numba_loops import DTYPES, loops
+from minidsv4.fast.compiled.threads import with_threads
 from minidsv4.visibility import Visibility
 
 QUERIES = 512  # that pass over the keys together: turning a tile of keys is then nothing beside scoring it
@@ -44,14 +41,3 @@ def first_entries_seen(sees: Visibility) -> Tensor:
     if sees.document_BT is None:
         return torch.zeros(1, sees.n_queries, dtype=torch.int64)
     return (sees.document_BT + sees.ratio - 1) // sees.ratio
-
-
-def with_threads(work: Callable, per_token: list[np.ndarray], *shared: object) -> None:
-    """Call `work` on as many shares of the tokens as torch uses threads, at once; compiled loops run side by side."""
-    n_shares = min(torch.get_num_threads(), len(per_token[0]))
-    if n_shares == 1:
-        work(*per_token, *shared)
-        return
-    shares = zip(*(np.array_split(part, n_shares) for part in per_token))
-    with ThreadPoolExecutor(n_shares) as pool:
-        list(pool.map(lambda share: work(*share, *shared), shares))
