@@ -39,7 +39,7 @@ WIDTHS = (57, 26, 8, 12, 8, 5, 26, 6, 14)
 LEGEND = """FLOPs, bytes: those it needs, as shares of what a large product and a copy do in that time on this machine.
 fresh: pages that the system hands out anew in one run. calls: share that calling its operations takes by itself.
 """
-CURVE_HEADING = ("tokens", "prefill, us/token", "decode, ms/token", "cache, MB", "peak, MB")
+CURVE_HEADING = ("tokens", "prefill, us/token", "decode, ms/token", "cache, MB", "beside it, MB")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

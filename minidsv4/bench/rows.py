@@ -86,7 +86,7 @@ class Point:
     prefill  seconds a token, from the first one on
     decode   seconds of one more token
     cache    bytes of the cache's buffers
-    peak     the most bytes so far above the weights and the cache, whose spare room is no part of it
+    peak     the most bytes so far above the weights and the buffers of the cache
     """
 
     size: str

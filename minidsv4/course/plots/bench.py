@@ -18,13 +18,14 @@ def bench_curves(points):
     panels = {
         "Reading, µs a token": [("prefill", 1e6, QUERY)],
         "Writing, ms a token": [("decode", 1e3, KEY)],
-        "Above the weights, MB": [("peak", 1e-6, SINK), ("cache", 1e-6, COMPRESSED)],
+        "Beside the weights, MB": [("peak", 1e-6, SINK), ("cache", 1e-6, COMPRESSED)],
     }
+    words = {"peak": "work, at most", "cache": "cache"}
     for axes, (title, curves) in zip(figure.subplots(1, 3), panels.items()):
         for (name, scale, colour), (size, own, style) in itertools.product(curves, _by_size(points)):
             values = [scale * getattr(point, name) for point in own]
             n_tokens = [point.n_tokens / 1000 for point in own]
-            label = size if len(curves) == 1 else name if style == "-" else None
+            label = size if len(curves) == 1 else words[name] if style == "-" else None
             axes.plot(n_tokens, values, color=colour, marker=".", linestyle=style, label=label)
         axes.set(xscale="log", yscale="log", xlabel="thousand tokens")
         axes.set_title(title, fontweight="normal")
