@@ -21,6 +21,7 @@ from minidsv4.config import Config
 from minidsv4.fast.compiled.numba_loops import numba_is_here, told_of_compiling
 from minidsv4.fast.compiled.step import FusedStep
 from minidsv4.fast.compiled.table import COMPILED
+from minidsv4.model.cache import Cache
 from minidsv4.model.layer import watch
 
 WHOLE_AT_MOST = 8192  # tokens that transformers takes whole: its time and memory grow with their square
@@ -198,7 +199,7 @@ def train(bench: Bench) -> Iterator[Row]:
 def curve(size: str, config: Config, n_threads: int, lengths: tuple[int, ...], fused: bool) -> list[Point]:
     """Points at rising lengths of one text, printed as they come; to be run in a process of its own.
 
-    A point's peak is that above weights and cache, its spare room included.
+    A point's peak is the most so far above the weights and the buffers of the cache.
     """
     torch.set_num_threads(n_threads)
     bench = Bench(size, config, MiniDSV4(config), None)
@@ -212,23 +213,28 @@ def curve(size: str, config: Config, n_threads: int, lengths: tuple[int, ...], f
         step(ids_BT[:, :1], ours.prefill(ids_BT[:, : lengths[0]]))  # a warm-up
     before = peak_memory.reset_peak()
     cache = ours.model.new_cache()
-    spent = 0.0
+    spent, peak = 0.0, 0
     points = []
     for n_tokens in lengths:
-        while cache.n_tokens < n_tokens:  # a prompt that fails gives back what came before it, so it holds that as well
+        while cache.n_tokens < n_tokens:  # a prompt may have to be undone, so its cache is held twice: no long ones
             part_BT = ids_BT[:, cache.n_tokens : min(cache.n_tokens + PART, n_tokens)]
             spent += run(lambda part_BT=part_BT: ours.model.prefill(part_BT, cache)).seconds
-        held = ours.cache_bytes(cache)[1]
-        peak = max(0, peak_memory.peak_bytes() - before - held)
-        here = cache.snapshot()
-        turns = [run(lambda: [step(ids_BT[:, :1], cache) for _ in range(DECODED)]).seconds for _ in range(3)]
-        cache.restore(here)
-        del here  # it holds the buffers of now
-        a_token = statistics.median(turns) / DECODED
+            held = ours.cache_bytes(cache)[1]
+            peak = max(peak, peak_memory.peak_bytes() - before - held)
+            peak_memory.reset_peak()
+        a_token = time_of_a_token(step, ids_BT[:, :1], cache)
         points.append(Point(size + ", fused" * fused, n_tokens, spent / n_tokens, a_token, held, peak))
         numbers = (1e6 * spent / n_tokens, 1e3 * a_token, held / 1e6, peak / 1e6)
         print(f"{n_tokens:18,}" + "".join(f"{number:18.3g}" for number in numbers), flush=True)
     return points
+
+
+def time_of_a_token(step: Callable, ids_BT: Tensor, cache: Cache) -> float:
+    """Seconds of one more token, the median of a few turns; the cache is then as it was."""
+    here = cache.snapshot()
+    turns = [run(lambda: [step(ids_BT, cache) for _ in range(DECODED)]).seconds for _ in range(3)]
+    cache.restore(here)
+    return statistics.median(turns) / DECODED
 
 
 # --- memory ---

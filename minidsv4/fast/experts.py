@@ -25,8 +25,8 @@ def experts(
     visits = list(zip(visited.tolist(), counts.tolist()))
     x_TD = x.reshape(-1, x.shape[-1])
     weight_TA = weight.reshape(-1, weight.shape[-1]).to(upcast(x).dtype)
-    sorted_so = order, visits, limit, inner, torch.is_grad_enabled()
-    out_TD = PickedExperts.run(x_TD, weight_TA, w13_EFD, w2_EDF, *sorted_so)
+    rest = order, visits, limit, inner, torch.is_grad_enabled()
+    out_TD = PickedExperts.run(x_TD, weight_TA, w13_EFD, w2_EDF, *rest)
     return out_TD.view(x.shape)
 
 
@@ -43,8 +43,8 @@ class PickedExperts(FastFunction):
         for (e, _), pair in zip(visits, pairs):
             token = pair // weight_TA.shape[1]
             raw = linear(x_TD.index_select(0, token), w13[e])
-            rows = inner.rows(raw, weight_TA.flatten()[pair, None], limit)
-            out_TD.index_add_(0, token, upcast(linear(rows.to(x_TD.dtype), w2[e])))
+            gated = inner.rows(raw, weight_TA.flatten()[pair, None], limit)
+            out_TD.index_add_(0, token, upcast(linear(gated.to(x_TD.dtype), w2[e])))
             if learning:
                 raws.append(raw)
         ctx.save_for_backward(x_TD, weight_TA, w13, w2, order, *raws)
@@ -64,8 +64,8 @@ class PickedExperts(FastFunction):
             weight = weight_TA.flatten()[pair, None]
             rows, grad = x_TD.index_select(0, token), grad_TD.index_select(0, token)
             pull = upcast(linear(grad, w2[e].T))
-            inner, d_raw, d_weight.view(-1)[pair] = ctx.inner.back(raw, weight, ctx.limit, pull)
-            put_over_rows(d_w2[e], grad, inner.to(grad.dtype))
+            gated, d_raw, d_weight.view(-1)[pair] = ctx.inner.back(raw, weight, ctx.limit, pull)
+            put_over_rows(d_w2[e], grad, gated.to(grad.dtype))
             put_over_rows(d_w13[e], d_raw, rows)
             d_x.index_add_(0, token, upcast(linear(d_raw, w13[e].T)))
         return d_x.to(x_TD.dtype), d_weight, d_w13, d_w2, *[None] * 5

@@ -2,10 +2,10 @@
 
 glibc gives a large block back to the system as soon as it is free, and the next block of that size is fresh again: a
 prompt of 8,192 tokens of a small model takes some gigabytes anew. Told to keep what it has, it takes none after the
-first chunk, and the process keeps what it needed at most. Where Linux has pages of 2 MB the heap is made of them, so
-that a processor looks up 512 times fewer addresses: a seventh of a training step. Both count for the whole process, so
-a program asks for them (the commands do); the package does not by itself. What grows by copying, such as the cache of a
-long text, leaves gaps in a heap that is kept: there memory is what one pays.
+first chunk, and the process keeps what it needed at most. Where Linux has pages of 2 MB the heap's next GiB is made of
+them: a processor looks up 512 times fewer addresses, which saves a seventh of a training step. Both count for the whole
+process, so a program asks for them (the commands do); the package does not by itself. What grows by copying, such as
+the cache of a long text, leaves gaps in a heap that is kept: there memory is what one pays.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def keep_pages() -> bool:
 
 
 def ask_for_large_pages(library: ctypes.CDLL) -> bool:
-    """Have the kernel make what the heap grows by of large pages; False where it has none or gives no room for them."""
+    """Have the kernel make the heap's next GiB of large pages; False where it has none or gives no room for them."""
     library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     library.free.argtypes = [ctypes.c_void_p]
     library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

@@ -57,7 +57,7 @@ def swiglu_with_gradients(gate: Tensor, up: Tensor, limit: float, pull: Tensor, 
 def inner_rows(raw_TF: Tensor, weight_TA: Tensor, limit: float) -> Tensor:
     """What an expert's second product reads [T, F]: `weight swiglu(gate, up)`, from gates beside ups [T, 2 F].
 
-    weight_TA  one weight a token, A = 1
+    weight_TA  one weight a token, [T, 1]
     """
     return ops.swiglu(*raw_TF.chunk(2, dim=-1), limit).mul_(weight_TA)
 

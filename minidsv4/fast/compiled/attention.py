@@ -23,7 +23,7 @@ FEWEST_QUERIES = 4  # for which that pays; for fewer the products of FAST are as
 def attend(query_BTHK: Tensor, window_BSK: Tensor, entries_BCK: Tensor, sees: Visibility, sinks_H: Tensor) -> Tensor:
     """`ops.attend` query by query, picks read where they lie; many dense entries in strips that all queries share.
 
-    No score leaves the processor's first cache. Few queries of many dense entries, 16 bits and other devices than the
+    No query's scores outlive it. Few queries of many dense entries, 16 bits and other devices than the
     CPU go the way of `FAST`.
 
     raises  ValueError: numba is missing

@@ -30,7 +30,7 @@ def attend_back_share(query_THK, oldest_T, newest_T, first_T, stop_T, picks_TP, 
     scale, d_query_HK = number(width**-0.5), vectors_like(query_THK, 1)
     n_filled = len(d_query_HK)
     vector_HK = vectors_like(query_THK, 3)  # queries, gradients of outputs, queries
-    read_SK, row_S = room(query_THK, (newest_T - oldest_T).max(), (stop_T - first_T).max())
+    read_SK, row_S = room(query_THK, (newest_T - oldest_T).max(), (stop_T - first_T).max(), picks_TP.shape[1])
     d_read_SK, share_HS = np.zeros_like(read_SK), np.zeros((2 * n_filled, len(read_SK)), query_THK.dtype)
     largest_ZH, total_ZH = np.zeros((1, n_filled), query_THK.dtype), np.ones((1, n_filled), query_THK.dtype)
     for t in range(n_tokens):
@@ -57,14 +57,14 @@ def d_softmax(share_HS, of_weights, of_gradients, n_read, total):
     returns  the sink's gradient, with its sign turned
     """
     number = share_HS.dtype.type
-    inverse, delta, read = number(1) / total, number(0), number(0)
+    inverse, delta, shares = number(1) / total, number(0), number(0)
     for s in range(n_read):
         share_HS[of_weights, s] *= inverse
         delta += share_HS[of_weights, s] * share_HS[of_gradients, s]
-        read += share_HS[of_weights, s]
+        shares += share_HS[of_weights, s]
     for s in range(n_read):
         share_HS[of_gradients, s] = share_HS[of_weights, s] * (share_HS[of_gradients, s] - delta)
-    return (number(1) - read) * delta
+    return (number(1) - shares) * delta
 
 
 @compiled

@@ -1,8 +1,8 @@
 """Core attention of a few queries in loops that numba compiles, a query at a time; eqs. (19), (26), (27).
 
 T tokens (queries), H heads, K head width, S rows that one query reads, C compressed entries, P picked entries. The rows
-that a query reads are copied to lie together, in the first cache; then all is products with them. Arrays are given
-whole, with the query's number: each array that is cut out is counted in and out, which takes as long as a product.
+that a query reads are copied to lie together; then all is products with them. Arrays are given whole, with the query's
+number: numba counts the references to each array that is cut out, which takes as long as a product.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ def attend_share(query_THK, out_THK, oldest_T, newest_T, first_T, stop_T, picks_
     """
     n_heads, width, number = query_THK.shape[1], query_THK.shape[2], query_THK.dtype.type
     query_HK, mixed_HK = vectors_like(query_THK, 1), vectors_like(query_THK, 1)
-    read_SK, row_S = room(query_THK, (newest_T - oldest_T).max(), (stop_T - first_T).max())
+    read_SK, row_S = room(query_THK, (newest_T - oldest_T).max(), (stop_T - first_T).max(), picks_TP.shape[1])
     weight_HS = np.zeros((len(query_HK), len(read_SK)), query_THK.dtype)
     largest_ZH, total_ZH = np.zeros((1, len(query_HK)), query_THK.dtype), np.ones((1, len(query_HK)), query_THK.dtype)
     for t in range(len(query_THK)):
@@ -45,8 +45,9 @@ def vectors_like(query_THK, n):
 
 
 @compiled
-def room(query_THK, n_near, n_far):
-    """Zeros for the rows that a query reads, and for the numbers of those that are entries."""
+def room(query_THK, n_near, n_far, n_picked):
+    """Zeros for the rows that a query reads, and for the numbers of those that are entries; it picks none twice."""
+    n_far = min(n_far, n_picked) if n_picked else n_far
     n_rows = filled(n_near + 1 + max(0, n_far))
     width = (query_THK.shape[2] + WIDTH - 1) // WIDTH * WIDTH
     return np.zeros((n_rows, width), query_THK.dtype), np.zeros(n_rows, np.int64)
@@ -94,9 +95,10 @@ def put_vectors(from_THK, t, factor, to_HK, first):
 
 @compiled
 def put_weights(vector_HK, n_heads, read_SK, n_read, sinks_H, weight_HS, largest_TH, total_TH, t):
-    """Dot products of vectors with rows, and of those of the first `n_heads`, the queries, `exp(score - largest)`.
+    """Fill `weight_HS` with dot products of vectors and rows; the first `n_heads`, of queries, become weights.
 
-    A head's largest and its sum, in which the sink counts, are put down as `[t, h]`.
+    A weight is `exp(score - largest)`, to be divided by the head's total, in which the sink counts. Largest and total
+    are put down as `[t, h]`.
     """
     n_filled = filled(n_read)
     put_dots(vector_HK, len(weight_HS), read_SK, n_filled, weight_HS)

@@ -61,7 +61,7 @@ def attend_part(query_THK, out_THK, near, first_T, stop_T, entries_CK, sinks_H):
 def read_strip(scaled_THK, strip, low, first_T, stop_T, sums, score_HS, top_H):
     """Add to the sums of every query what it sees of the strip whose entries begin at `low`.
 
-    In one call for all: each array that a call is given is counted in and out, which takes as long as many products.
+    In one call for all: a call counts references to what it is given (see `attention_loops`).
     """
     (keys_KS, values_SK), (mixed_THK, largest_TH, total_TH) = strip, sums
     for t in range(len(scaled_THK)):

@@ -23,7 +23,8 @@ def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
 
     raises  ValueError: numba is missing
     """
-    return SwiGLU.run(gate, up, limit) if known(gate, up) else FAST.swiglu(gate, up, limit)
+    alike = known(gate, up) and gate.shape == up.shape
+    return SwiGLU.run(gate, up, limit) if alike else FAST.swiglu(gate, up, limit)
 
 
 def experts(x: Tensor, picked: Tensor, weight: Tensor, w13_EFD: Tensor, w2_EDF: Tensor, limit: float) -> Tensor:
@@ -35,7 +36,7 @@ def experts(x: Tensor, picked: Tensor, weight: Tensor, w13_EFD: Tensor, w2_EDF: 
 
 def arrays(*tensors: Tensor) -> list[np.ndarray]:
     """Tensors [..., F] as arrays of rows."""
-    return [x.detach().contiguous().flatten(0, -2).numpy() for x in tensors]
+    return [x.detach().contiguous().view(-1, x.shape[-1]).numpy() for x in tensors]
 
 
 class SwiGLU(FastFunction):

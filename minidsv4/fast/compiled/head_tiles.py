@@ -20,7 +20,7 @@ def add_heads(_context, query_TUZ, gate_TU, t, first, stop, keys_NZS, n, score_S
     """Add `sum_u gate[t, u] relu(query[t, u] . key[s])` over the heads `first .. stop - 1` to the scores of strip n.
 
     Their number is even. NaN stays NaN, and a key scores alike in any strip. All arrays are C-contiguous and of one
-    type, float32 or float64. They are given whole: cutting a query out of them would cost as much as scoring a strip.
+    type, float32 or float64. They are given whole, since references to what is cut out are counted (`attention_loops`).
     """
 
     def generate(context, builder, signature, values):

@@ -54,7 +54,7 @@ def put_dots(_context, query_HK, n_heads, read_SK, n_read, dot_HS):
 
 @intrinsic
 def weigh(_context, score_HS, h, n_read, sink, largest_TH, total_TH, t):
-    """Turn the scores of head h into `exp(score - largest)`; the largest, and their sum with the sink's, are put down.
+    """Turn the scores of head h into `exp(score - largest)`, and put down the largest and the sum; the sink counts too.
 
     NaN stays NaN, and makes the sum NaN.
     """

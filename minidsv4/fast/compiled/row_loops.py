@@ -100,7 +100,7 @@ def stream_maps(streams_TND, site, sizes):
 def sinkhorn(mix_Tij, t, iterations, eps):
     """Softmax of each row of matrix t, then columns and rows divided by their sums in turn, columns last; eq. (8).
 
-    In place, and without cutting out a row: that counts the array in and out, which takes as long as dividing it.
+    In place, and without cutting out a row, whose references would be counted (see `attention_loops`).
     """
     n = mix_Tij.shape[1]
     for i in range(n):

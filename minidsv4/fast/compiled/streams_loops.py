@@ -27,7 +27,7 @@ def write_share(streams_TND, y_TD, post_TN, carry_Tij, out_TND):
 def write_back_share(grad_TND, streams_TND, y_TD, post_TN, carry_Tij, d_streams_TND, d_y_TD, d_post_TN, d_carry_Tij):
     """Fill the gradients of everything that `write_share` was given, while a token is in the processor's cache.
 
-    No vector is cut out of an array: that counts the array in and out, which takes as long as a dot product.
+    No vector is cut out of an array: its references would be counted (see `attention_loops`).
     """
     (n_tokens, n_streams), width, zero = post_TN.shape, y_TD.shape[1], y_TD.dtype.type(0)
     for t in range(n_tokens):

@@ -1,6 +1,6 @@
 """SwiGLU of some tokens in plain loops that numba compiles, with its gradient; one pass over gates and ups.
 
-T tokens, F expert width. Ups begin at the given column of their array: beside the gates, or in an array of their own.
+T tokens, F expert width. Ups begin at column `up_first` of their array: beside the gates, or in an array of their own.
 """
 
 from minidsv4.fast.compiled.jit import compiled
@@ -8,11 +8,11 @@ from minidsv4.fast.compiled.numbers import sigmoid
 
 
 @compiled
-def fill(gate_TF, up_TF, weight_T, out_TF, first, limit):
+def fill(gate_TF, up_TF, weight_T, out_TF, up_first, limit):
     """Fill `out_TF` with weight * silu(min(gate, limit)) * clip(up, -limit, limit)."""
     for t in range(len(out_TF)):
         for f in range(out_TF.shape[1]):
-            gate, up = gate_TF[t, f], up_TF[t, first + f]
+            gate, up = gate_TF[t, f], up_TF[t, up_first + f]
             gate = limit if gate > limit else gate
             up = limit if up > limit else up
             up = -limit if up < -limit else up
@@ -20,13 +20,13 @@ def fill(gate_TF, up_TF, weight_T, out_TF, first, limit):
 
 
 @compiled
-def fill_back(gate_TF, up_TF, weight_T, pull_TF, out_TF, d_gate_TF, d_up_TF, d_weight_T, first, limit):
+def fill_back(gate_TF, up_TF, weight_T, pull_TF, out_TF, d_gate_TF, d_up_TF, d_weight_T, up_first, limit):
     """`fill` once more, and the gradients that `pull` on it gives; beyond the clamps they are 0."""
     zero, one = out_TF.dtype.type(0), out_TF.dtype.type(1)
     for t in range(len(out_TF)):
         along, weight = zero, weight_T[t]
         for f in range(out_TF.shape[1]):
-            raw_gate, raw_up = gate_TF[t, f], up_TF[t, first + f]
+            raw_gate, raw_up = gate_TF[t, f], up_TF[t, up_first + f]
             gate = limit if raw_gate > limit else raw_gate
             up = limit if raw_up > limit else raw_up
             up = -limit if up < -limit else up
@@ -35,7 +35,7 @@ def fill_back(gate_TF, up_TF, weight_T, pull_TF, out_TF, d_gate_TF, d_up_TF, d_w
             d_gate = pull * up * share * (one + gate * (one - share))
             d_gate_TF[t, f] = zero if raw_gate > limit else d_gate
             d_up = zero if raw_up > limit else pull * silu
-            d_up_TF[t, first + f] = zero if raw_up < -limit else d_up
+            d_up_TF[t, up_first + f] = zero if raw_up < -limit else d_up
             out_TF[t, f] = silu * up * weight
             along += pull_TF[t, f] * silu * up
         d_weight_T[t] = along

@@ -77,7 +77,7 @@ def turn(keys_SZ, keys_NZS):
 def pick_tile(heads, keys_NZS, low, first_T, stop_T, candidates, n_picked):
     """Every query and one tile, whose entries begin at `low`.
 
-    In one call for all: each array that a call is given is counted in and out, which takes as long as many products.
+    In one call for all: a call counts references to what it is given (see `attention_loops`).
     """
     (ordered_TUZ, gate_TU, n_positive_T, n_heads_T), (score_TS, entry_TS, n_kept_T, edge_T) = heads, candidates
     strip_S = np.empty(STRIP, keys_NZS.dtype)

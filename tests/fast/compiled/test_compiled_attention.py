@@ -86,6 +86,13 @@ def test_nan_stays_in_its_own_query():
     assert out_BTHK[0, 4, 1].isnan().all() and out_BTHK.isnan().sum() == K
 
 
+def test_room_is_made_for_what_a_query_picks_and_not_for_all_that_it_sees():
+    loops = importlib.import_module("minidsv4.fast.compiled.attention_loops")
+    query_THK = normal(1, 3, K).float().numpy()
+    read_SK, row_S = loops.room(query_THK, 30, 100_000, 5)  # 31 rows of the window, 5 picks
+    assert len(read_SK) == len(row_S) == 48 and len(loops.room(query_THK, 30, 50, 0)[1]) == 96
+
+
 # --- many dense entries, a strip of 64 at a time ---
 
 

@@ -1,5 +1,8 @@
 """Compiled loops on torch's own threads: every share is worked on once, and a failure is heard."""
 
+import os
+import subprocess
+import sys
 import threading
 from functools import partial
 from types import SimpleNamespace
@@ -14,6 +17,7 @@ TEAMS = {
     "torch's": threads.gnu_openmp,
     "threads of Python": lambda: None,
     "a team of one": lambda: SimpleNamespace(GOMP_parallel=lambda member, data, n_members, flags: member(data)),
+    "a team that an interrupt kept from work": lambda: SimpleNamespace(GOMP_parallel=lambda *_: None),
 }
 
 
@@ -61,7 +65,31 @@ def test_two_threads_of_a_program_may_use_them_at_once(team):
     assert (sums == [1, 2, 3]).all()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' torch has another library")
 def test_the_library_is_the_one_that_torch_has_loaded(tmp_path):
     nothing, other = tmp_path / "none", tmp_path / "maps"
-    other.write_text("7f00-7f01 r-xp 0 08:01 1 /usr/lib/libgomp.so.1\n7f02-7f03 rw-p 0 00:00 0 \n")
+    line = "7f00-7f01 r-xp 0 08:01 1 {}/libgomp.so.1\n"
+    other.write_text(line.format("/usr/lib") + line.format("/home/torch-env/lib") + "7f02-7f03 rw-p 0 00:00 0 \n")
     assert threads.gnu_openmp(nothing) is None and threads.gnu_openmp(other) is None
+    brought_along = [path for folder in threads.OF_TORCH for path in folder.glob("libgomp*")]
+    assert (threads.gnu_openmp() is not None) == bool(brought_along)
+
+
+FORKED = """
+import os, torch
+import minidsv4 as v4
+
+torch.set_num_threads(2)
+logits = torch.randn(1, 8, 4, 4)
+once = v4.COMPILED.sinkhorn(logits, 3, 1e-6)
+if os.fork() == 0:
+    print(torch.equal(v4.COMPILED.sinkhorn(logits, 3, 1e-6), once), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_of_fork_has_no_team_and_takes_threads_of_its_own():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.split() == ["True"]
