@@ -69,7 +69,7 @@ def test_two_threads_of_a_program_may_use_them_at_once(team):
 def test_the_library_is_the_one_that_torch_has_loaded(tmp_path):
     nothing, other = tmp_path / "none", tmp_path / "maps"
     line = "7f00-7f01 r-xp 0 08:01 1 {}/libgomp.so.1\n"
-    other.write_text(line.format("/usr/lib") + line.format("/home/torch-env/lib") + "7f02-7f03 rw-p 0 00:00 0 \n")
+    other.write_text(line.format("/usr/lib") + line.format("/usr/torch-env/lib") + "7f02-7f03 rw-p 0 00:00 0 \n")
     assert threads.gnu_openmp(nothing) is None and threads.gnu_openmp(other) is None
     brought_along = [path for folder in threads.OF_TORCH for path in folder.glob("libgomp*")]
     assert (threads.gnu_openmp() is not None) == bool(brought_along)
