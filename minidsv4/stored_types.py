@@ -40,9 +40,10 @@ class Stored(nn.Module):
 
         def convert(tensor: Tensor) -> Tensor:
             converted = fn(tensor)
-            if tensor.is_floating_point() and converted.dtype not in FLOATS:
-                raise ValueError(f"model: no model computes in {converted.dtype}; the types are {named(FLOATS)}")
-            if converted.dtype in NARROW and any(tensor is island for island in islands):
+            dtype = converted.dtype
+            if dtype not in FLOATS and tensor.is_floating_point():
+                raise ValueError(f"model: no model computes in {dtype}; the types are {named(FLOATS)}")
+            if dtype in NARROW and any(tensor is island for island in islands):
                 return tensor.to(converted.device, torch.float32)
             return converted
 

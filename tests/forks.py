@@ -20,7 +20,7 @@ SERVER = multiprocessing.get_context("forkserver")
 IMPORTED = """
     ipykernel.kernelapp tokenizers torch._dynamo
     minidsv4.course.show minidsv4.course.figures minidsv4.course.mutants
-""".split()  # with them comes everything that is slow to import; loading a model needs torch._dynamo, for meta tensors
+""".split()  # with them comes everything that is slow to import; an optimiser needs torch._dynamo
 SERVER.set_forkserver_preload(IMPORTED)
 
 

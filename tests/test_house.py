@@ -29,6 +29,7 @@ ROOMS = [
         "paper",
         "visibility",
         "stored_types",
+        "unfilled",
         "ops",
         "fast",
         "lowbit",

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from minidsv4.config import Config
 from minidsv4.files import given_path
 from minidsv4.model.indexer import Hadamard
 from minidsv4.model.model import Model
+from minidsv4.unfilled import unfilled
 
 # Multiplied in the wider of their own type and that of what they read.
 _OWN = re.compile(r"\bcompressor\.(wkv|wgate)\.weight$|\bweights_proj\.weight$")
@@ -46,15 +48,14 @@ def load(
     with config_json.naming(folder / "config.json"):
         check_formats(fields)
         config = Config.from_dict(fields)
-    with torch.device("cpu"):  # whatever the default is: one without numbers has none to check or copy
+    with on_cpu():  # whatever the default device is: one without numbers has none to check or copy
         shards = Shards(folder)
         checksums.verify_files(folder, but=shards.with_checksums())
         read = kept_of_main(keep) if config_json.DRAFTS_LEFT_OUT in fields else keep
         state = from_released(numbers(shards, read))
         if not any(name.startswith("mtp.") for name in state):
             config = config.replace(num_nextn_predict_layers=0)
-        with torch.device("meta"):
-            model = Model(config)
+        model = unfilled(Model, config)
         adapt(model)
         compare(model.state_dict(), state, config.n_routed_experts)
         take_types(model, state)
@@ -62,6 +63,11 @@ def load(
         model.load_state_dict(state)
         rebuild_constants(model)
         return model
+
+
+def on_cpu() -> AbstractContextManager[object]:
+    """Within, tensors are made on the CPU; where they are anyway, no mode of torch's slows its calls."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def numbers(shards: Shards, keep: Callable[[str], str | None]) -> dict[str, Tensor]:
@@ -103,12 +109,14 @@ def take_types(model: Model, state: dict[str, Tensor]) -> None:
     What is computed in float32 in any case keeps its own type where that is a wider one, as in
     float16 folders of transformers.
     """
-    dtype = state["embed.weight"].dtype
+    dtype = of_embedding = state["embed.weight"].dtype
     for name, held in model.to(dtype).state_dict().items():
         stored = state[name].dtype
         if held.is_floating_point() and torch.promote_types(held.dtype, stored) != held.dtype and not _OWN.search(name):
             dtype = torch.promote_types(dtype, stored)
-    for name, parameter in model.to(dtype).named_parameters():
+    if dtype != of_embedding:
+        model.to(dtype)
+    for name, parameter in model.named_parameters():
         if _OWN.search(name):
             parameter.data = parameter.data.to(torch.promote_types(dtype, state[name].dtype))
 

@@ -25,6 +25,7 @@ from minidsv4.files import given_path
 from minidsv4.lowbit import fp8, mxfp4
 from minidsv4.lowbit.formats import scale_of, stored_as
 from minidsv4.model.model import Model
+from minidsv4.unfilled import unfilled
 
 _WIDE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 _PACKED = (torch.int8, torch.uint8)  # two numbers of FP4 a byte
@@ -145,8 +146,8 @@ def scale_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def layout(config: Config) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor that the files of such a model hold, by its released name; scales come on top."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in to_released(Model(config).state_dict()).items()}
+    state = unfilled(Model, config).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in to_released(state).items()}
 
 
 def spelled_names(shards: Shards, keep: Callable[[str], str | None]) -> dict[str, str]:

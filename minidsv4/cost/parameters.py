@@ -18,6 +18,7 @@ from minidsv4.checkpoint import to_released
 from minidsv4.config import Config
 from minidsv4.lowbit.formats import stored_as
 from minidsv4.model.model import Model
+from minidsv4.unfilled import unfilled
 
 SMALL = "norms, sinks, biases"
 PARTS = {  # row of the table of parameters: the released names that it counts. The first pattern that fits decides
@@ -124,8 +125,7 @@ def _with_layers(config: Config, layers: list[tuple]) -> Config:
 
 def released_weights(config: Config) -> list[Weight]:
     """The weights of the whole model, built on the meta device; the E experts of a layer are copies of one row."""
-    with torch.device("meta"):
-        tensors = to_released(Model(config).state_dict())
+    tensors = to_released(unfilled(Model, config).state_dict())
     found = Counter()
     for name, tensor in tensors.items():
         found[re.sub(r"\.experts\.\d+\.", ".experts.", name), tuple(tensor.shape), tensor.dtype] += 1

@@ -30,6 +30,7 @@ from minidsv4.model.moe import Experts
 from minidsv4.model.mtp import MTP
 from minidsv4.options import check_memory
 from minidsv4.serve.source import Source, Stack
+from minidsv4.unfilled import unfilled
 
 _LEARNS_NOT = "model: its weights lie on disk, {}; load(folder) brings them all into memory"
 
@@ -76,12 +77,10 @@ def load(
 def from_disk(folder: ReleasedFolder, budget: float) -> "ModelOnDisk":
     """A model of a folder's config whose tensors are read from there, within a budget in bytes."""
     narrow = folder.is_narrow
+    model = unfilled(Model, folder.config)
+    types = {name: folder.dtype(name) for name in folder.names}
+    wide = {name: torch.float32 if narrow and folder.kind(name) != "int" else dtype for name, dtype in types.items()}
     with torch.device("meta"):
-        model = Model(folder.config)
-        types = {name: folder.dtype(name) for name in folder.names}
-        wide = {
-            name: torch.float32 if narrow and folder.kind(name) != "int" else dtype for name, dtype in types.items()
-        }
         take_types(model, from_released({name: torch.empty(folder.shapes[name], dtype=wide[name]) for name in wide}))
     source = Source(folder, budget)
     for name, module in model.named_modules():
