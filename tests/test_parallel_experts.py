@@ -8,6 +8,7 @@ import signal
 import pytest
 import torch
 from small import EXACT, TINY, assert_same_gradients, disturb, normal, off, small_model, token_ids
+from torch import nn
 
 from minidsv4 import load, save
 from minidsv4.checkpoint import loading
@@ -24,6 +25,7 @@ from minidsv4.parallel import (
     spread_experts,
     sum_gradients,
 )
+from minidsv4.parallel import gradients as messages
 from minidsv4.parallel.transport import Transport
 from minidsv4.parallel.wire import Wire
 
@@ -378,3 +380,26 @@ def test_a_call_leaves_no_tensor_behind_that_only_the_garbage_collector_would_fi
 
     ((first, *others),) = run_ranks(work, 1)
     assert others == [first, first]
+
+
+def test_gradients_travel_together_by_type_a_large_one_alone_and_arrive_in_their_places(monkeypatch):
+    """Kind: a bucket that mixes types, forgets one or hands out the numbers of its neighbour."""
+    monkeypatch.setattr(messages, "BUCKET", 10)
+    sizes = [(2, 3), (4,), (5,), (3, 7), (1,), ()]
+    given = [torch.full(size, n, dtype=[torch.float64, torch.float32][n % 2]) for n, size in enumerate(sizes)]
+    found = [[int(gradient.max()) for gradient in bucket] for bucket in messages.buckets(given)]
+    assert found == [[1], [3], [5], [0], [2, 4]]
+
+    def work(group):
+        module = nn.Module()
+        for n, gradient in enumerate(given):
+            module.register_parameter(str(n), nn.Parameter(torch.zeros_like(gradient)))
+            if n != group.rank():
+                module.get_parameter(str(n)).grad = gradient * (1 + group.rank())
+        sum_gradients(module, group)
+        return [parameter.grad for parameter in module.parameters()]
+
+    for rank in run_ranks(work, 2):
+        for n, summed in enumerate(rank):
+            times = {0: 2, 1: 1}.get(n, 3)  # rank 0 has none of the first, rank 1 none of the second
+            assert torch.equal(summed, times * given[n]) and summed.dtype == given[n].dtype
