@@ -18,6 +18,11 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return RMSNorm.run(x, weight, eps, torch.is_grad_enabled())
 
 
+def divides(weight: Tensor) -> bool:
+    """Whether what was multiplied by this weight can be had back by division."""
+    return bool(weight.abs().amin() > SMALLEST)
+
+
 class RMSNorm(FastFunction):
     """`rms_norm`: `w n`, `n = x s`, `s = (mean(x^2) + eps)^-1/2`; `dx = s (w g - n mean(w g n))` and `dw = sum g n`.
 
@@ -32,7 +37,7 @@ class RMSNorm(FastFunction):
         out = wide * scale
         out = (out if weight is None else out.mul_(upcast(weight))).to(x.dtype)
         whole = learning and weight is not None and wide.dtype == x.dtype
-        ctx.divides = whole and bool(weight.abs().amin() > SMALLEST)
+        ctx.divides = whole and divides(weight)
         ctx.save_for_backward(out if ctx.divides else x, weight, scale)
         return out
 

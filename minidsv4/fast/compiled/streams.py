@@ -1,4 +1,4 @@
-"""Residual streams in compiled loops: writing and Sinkhorn, with their gradients.
+"""Residual streams in compiled loops: reading, writing and Sinkhorn, with their gradients.
 
 B batch, T tokens, N streams, D width; i old stream, j new stream.
 """
@@ -10,6 +10,7 @@ from minidsv4.fast import FAST
 from minidsv4.fast.compiled.numba_loops import DTYPES, loops
 from minidsv4.fast.compiled.threads import with_threads
 from minidsv4.fast.function import FastFunction, first_derivative_only
+from minidsv4.fast.readers import gradient_of_later, handed_on, next_reader
 
 
 def known(*tensors: Tensor) -> bool:
@@ -27,10 +28,42 @@ def rows(*tensors: Tensor) -> list:
     return [x.detach().contiguous().flatten(0, 1).numpy() for x in tensors]
 
 
+def collapse(streams_BTND: Tensor, pre_BTN: Tensor) -> Tensor:
+    """`ops.collapse` in one pass forwards and one backwards."""
+    if not known(streams_BTND, pre_BTN):
+        return FAST.collapse(streams_BTND, pre_BTN)
+    return next_reader(Collapse, streams_BTND, pre_BTN)
+
+
+class Collapse(FastFunction):
+    """`collapse`; it keeps what it is given."""
+
+    @staticmethod
+    def forward(ctx, streams_BTND: Tensor, pre_BTN: Tensor) -> tuple[Tensor, Tensor]:
+        handed = streams_BTND.detach()
+        out_BTD = handed.new_empty(*pre_BTN.shape[:2], handed.shape[-1])
+        ctx.save_for_backward(handed, pre_BTN)
+        ctx.set_materialize_grads(False)
+        with_threads(loops("streams_loops").collapse_share, rows(handed, pre_BTN, out_BTD))
+        return out_BTD, handed
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx, grad_BTD: Tensor | None, d_later: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if grad_BTD is None:
+            return d_later, None
+        given = ctx.saved_tensors
+        gradients, later = new_like(given), gradient_of_later(d_later, given[0])
+        with_threads(loops("streams_loops").collapse_back_share, rows(grad_BTD, *given, later, *gradients))
+        return tuple(gradients)
+
+
 def write(streams_BTND: Tensor, y_BTD: Tensor, post_BTN: Tensor, carry_BTij: Tensor) -> Tensor:
     """`ops.write` in one pass forwards and one backwards."""
-    given = streams_BTND, y_BTD, post_BTN, carry_BTij
-    return Write.run(*given) if known(*given) else FAST.write(*given)
+    given = y_BTD, post_BTN, carry_BTij
+    if not known(streams_BTND, *given):
+        return FAST.write(streams_BTND, *given)
+    return Write.run(handed_on(streams_BTND), *given)
 
 
 class Write(FastFunction):

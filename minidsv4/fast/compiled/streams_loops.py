@@ -1,5 +1,7 @@
 """Residual streams in plain loops that numba compiles, forwards and backwards; eqs. (1), (2), (8).
 
+No vector is cut out of an array: its references would be counted (see `attention_loops`).
+
 T tokens, N streams, D width; i old stream, j new stream, S tokens that are turned to lie side by side.
 """
 
@@ -8,6 +10,31 @@ import numpy as np
 from minidsv4.fast.compiled.jit import compiled
 
 TILE = 64  # tokens whose matrices are balanced together, one in each lane of the processor
+
+
+@compiled
+def collapse_share(streams_TND, pre_TN, out_TD):
+    """Fill `out_TD` with what a sub-layer reads of some tokens; A X in eq. (1)."""
+    (n_tokens, n_streams), width = pre_TN.shape, out_TD.shape[1]
+    for t in range(n_tokens):
+        for d in range(width):
+            out_TD[t, d] = pre_TN[t, 0] * streams_TND[t, 0, d]
+        for i in range(1, n_streams):
+            for d in range(width):
+                out_TD[t, d] += pre_TN[t, i] * streams_TND[t, i, d]
+
+
+@compiled
+def collapse_back_share(grad_TD, streams_TND, pre_TN, d_later_TND, d_streams_TND, d_pre_TN):
+    """Fill the gradients of everything that `collapse_share` was given, that of the streams' later readers added."""
+    (n_tokens, n_streams), width = pre_TN.shape, grad_TD.shape[1]
+    for t in range(n_tokens):
+        for i in range(n_streams):
+            total = grad_TD.dtype.type(0)
+            for d in range(width):
+                d_streams_TND[t, i, d] = d_later_TND[t, i, d] + pre_TN[t, i] * grad_TD[t, d]
+                total += streams_TND[t, i, d] * grad_TD[t, d]
+            d_pre_TN[t, i] = total
 
 
 @compiled
@@ -25,10 +52,7 @@ def write_share(streams_TND, y_TD, post_TN, carry_Tij, out_TND):
 
 @compiled
 def write_back_share(grad_TND, streams_TND, y_TD, post_TN, carry_Tij, d_streams_TND, d_y_TD, d_post_TN, d_carry_Tij):
-    """Fill the gradients of everything that `write_share` was given, while a token is in the processor's cache.
-
-    No vector is cut out of an array: its references would be counted (see `attention_loops`).
-    """
+    """Fill the gradients of everything that `write_share` was given, while a token is in the processor's cache."""
     (n_tokens, n_streams), width, zero = post_TN.shape, y_TD.shape[1], y_TD.dtype.type(0)
     for t in range(n_tokens):
         for d in range(width):

@@ -21,21 +21,34 @@ def fill(gate_TF, up_TF, weight_T, out_TF, up_first, limit):
 
 @compiled
 def fill_back(gate_TF, up_TF, weight_T, pull_TF, out_TF, d_gate_TF, d_up_TF, d_weight_T, up_first, limit):
-    """`fill` once more, and the gradients that `pull` on it gives; beyond the clamps they are 0."""
+    """`fill` once more, and the gradients that `pull` on it gives; beyond the clamps they are 0.
+
+    Each loop writes one array: of more, LLVM does not look whether they overlap, and goes number by number.
+    """
     zero, one = out_TF.dtype.type(0), out_TF.dtype.type(1)
     for t in range(len(out_TF)):
         along, weight = zero, weight_T[t]
         for f in range(out_TF.shape[1]):
-            raw_gate, raw_up = gate_TF[t, f], up_TF[t, up_first + f]
-            gate = limit if raw_gate > limit else raw_gate
-            up = limit if raw_up > limit else raw_up
+            gate = gate_TF[t, f]
+            out_TF[t, f] = sigmoid(limit if gate > limit else gate)
+        for f in range(out_TF.shape[1]):
+            gate, up = gate_TF[t, f], up_TF[t, up_first + f]
+            gate = limit if gate > limit else gate
+            d_up = pull_TF[t, f] * weight * (gate * out_TF[t, f])
+            d_up = zero if up > limit else d_up
+            d_up_TF[t, up_first + f] = zero if up < -limit else d_up
+        for f in range(out_TF.shape[1]):
+            gate, up, share = gate_TF[t, f], up_TF[t, up_first + f], out_TF[t, f]
+            up = limit if up > limit else up
             up = -limit if up < -limit else up
-            share = sigmoid(gate)
-            silu, pull = gate * share, pull_TF[t, f] * weight
-            d_gate = pull * up * share * (one + gate * (one - share))
-            d_gate_TF[t, f] = zero if raw_gate > limit else d_gate
-            d_up = zero if raw_up > limit else pull * silu
-            d_up_TF[t, up_first + f] = zero if raw_up < -limit else d_up
-            out_TF[t, f] = silu * up * weight
-            along += pull_TF[t, f] * silu * up
+            d_gate = pull_TF[t, f] * weight * up * share * (one + gate * (one - share))
+            d_gate_TF[t, f] = zero if gate > limit else d_gate
+        for f in range(out_TF.shape[1]):
+            gate, up = gate_TF[t, f], up_TF[t, up_first + f]
+            gate = limit if gate > limit else gate
+            up = limit if up > limit else up
+            up = -limit if up < -limit else up
+            inner = gate * out_TF[t, f] * up
+            along += pull_TF[t, f] * inner
+            out_TF[t, f] = inner * weight
         d_weight_T[t] = along

@@ -1,4 +1,4 @@
-"""Writing to the streams and Sinkhorn in compiled loops: any number of threads, and what the loops do not know."""
+"""Streams and RMSNorm in compiled loops: any number of threads, and what the loops do not know."""
 
 import importlib
 
@@ -10,10 +10,16 @@ from test_fast_equals_plain import output_and_gradients
 import minidsv4 as v4
 
 module = importlib.import_module("minidsv4.fast.compiled.streams")
+norms = importlib.import_module("minidsv4.fast.compiled.rms_norm")
 shares = importlib.import_module("minidsv4.fast.compiled.top_entries")
 B, T, N, D = 2, 67, 3, 5  # tokens that fill no whole tile
 STREAMS = (normal(B, T, N, D), normal(B, T, D, seed=1), normal(B, T, N, seed=2), normal(B, T, N, N, seed=3))
-GIVEN = {"write": STREAMS, "sinkhorn": (STREAMS[3], 7, 1e-6)}
+GIVEN = {
+    "collapse": (STREAMS[0], STREAMS[2]),
+    "write": STREAMS,
+    "sinkhorn": (STREAMS[3], 7, 1e-6),
+    "rms_norm": (STREAMS[0], normal(D, seed=4), 1e-6),
+}
 each = pytest.mark.parametrize("name", GIVEN)
 
 
@@ -27,16 +33,34 @@ def test_shares_of_the_tokens_give_the_same_output_and_gradients(name, n_threads
 
 @each
 def test_streams_that_lie_in_memory_in_another_order_give_the_same(name):
-    given = [x.transpose(0, 1).contiguous().transpose(0, 1) if torch.is_tensor(x) else x for x in GIVEN[name]]
+    given = [x.mT.contiguous().mT if torch.is_tensor(x) and x.ndim > 1 else x for x in GIVEN[name]]
     plain, fast = (getattr(table, name)(*given) for table in (v4.PLAIN, v4.COMPILED))
     assert off_all((fast,), (plain,)) < EXACT
 
 
 @each
 def test_sixteen_bits_go_the_way_of_fast(name, monkeypatch):
-    monkeypatch.setattr(module, "with_threads", lambda *_: pytest.fail("the loops ran"))
-    widths = (torch.bfloat16, torch.bfloat16, torch.float32, torch.float32)  # of streams and of coefficients
+    for each in (module, norms):
+        monkeypatch.setattr(each, "with_threads", lambda *_: pytest.fail("the loops ran"))
+    streams = 2 if name == "write" else 1  # tensors in 16 bits; coefficients have 32
     tensors = [x for x in GIVEN[name] if torch.is_tensor(x)]
-    given = [x.to(width) for x, width in zip(tensors, widths)] + list(GIVEN[name][len(tensors) :])
+    given = [x.bfloat16() if number < streams else x.float() for number, x in enumerate(tensors)]
+    given += GIVEN[name][len(tensors) :]
     found, expected = (getattr(table, name)(*given) for table in (v4.COMPILED, v4.FAST))
     assert torch.equal(found, expected)
+
+
+def test_the_gradient_of_a_norm_whose_weight_is_zero_somewhere_is_that_of_plain():
+    """Its output cannot be divided by the weight; so what it was given is kept."""
+    weight = normal(D, seed=4) * (torch.arange(D) % 2)
+    plain, fast = (
+        output_and_gradients(table.rms_norm, (STREAMS[0], weight, 1e-6)) for table in (v4.PLAIN, v4.COMPILED)
+    )
+    assert off_all(fast, plain) < EXACT
+
+
+def test_rows_without_a_number_and_no_rows_are_normed():
+    for shape in ((0, D), (2, 0, D)):
+        assert v4.COMPILED.rms_norm(torch.zeros(shape), None, 1e-6).shape == shape
+    nan = torch.full((3, D), torch.nan)
+    assert v4.COMPILED.rms_norm(nan, None, 1e-6).isnan().all()
