@@ -80,11 +80,9 @@ def sinkhorn_share(logits_Tij, out_Tij, n_divisions, eps):
     n = logits_Tij.shape[1]
     mix_ijS, sums_ZNS = np.zeros((n, n, TILE), logits_Tij.dtype), np.zeros((n_divisions, n, TILE), logits_Tij.dtype)
     for low in range(0, len(logits_Tij), TILE):
-        part_Tij, filled_Tij = logits_Tij[low : low + TILE], out_Tij[low : low + TILE]
-        softmax(part_Tij, mix_ijS)
+        softmax(logits_Tij, low, mix_ijS)
         balance(mix_ijS, sums_ZNS, eps)
-        for t in range(len(part_Tij)):
-            filled_Tij[t] = mix_ijS[:, :, t]
+        turn_back(mix_ijS, out_Tij, low)
 
 
 @compiled
@@ -95,11 +93,9 @@ def sinkhorn_back_share(logits_Tij, grad_Tij, d_logits_Tij, n_divisions, eps):
     grad_ijS = np.zeros((n, n, TILE), dtype)
     sums_ZNS, row_S = np.zeros((n_divisions, n, TILE), dtype), np.zeros(TILE, dtype)
     for low in range(0, len(logits_Tij), TILE):
-        part_Tij, filled_Tij = logits_Tij[low : low + TILE], d_logits_Tij[low : low + TILE]
-        softmax(part_Tij, mix_ijS)
+        softmax(logits_Tij, low, mix_ijS)
         share_ijS[:] = mix_ijS
-        for t in range(len(part_Tij)):
-            grad_ijS[:, :, t] = grad_Tij[low + t]
+        turn(grad_Tij, low, grad_ijS)
         balance(mix_ijS, sums_ZNS, eps)
         for z in range(n_divisions - 1, -1, -1):
             undo_division(mix_ijS, grad_ijS, sums_ZNS[z], z % 2 == 0, row_S)
@@ -111,23 +107,44 @@ def sinkhorn_back_share(logits_Tij, grad_Tij, d_logits_Tij, n_divisions, eps):
             for j in range(n):
                 for s in range(TILE):
                     grad_ijS[i, j, s] = share_ijS[i, j, s] * (grad_ijS[i, j, s] - row_S[s])
-        for t in range(len(part_Tij)):
-            filled_Tij[t] = grad_ijS[:, :, t]
+        turn_back(grad_ijS, d_logits_Tij, low)
 
 
 @compiled
-def softmax(logits_Tij, share_ijS):
-    """Softmax over the new streams of each token, turned so that tokens lie side by side."""
-    n = logits_Tij.shape[1]
-    for t in range(len(logits_Tij)):
+def turn(from_Tij, low, to_ijS):
+    """Lay the matrices of some tokens out so that tokens lie side by side."""
+    n = from_Tij.shape[1]
+    for t in range(min(TILE, len(from_Tij) - low)):
         for i in range(n):
-            largest = logits_Tij[t, i].max()
-            total = logits_Tij.dtype.type(0)
             for j in range(n):
-                share_ijS[i, j, t] = np.exp(logits_Tij[t, i, j] - largest)
-                total += share_ijS[i, j, t]
+                to_ijS[i, j, t] = from_Tij[low + t, i, j]
+
+
+@compiled
+def turn_back(from_ijS, to_Tij, low):
+    """The reverse of `turn`."""
+    n = to_Tij.shape[1]
+    for t in range(min(TILE, len(to_Tij) - low)):
+        for i in range(n):
             for j in range(n):
-                share_ijS[i, j, t] /= total
+                to_Tij[low + t, i, j] = from_ijS[i, j, t]
+
+
+@compiled
+def softmax(logits_Tij, low, share_ijS):
+    """Softmax over the new streams of each token, turned so that tokens lie side by side."""
+    n, zero = logits_Tij.shape[1], logits_Tij.dtype.type(0)
+    turn(logits_Tij, low, share_ijS)
+    for i in range(n):
+        for s in range(TILE):
+            largest, total = share_ijS[i, 0, s], zero
+            for j in range(1, n):
+                largest = max(largest, share_ijS[i, j, s])
+            for j in range(n):
+                share_ijS[i, j, s] = np.exp(share_ijS[i, j, s] - largest)
+                total += share_ijS[i, j, s]
+            for j in range(n):
+                share_ijS[i, j, s] /= total
 
 
 @compiled

@@ -8,15 +8,17 @@ of its OpenMP library which a compiled parallel region calls.
 import ctypes
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from minidsv4.fast.compiled.numba_loops import loops
+
 OF_TORCH = Path(torch.__file__).parent / "lib", Path(torch.__file__).parents[1] / "torch.libs"
-MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # what every thread of a team calls
+ADDRESSES = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"  # of what a team needs
 
 
 class _Process:
@@ -30,44 +32,43 @@ if hasattr(os, "register_at_fork"):
 
 
 def with_threads(work: Callable, per_token: list[np.ndarray], *shared: object) -> None:
-    """Call `work` on as many shares of the tokens as torch uses threads, at once; compiled loops run side by side."""
-    n_shares = min(torch.get_num_threads(), len(per_token[0]))
-    if n_shares <= 1:
-        work(*per_token, *shared)
+    """Call the compiled loop `work` on as many shares of the tokens as torch uses threads, at once.
+
+    One share goes the same way: sums compiled for a team may be taken in another order than those of `work` alone.
+    """
+    n_shares = max(1, min(torch.get_num_threads(), len(per_token[0])))
+    addresses = addresses_of_team()
+    if addresses is None:
+        in_threads_of_python(work, n_shares, per_token, shared)
         return
-    shares = zip(*(np.array_split(part, n_shares) for part in per_token))
-    at_once([functools.partial(work, *share, *shared) for share in shares])
+    team = loops("team").in_team(work, len(per_token))
+    if _Process.forked:
+        in_threads_of_python(lambda *given: team(addresses, 1, given), n_shares, per_token, shared)
+    else:
+        team(addresses, n_shares, (*per_token, *shared))
 
 
-def at_once(calls: Sequence[Callable[[], object]]) -> None:
-    """Make all calls, side by side where there are threads for it; the first failure is raised when all are made."""
-    library = None if _Process.forked else gnu_openmp()
-    if library is None:
-        with ThreadPoolExecutor(len(calls)) as pool:
-            made = [pool.submit(call) for call in calls]
-        for one in made:
-            one.result()
+def in_threads_of_python(work: Callable, n_shares: int, per_token: list[np.ndarray], shared: tuple) -> None:
+    """`with_threads` where there is no team; the first failure is raised when all shares are done."""
+    shares = list(zip(*(np.array_split(part, n_shares) for part in per_token)))
+    if n_shares == 1:
+        work(*shares[0], *shared)
         return
-    left, failures = iter(calls), []
-
-    def make_what_is_left(_data: int | None = None) -> None:
-        try:
-            for call in left:
-                try:
-                    call()
-                except BaseException as error:
-                    failures.append(error)
-        except BaseException as error:  # Ctrl-C between two calls
-            failures.append(error)
-
-    # as many members as torch's own teams have: one of another size would end threads and make them anew
-    library.GOMP_parallel(MEMBER(make_what_is_left), None, 0, 0)
-    make_what_is_left()  # nothing, but where an interrupt kept the team from it
-    if failures:
-        raise failures[0]
+    with ThreadPoolExecutor(n_shares) as pool:
+        made = [pool.submit(work, *share, *shared) for share in shares]
+    for one in made:
+        one.result()
 
 
 @functools.cache
+def addresses_of_team() -> tuple[int, ...] | None:
+    """Where ADDRESSES are in the library of torch's threads; None where it has none."""
+    library = gnu_openmp()
+    if library is None:
+        return None
+    return tuple(ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in ADDRESSES)
+
+
 def gnu_openmp(maps: Path = Path("/proc/self/maps")) -> ctypes.CDLL | None:
     """The GNU OpenMP library that torch brought along and has loaded; None where there is no such library."""
     try:

@@ -1,68 +1,89 @@
 """Compiled loops on torch's own threads: every share is worked on once, and a failure is heard."""
 
+import ctypes
 import os
 import subprocess
 import sys
 import threading
-from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from minidsv4.fast.compiled import threads
+from minidsv4.fast.compiled.jit import kept
 
+PARALLEL = ctypes.CFUNCTYPE(
+    None, ctypes.CFUNCTYPE(None, ctypes.c_void_p), ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+)
+ASK = ctypes.CFUNCTYPE(ctypes.c_int)
+OF_ONE = PARALLEL(lambda member, data, n_members, flags: member(data)), ASK(lambda: 0), ASK(lambda: 1)
 TEAMS = {
-    "torch's": threads.gnu_openmp,
+    "torch's": threads.addresses_of_team,
     "threads of Python": lambda: None,
-    "a team of one": lambda: SimpleNamespace(GOMP_parallel=lambda member, data, n_members, flags: member(data)),
-    "a team that an interrupt kept from work": lambda: SimpleNamespace(GOMP_parallel=lambda *_: None),
+    "a team of one": lambda: tuple(ctypes.cast(function, ctypes.c_void_p).value for function in OF_ONE),
 }
+
+
+def count(token_T, visits_T, seen_ZT, factor):
+    for t in range(len(token_T)):
+        visits_T[t] += factor
+        seen_ZT[0, token_T[t]] += 1
+
+
+def fail(token_T, room_T):
+    for t in range(len(token_T)):
+        if token_T[t] == 4:
+            raise MemoryError("compiled loops: a share of the work failed")
+        room_T[t] = 1
+
+
+count, fail = kept(count), kept(fail)
 
 
 @pytest.fixture(params=TEAMS.values(), ids=TEAMS)
 def team(request, monkeypatch):
     """Who works: torch's threads where there are any, others where not, and fewer than were asked for."""
-    monkeypatch.setattr(threads, "gnu_openmp", request.param)
+    monkeypatch.setattr(threads, "addresses_of_team", request.param)
+
+
+def use_threads(monkeypatch, n_threads):
+    """As many shares; the team keeps its size."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 9])
-def test_every_token_is_in_one_share(n_threads, team, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
-    tokens, seen = np.arange(7), []
-    threads.with_threads(lambda mine, doubled, factor: seen.append((mine, doubled, factor)), [tokens, 2 * tokens], 5)
-    assert len(seen) == min(n_threads, 7) and {factor for *_, factor in seen} == {5}
-    assert sorted(np.concatenate([mine for mine, *_ in seen])) == list(tokens)
-    assert all((doubled == 2 * mine).all() for mine, doubled, _ in seen)
+def test_every_token_is_in_one_share_and_every_share_has_its_own_room(n_threads, team, monkeypatch):
+    use_threads(monkeypatch, n_threads)
+    n_shares = min(n_threads, 7)
+    visits_T, seen_ZT = np.zeros(7, int), np.zeros((n_shares, 7), int)
+    threads.with_threads(count, [np.arange(7), visits_T, seen_ZT], 5)
+    assert (visits_T == 5).all() and (seen_ZT.sum(0) == 1).all()
+    assert sorted(seen_ZT.sum(1)) == sorted(len(share) for share in np.array_split(np.arange(7), n_shares))
 
 
-def test_a_failure_is_raised_when_all_others_are_done(team):
-    done = []
-
-    def call(number):
-        if number == 1:
-            raise KeyError("the second share")
-        done.append(number)
-
-    with pytest.raises(KeyError, match="the second share"):
-        threads.at_once([partial(call, number) for number in range(4)])
-    assert sorted(done) == [0, 2, 3]
+def test_a_failure_is_raised_when_all_others_are_done(team, monkeypatch):
+    use_threads(monkeypatch, 7)
+    room_T = np.zeros(7, int)
+    with pytest.raises(MemoryError, match="^compiled loops: a share of the work failed"):
+        threads.with_threads(fail, [np.arange(7), room_T])
+    assert (room_T == (np.arange(7) != 4)).all()
 
 
-def test_two_threads_of_a_program_may_use_them_at_once(team):
-    sums = np.zeros((2, 50, 3))
+def test_two_threads_of_a_program_may_use_them_at_once(team, monkeypatch):
+    use_threads(monkeypatch, 3)
+    visits = np.zeros((2, 50, 7), int)
 
     def work(lane):
-        for sum_P in sums[lane]:
-            threads.at_once([partial(np.add.at, sum_P, place, place + 1) for place in range(3)])
+        for visits_T in visits[lane]:
+            threads.with_threads(count, [np.arange(7), visits_T, np.zeros((3, 7), int)], 1)
 
     lanes = [threading.Thread(target=work, args=(lane,)) for lane in range(2)]
     for lane in lanes:
         lane.start()
     for lane in lanes:
         lane.join()
-    assert (sums == [1, 2, 3]).all()
+    assert (visits == 1).all()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' torch has another library")
