@@ -15,6 +15,7 @@ os.environ.setdefault("PYTHONHASHSEED", "0")  # read by the kernels, which are s
 os.environ["MINIDSV4_STATIC"] = "1"  # no widgets in a checked notebook: minidsv4/course/live.py
 
 import base64  # noqa: E402
+import gc  # noqa: E402
 import io  # noqa: E402
 import signal  # noqa: E402
 
@@ -75,6 +76,11 @@ def _matplotlib_as_it_was():
     """A test that sets the course's style leaves no later test with it: a title would stand elsewhere."""
     with matplotlib.rc_context():
         yield
+
+
+def pytest_collection_finish():
+    """What was imported is no garbage: to look through all of it takes the collector half a second, many times over."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

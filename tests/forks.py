@@ -6,6 +6,7 @@ What tests the start of Python itself (its streams, what an import loads) starts
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -57,6 +58,7 @@ class Fork:
 def _work(settings, function, arguments):
     """In the fork: what a fresh process has, then the work, then what an interpreter does at its end."""
     begin, environment, folder, streams = settings
+    gc.freeze()  # what was imported is no garbage, and need not be looked through
     os.setsid()
     multiprocessing.set_start_method(None, force=True)  # the system's own, for the processes that it starts itself
     os.chdir(folder)
