@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from minidsv4.config import LayerKind
 from minidsv4.fast import FAST
 from minidsv4.fast.compiled.table import COMPILED
 from minidsv4.ops import PLAIN, Ops
+from minidsv4.unfilled import unfilled
 
 if TYPE_CHECKING:  # the model stands above this room: it is handed in
     from minidsv4.model.model import Model
@@ -25,8 +24,7 @@ def check_released(model: "Model", caller: str, reader: str, instead: str) -> No
     for kind in model.config.layer_types:
         if kind not in RELEASED:
             raise ValueError(f"{caller}: {kind.name} layers are unknown to {reader}; {instead}")
-    with torch.device("meta"):
-        built = {name: type(module) for name, module in type(model)(model.config).named_modules()}
+    built = {name: type(module) for name, module in unfilled(type(model), model.config).named_modules()}
     for name, module in model.named_modules():
         if type(module) is built.get(name) and module._forward_pre_hooks:
             raise ValueError(
