@@ -67,15 +67,12 @@ class NoContext:
     def save_for_backward(self, *tensors: Tensor) -> None:
         """Nothing is kept."""
 
-    def set_materialize_grads(self, wanted: bool) -> None:
-        """No gradient will come."""
-
 
 class FastFunction(torch.autograd.Function):
     """An `autograd.Function` whose refusals of `torch.func` and of forward mode name the way out."""
 
     @classmethod
-    def run(cls, *arguments) -> Any:
+    def run(cls, *arguments) -> Tensor:
         """`apply`; the forward alone where no gradient is asked for, which a decoding step runs some twenty times.
 
         raises  ValueError inside `torch.func` transforms, under forward-mode differentiation, and without numbers

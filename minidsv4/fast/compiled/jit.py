@@ -37,12 +37,13 @@ def kept(function, **options):
 
 
 def know_the_folder(dispatcher, folder: Path) -> None:
-    """Take kept machine code for old once any Python file of the folder has changed.
+    """Take kept machine code for old once any Python file of the folder, or of this one, has changed.
 
     It holds that of the functions that it calls, and numba looks at the age of the caller's file alone.
     """
     kept = dispatcher._cache._cache_file
-    files = [(path, path.stat()) for path in sorted(folder.glob("*.py"))]
+    folders = {folder, Path(__file__).parent}
+    files = [(path, path.stat()) for each in sorted(folders) for path in sorted(each.glob("*.py"))]
     contents = [(path.name, digest(path, stat.st_mtime_ns, stat.st_size)) for path, stat in files]
     kept._source_stamp = kept._source_stamp, contents
 

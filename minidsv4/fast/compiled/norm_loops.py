@@ -23,9 +23,10 @@ def norm_share(x_TD, scale_T, out_TD, weight_D, eps):
 
 @compiled
 def norm_back_share(grad_TD, kept_TD, scale_T, times_T, d_x_TD, d_weight_ZD, weight_D, inverse_D):
-    """Fill `d_x_TD`, and add to the gradient of the weight.
+    """Fill `d_x_TD`, and add to the gradient of the weight; output = normed * weight, normed = x * scale.
 
-    kept_TD  times `times_T` and `inverse_D` it is what the weight was multiplied by
+    normed[t, d] = kept[t, d] * times[t] * inverse[d]: x is kept, with its scale and 1; or the output, with 1 and
+    1 / weight.
     """
     n_rows, width = kept_TD.shape
     number = kept_TD.dtype.type

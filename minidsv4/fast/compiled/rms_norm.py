@@ -10,7 +10,7 @@ from torch import Tensor
 from minidsv4.fast import FAST
 from minidsv4.fast.compiled.experts import arrays
 from minidsv4.fast.compiled.numba_loops import loops
-from minidsv4.fast.compiled.streams import known
+from minidsv4.fast.compiled.streams import known, shaped
 from minidsv4.fast.compiled.threads import with_threads
 from minidsv4.fast.function import FastFunction, first_derivative_only
 from minidsv4.fast.one_token import alone
@@ -23,13 +23,13 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     raises  ValueError: numba is missing
     """
     gain = x.new_ones(x.shape[-1:]) if weight is None else weight
-    if alone(x) or x.numel() == 0 or not known(x, gain):
+    if alone(x) or not (known(x, gain) and shaped((gain,), x.shape[-1:])):
         return FAST.rms_norm(x, weight, eps)
     return RMSNorm.run(x, gain, eps, torch.is_grad_enabled())
 
 
 class RMSNorm(FastFunction):
-    """`fast.rms_norm.RMSNorm`: it keeps the same, and computes the same gradient."""
+    """`rms_norm`; it keeps its output where no weight is 0, and otherwise what it was given, as that of `FAST` does."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float, learning: bool) -> Tensor:

@@ -1,6 +1,7 @@
 """Residual streams in plain loops that numba compiles, forwards and backwards; eqs. (1), (2), (8).
 
-No vector is cut out of an array: its references would be counted (see `attention_loops`).
+No loop over tokens cuts out an array: its references would be counted, by all threads in one place (see
+`attention_loops`).
 
 T tokens, N streams, D width; i old stream, j new stream, S tokens that are turned to lie side by side.
 """
@@ -25,14 +26,14 @@ def collapse_share(streams_TND, pre_TN, out_TD):
 
 
 @compiled
-def collapse_back_share(grad_TD, streams_TND, pre_TN, d_later_TND, d_streams_TND, d_pre_TN):
-    """Fill the gradients of everything that `collapse_share` was given, that of the streams' later readers added."""
+def collapse_back_share(grad_TD, streams_TND, pre_TN, d_streams_TND, d_pre_TN):
+    """Fill the gradients of everything that `collapse_share` was given."""
     (n_tokens, n_streams), width = pre_TN.shape, grad_TD.shape[1]
     for t in range(n_tokens):
         for i in range(n_streams):
             total = grad_TD.dtype.type(0)
             for d in range(width):
-                d_streams_TND[t, i, d] = d_later_TND[t, i, d] + pre_TN[t, i] * grad_TD[t, d]
+                d_streams_TND[t, i, d] = pre_TN[t, i] * grad_TD[t, d]
                 total += streams_TND[t, i, d] * grad_TD[t, d]
             d_pre_TN[t, i] = total
 

@@ -18,7 +18,7 @@ BYTES, WHOLE, NUMBER = ir.IntType(8).as_pointer(), ir.IntType(64), ir.IntType(32
 MEMBER = ir.FunctionType(ir.VoidType(), [BYTES])
 ASK = ir.FunctionType(NUMBER, [])
 PARALLEL = ir.FunctionType(ir.VoidType(), [MEMBER.as_pointer(), BYTES, NUMBER, NUMBER])
-FAILED = "compiled loops: a share of the work failed, for want of memory"
+FAILED = "compiled loops: a share of the work failed"
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def in_team(loop, n_cut: int):
     A single share is worked on by the thread that calls, with the same machine code.
 
     addresses  of `GOMP_parallel`, `omp_get_thread_num` and `omp_get_num_threads`
-    raises     MemoryError if a share failed
+    raises     RuntimeError if a share failed, without its reason, which is lost between threads
     """
     code = loop.py_func.__code__
     name = f"{code.co_name}_in_team_{n_cut}"  # the compiled code is kept beside that of the loop
@@ -61,7 +61,7 @@ def _run(_context, loop, n_cut, addresses, n_shares, given):
             with single:
                 builder.call(member, [data])
         with builder.if_then(cgutils.is_not_null(builder, builder.load(failed))):
-            context.call_conv.return_user_exc(builder, MemoryError, (FAILED,))
+            context.call_conv.return_user_exc(builder, RuntimeError, (FAILED,))
         return context.get_dummy_value()
 
     return types.void(loop, n_cut, addresses, n_shares, given), generate
@@ -88,7 +88,8 @@ def pack(builder: ir.IRBuilder, values: list):
 def member_of(context, builder: ir.IRBuilder, share: tuple, kind: ir.PointerType) -> ir.Function:
     """What each member calls: the shares whose number leaves its own as a remainder, so that all are worked on."""
     signature, function = share
-    compiled_share = context.compile_subroutine(builder, function, signature)
+    # numba keeps subroutines by their code, in which the loop is a name; of two loops one would stand for both
+    compiled_share = context.compile_subroutine(builder, function, signature, caching=False)
     module = builder.module
     member = ir.Function(module, MEMBER, module.get_unique_name("member"))
     member.linkage = "internal"

@@ -35,6 +35,9 @@ def with_threads(work: Callable, per_token: list[np.ndarray], *shared: object) -
     """Call the compiled loop `work` on as many shares of the tokens as torch uses threads, at once.
 
     One share goes the same way: sums compiled for a team may be taken in another order than those of `work` alone.
+
+    per_token  arrays whose first axis is cut: tokens; or one row a share, where each has room of its own
+    raises     RuntimeError if a share of a team failed; elsewhere what `work` raised
     """
     n_shares = max(1, min(torch.get_num_threads(), len(per_token[0])))
     addresses = addresses_of_team()

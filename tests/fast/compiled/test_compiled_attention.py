@@ -32,6 +32,13 @@ def test_any_number_of_heads_attends_as_the_page_says(n_heads, n_picked):
     assert off_all(*(output_and_gradients(attend, given) for attend in (compiled.attend, PLAIN.attend))) < EXACT
 
 
+def test_dense_entries_and_picks_of_the_same_arrays_are_read_by_their_own_loops():
+    """The two loops take arguments of the same types, and one of them looks at no picks."""
+    dense, picked = example(n_entries=300, n_past=1200), example(n_entries=300, n_past=1200, n_picked=5)
+    for given in (dense, picked, dense, picked):
+        assert off(compiled.attend(*given), PLAIN.attend(*given)) < EXACT
+
+
 def test_scores_far_apart_keep_their_weights_and_large_ones_do_not_overflow():
     query_BTHK, *given = example(n_picked=5)
     for scale in (1e-3, 30.0, 1e4):

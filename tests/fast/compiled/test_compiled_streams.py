@@ -40,8 +40,8 @@ def test_streams_that_lie_in_memory_in_another_order_give_the_same(name):
 
 @each
 def test_sixteen_bits_go_the_way_of_fast(name, monkeypatch):
-    for each in (module, norms):
-        monkeypatch.setattr(each, "with_threads", lambda *_: pytest.fail("the loops ran"))
+    for caller in (module, norms):
+        monkeypatch.setattr(caller, "with_threads", lambda *_: pytest.fail("the loops ran"))
     streams = 2 if name == "write" else 1  # tensors in 16 bits; coefficients have 32
     tensors = [x for x in GIVEN[name] if torch.is_tensor(x)]
     given = [x.bfloat16() if number < streams else x.float() for number, x in enumerate(tensors)]
@@ -64,3 +64,34 @@ def test_rows_without_a_number_and_no_rows_are_normed():
         assert v4.COMPILED.rms_norm(torch.zeros(shape), None, 1e-6).shape == shape
     nan = torch.full((3, D), torch.nan)
     assert v4.COMPILED.rms_norm(nan, None, 1e-6).isnan().all()
+
+
+ONE = normal(1, T, N, D)
+OTHER_SHAPES = {
+    "a wide norm weight": ("rms_norm", (STREAMS[0], normal(D + 1), 1e-6)),
+    "a narrow norm weight": ("rms_norm", (STREAMS[0], normal(D - 1), 1e-6)),
+    "a norm weight for all": ("rms_norm", (STREAMS[0], normal(1), 1e-6)),
+    "gates of other streams": ("collapse", (STREAMS[0], normal(B, T, N + 1))),
+    "gates of more rows": ("collapse", (ONE, STREAMS[2])),
+    "gates of fewer rows": ("collapse", (STREAMS[0], normal(1, T, N))),
+    "a narrow vector to write": ("write", (STREAMS[0], normal(B, T, D - 1), *STREAMS[2:])),
+    "one matrix for all rows": ("write", (*STREAMS[:3], normal(1, T, N, N))),
+    "gates to write of other streams": ("write", (*STREAMS[:2], normal(B, T, N - 1), STREAMS[3])),
+    "matrices that are no squares": ("sinkhorn", (normal(B, T, N, N + 1), 7, 1e-6)),
+    "no iteration": ("sinkhorn", (STREAMS[3], 0, 1e-6)),
+}
+
+
+@pytest.mark.parametrize(("name", "given"), OTHER_SHAPES.values(), ids=OTHER_SHAPES)
+def test_what_the_loops_would_read_out_of_bounds_goes_the_way_of_fast(name, given):
+    """Which gives its numbers, or refuses."""
+    found, expected = ([], [])
+    for table, results in ((v4.COMPILED, found), (v4.FAST, expected)):
+        try:
+            results.append(getattr(table, name)(*given))
+        except RuntimeError as error:
+            results.append(str(error))
+    if isinstance(expected[0], str):
+        assert found == expected
+    else:
+        assert off_all(found, expected) < EXACT

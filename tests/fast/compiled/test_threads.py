@@ -38,7 +38,17 @@ def fail(token_T, room_T):
         room_T[t] = 1
 
 
-count, fail = kept(count), kept(fail)
+def add(number_T, sum_T):
+    for t in range(len(number_T)):
+        sum_T[t] += number_T[t]
+
+
+def take_away(number_T, sum_T):
+    for t in range(len(number_T)):
+        sum_T[t] -= number_T[t]
+
+
+count, fail, add, take_away = kept(count), kept(fail), kept(add), kept(take_away)
 
 
 @pytest.fixture(params=TEAMS.values(), ids=TEAMS)
@@ -50,6 +60,15 @@ def team(request, monkeypatch):
 def use_threads(monkeypatch, n_threads):
     """As many shares; the team keeps its size."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_of_two_loops_that_take_the_same_each_does_its_own_work(n_threads, team, monkeypatch):
+    use_threads(monkeypatch, n_threads)
+    for loop, sign in ((add, 1), (take_away, -1), (add, 1)):
+        sum_T = np.zeros(7, int)
+        threads.with_threads(loop, [np.arange(7), sum_T])
+        assert (sum_T == sign * np.arange(7)).all()
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 9])
@@ -65,7 +84,7 @@ def test_every_token_is_in_one_share_and_every_share_has_its_own_room(n_threads,
 def test_a_failure_is_raised_when_all_others_are_done(team, monkeypatch):
     use_threads(monkeypatch, 7)
     room_T = np.zeros(7, int)
-    with pytest.raises(MemoryError, match="^compiled loops: a share of the work failed"):
+    with pytest.raises((MemoryError, RuntimeError), match="^compiled loops: a share of the work failed"):
         threads.with_threads(fail, [np.arange(7), room_T])
     assert (room_T == (np.arange(7) != 4)).all()
 
