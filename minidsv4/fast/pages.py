@@ -46,8 +46,7 @@ def keep_pages() -> bool:
 def ask_for_large_pages(library: ctypes.CDLL) -> bool:
     """Have the kernel make the heap's next GiBs of large pages; False where it has none or gives no room for them.
 
-    They are taken when used. Of a training step in a gigabyte, beside another model that had used one before, they
-    save a tenth.
+    They are taken when used. One GiB would be full before the second of two models in a process begins to train.
     """
     library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     library.free.argtypes = [ctypes.c_void_p]
