@@ -1,6 +1,7 @@
 """A run by a recipe: it logs every step, survives a kill, goes on bit for bit, and refuses what it cannot do."""
 
 import errno
+import functools
 import io
 import itertools
 import json
@@ -225,7 +226,11 @@ def test_a_log_taken_up_again_has_no_line_of_what_is_done_again(tmp_path):
 
 # --- in place of another run ---
 
-TWO_STEPS = SMALL | {"stages": [{"steps": 2, "length": 24, "batch_size": 2}], "every": {"checkpoint": 1, "held_out": 0}}
+TWO_STEPS = SMALL | {
+    "config": SMALL["config"] | {"num_hidden_layers": 2, "compress_ratios": [0, 3, 0], "num_nextn_predict_layers": 0},
+    "stages": [{"steps": 2, "length": 24, "batch_size": 2}],
+    "every": {"checkpoint": 1, "held_out": 0},
+}
 
 
 def contents(folder):
@@ -233,10 +238,16 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@functools.cache
+def seed_and_step(state):
+    """What a `training.pt` of these bytes says; most folders hold the one of the folder before."""
+    fields = torch.load(io.BytesIO(state), weights_only=True)
+    return fields["plan"]["seed"], fields["trainer"]["step"]
+
+
 def moment_of(left):
     """Where a run stood that left this: its seed, its step, lines of its log, names of its files."""
-    state = torch.load(io.BytesIO(left["training.pt"]), weights_only=True)
-    return state["plan"]["seed"], state["trainer"]["step"], left["log.jsonl"].count(b"\n"), *sorted(left)
+    return *seed_and_step(left["training.pt"]), left["log.jsonl"].count(b"\n"), *sorted(left)
 
 
 def train_watched(run, before_a_change):
