@@ -12,6 +12,7 @@ from minidsv4.bench import peak_memory
 from minidsv4.bench.implementations import SIZES, MiniDSV4, random_ids
 
 SHORT, LONG = 8192, 49152
+CONFIG = SIZES["tiny"].replace(num_hidden_layers=3, compress_ratios=(0, 4, 16, 0))  # a layer of each kind
 # glibc keeps up to 16 MB that were given back, and until C entries fill a stretch of 2^20 scores its arrays grow:
 # 6 MB more than at 8K, four times over while they are joined. A score of every pair of a chunk would be 101 MB.
 ALLOWED = 56 << 20
@@ -37,9 +38,9 @@ def watch(found: list[int], done: threading.Event) -> None:
 def needs(table: str, n_tokens: int) -> int:
     """Bytes above weights and cache at the largest moment of a prompt."""
     torch.set_num_threads(1)
-    side = MiniDSV4(SIZES["tiny"])
+    side = MiniDSV4(CONFIG)
     side.model.use(getattr(v4, table))
-    ids_BT = random_ids(SIZES["tiny"], (1, n_tokens))
+    ids_BT = random_ids(CONFIG, (1, n_tokens))
     side.prefill(ids_BT[:, :2048])
     before, done = anonymous_bytes(), threading.Event()
     found = [before]
