@@ -227,7 +227,7 @@ def test_a_log_taken_up_again_has_no_line_of_what_is_done_again(tmp_path):
 # --- in place of another run ---
 
 TWO_STEPS = SMALL | {
-    "config": SMALL["config"] | {"num_hidden_layers": 2, "compress_ratios": [0, 3, 0], "num_nextn_predict_layers": 0},
+    "config": SMALL["config"] | {"num_hidden_layers": 2, "compress_ratios": [0, 4, 0], "num_nextn_predict_layers": 0},
     "stages": [{"steps": 2, "length": 24, "batch_size": 2}],
     "every": {"checkpoint": 1, "held_out": 0},
 }

@@ -21,6 +21,9 @@ from minidsv4.train.recipe import Recipe
 from minidsv4.train.tokenizer import Tokenizer
 
 SOURCES = [program.source for program in programs(seed=2, n=60)]
+# A window and CSA; a router by table, one that learns, and the MTP block's.
+SHALLOW = dict(num_hidden_layers=2, compress_ratios=(0, 4, 0), hc_sinkhorn_iters=3)
+CONFIG = Config.tiny().replace(vocab_size=300, **SHALLOW)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def batches(tokenizer):
 
 def new_model():
     torch.manual_seed(0)
-    return Model(Config.tiny().replace(vocab_size=300)).double()
+    return Model(CONFIG).double()
 
 
 def new_trainer(batches, **recipe):
@@ -64,7 +67,7 @@ class Uniform(torch.nn.Module):
 def test_a_model_learns_programs(batches):
     trainer = new_trainer(batches, steps=20)
     assert trainer.train() and trainer.step == len(trainer.losses) == 20
-    # 300 tokens at random cost ln 300 = 5.7 nats; which ones are frequent is learned within 20 steps (measured: 4.6)
+    # 300 tokens at random cost ln 300 = 5.7 nats; which ones are frequent is learned within 20 steps (measured: 4.4)
     assert trainer.losses[0] == pytest.approx(math.log(300), abs=0.3) and sum(trainer.losses[-5:]) / 5 < 5.2
 
 
