@@ -72,25 +72,22 @@ def pair(config: v4.Config, seed: int, dtype: torch.dtype = torch.float32, stren
             else:
                 tensor.add_(0.3 * torch.randn_like(tensor))
     model = v4.Model(config).to(dtype)
-    ours = from_released({k: v for k, v in reference.state_dict().items()})
-    model.load_state_dict(ours)
+    model.load_state_dict(from_released(reference.state_dict()))
     return model, reference
 
 
-def narrow_pair(config: v4.Config, seed: int, dtype: torch.dtype, folder):
-    """The same random weights in 16 bits here and in transformers, which chose what stays float32 and wrote the folder.
+def narrow_pair(wide, dtype: torch.dtype, folder):
+    """The weights of the folder `wide` in 16 bits here and in transformers, which chose what stays float32.
 
     What it keeps in float32 in float16 alone, the compressors' projections, is narrowed as in bfloat16: with them in
     float32 its own forward ends in an error about types.
     """
-    _, reference = pair(config, seed)
-    reference.save_pretrained(folder / "wide")
     module = _module(torch.float32)
     options = dict(dtype=dtype, attn_implementation="eager", experts_implementation="eager")
     with unittest.mock.patch.object(module.DeepseekV4PreTrainedModel, "_keep_in_fp32_modules", []):
-        narrow = module.DeepseekV4ForCausalLM.from_pretrained(folder / "wide", **options).eval()
-    narrow.save_pretrained(folder / "narrow")
-    return v4.load(folder / "narrow"), narrow
+        narrow = module.DeepseekV4ForCausalLM.from_pretrained(wide, **options).eval()
+    narrow.save_pretrained(folder)
+    return v4.load(folder), narrow
 
 
 def gradients(reference) -> dict[str, torch.Tensor]:

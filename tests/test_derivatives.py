@@ -1,5 +1,6 @@
 """Derivatives beyond one backward pass: PLAIN has them all, FAST says in a sentence what to use instead."""
 
+import einops
 import numpy as np
 import pytest
 import torch
@@ -324,7 +325,12 @@ COMPRESSED = TRACED.replace(  # without the layer of windows alone, whose every 
 
 @pytest.mark.slow
 def test_a_plain_model_is_compiled_without_a_break_forwards_and_backwards():
-    """Kind: what torch cannot trace; `object()` in a new cache broke every graph. aot_eager needs no C++ compiler."""
+    """Kind: what torch cannot trace; `object()` in a new cache broke every graph. aot_eager needs no C++ compiler.
+
+    An operation of einops is one node: tracing how it reads its pattern, anew at every call, took half of the time.
+    """
+    for operation in (einops.rearrange, einops.reduce, einops.repeat, einops.einsum):
+        torch.compiler.allow_in_graph(operation)
     model, ids_BT = small_model(COMPRESSED).use(PLAIN), token_ids(2, 26)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     found = []
