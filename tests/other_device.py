@@ -8,6 +8,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 OTHER = torch.device("lazy", 0)
+NO_TENSOR = {type(None), int, float, bool, torch.dtype, torch.device}  # most arguments are one of these: asked first
+TREES = (list, tuple)
 
 
 class There(torch.Tensor):
@@ -39,28 +41,37 @@ def changed(change, value):
 
     torch's own `tree_map` knows more kinds of trees, and took half of the time of these tests.
     """
+    if type(value) in NO_TENSOR:
+        return value
     if isinstance(value, torch.Tensor):
         return change(value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, TREES):
         return type(value)([changed(change, part) for part in value])
     if isinstance(value, dict):
         return {name: changed(change, part) for name, part in value.items()}
     return value
 
 
+def held(tensor):
+    """The tensor that holds the numbers: on the CPU."""
+    return tensor.held if isinstance(tensor, There) else tensor
+
+
 def computed(function, args, kwargs):
     """The operation on the held numbers; its tensors are all on one device, but for single numbers of the CPU."""
     tensors = []
-    changed(tensors.append, (args, kwargs))
+    changed(tensors.append, args)
+    changed(tensors.append, kwargs)
     there = any(isinstance(tensor, There) for tensor in tensors)
     asked = kwargs.get("device")
+    if not there and asked is None:
+        return function(*args, **kwargs)
     moves = function in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
     if there and not moves and any(not isinstance(tensor, There) and tensor.ndim for tensor in tensors):
         raise RuntimeError(f"{function}: Expected all tensors to be on the same device, but found two")
-    if "device" in kwargs:
+    if asked is not None:
         kwargs = kwargs | {"device": torch.device("cpu")}
-    args, kwargs = changed(lambda value: value.held if isinstance(value, There) else value, (args, kwargs))
-    result = function(*args, **kwargs)
+    result = function(*changed(held, args), **changed(held, kwargs))
     if function._schema.is_mutable:
         given = {id(value.held): value for value in tensors if isinstance(value, There)}
         return changed(lambda value: given.get(id(value), value), result)
