@@ -1,5 +1,6 @@
 """Rollouts: the texts of an uninterrupted run, however often a run is killed."""
 
+import functools
 import os
 import random
 import signal
@@ -13,15 +14,23 @@ import minidsv4 as v4
 from minidsv4.serve.engine import Engine
 from minidsv4.serve.rollouts import rollouts
 from tests.forks import Fork
-from tests.small import small_model
+from tests.small import TINY, small_model
 
 N_KILLS = int(os.environ.get("MINIDSV4_KILLS", 6))  # 100 were run by hand
 N_TOKENS = 24
 
 
+CONFIG = TINY.replace(  # CSA and HCA
+    num_hidden_layers=2,
+    compress_ratios=(3, 12, 0),
+    layer_types=(v4.LayerKind.CSA, v4.LayerKind.HCA, v4.LayerKind.WINDOW),
+    hc_sinkhorn_iters=3,
+)
+
+
 def setting():
     """A float64 model, prompts around the borders of its windows and blocks, and how texts are drawn."""
-    model = small_model()
+    model = small_model(CONFIG)
     generator = torch.Generator().manual_seed(1)
     lengths = (1, 3, 7, 8, 12, 13)
     prompts = [torch.randint(2, model.config.vocab_size, (n,), generator=generator).tolist() for n in lengths]
@@ -38,15 +47,17 @@ def lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def alone(model, prompts, options):
+@functools.cache
+def alone():
     """The text of each prompt as `generate` writes it."""
+    model, prompts, options = setting()
     drawn = {"temperature": options["temperature"], "stop": options["stop"]}
     return [v4.generate(model, ids, N_TOKENS, seed=seed, **drawn) for seed, ids in enumerate(prompts)]
 
 
 def test_an_uninterrupted_run_writes_what_generate_writes(tmp_path):
     model, prompts, options = setting()
-    right = alone(model, prompts, options)
+    right = alone()
     assert rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options) == right
     assert {len(text) for text in right} != {N_TOKENS}  # some ended by a stop token
     assert rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options) == right  # read from the log alone
@@ -54,9 +65,9 @@ def test_an_uninterrupted_run_writes_what_generate_writes(tmp_path):
 
 def test_a_run_that_ended_is_not_computed_again(tmp_path, monkeypatch):
     model, prompts, options = setting()
-    right = rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options)
+    rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options)
     monkeypatch.setattr(Engine, "step", lambda *_: pytest.fail("a finished text began again"))
-    assert rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options) == right
+    assert rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options) == alone()
 
 
 def test_a_run_goes_on_from_every_place_of_its_log(tmp_path):
@@ -71,7 +82,7 @@ def test_a_run_goes_on_from_every_place_of_its_log(tmp_path):
 
 def test_runs_that_are_killed_at_random_write_every_token_of_an_uninterrupted_one(tmp_path):
     model, prompts, options = setting()
-    right = alone(model, prompts, options)
+    right = alone()
     n_lines = 1 + sum(map(len, right))
     rng = random.Random(3)
     n_killed = n_runs = 0
@@ -92,7 +103,7 @@ def test_the_log_says_of_which_run_it_is(tmp_path):
     model, prompts, options = setting()
     path = tmp_path / "log"
     rollouts(model, prompts, 2, path, **options)
-    other = small_model(seed=1)
+    other = small_model(CONFIG, seed=1)
     for name, call in {
         "n_tokens": lambda: rollouts(model, prompts, 3, path, **options),
         "temperature": lambda: rollouts(model, prompts, 2, path, **options | {"temperature": 0.5}),
