@@ -92,6 +92,34 @@ def python(source, *words, cwd=".", env=os.environ):
         return subprocess.CompletedProcess(words, code, *[stream.read_text() for stream in streams])
 
 
+# --- students' processes ---
+
+
+class Worker(Fork):
+    """In place of `subprocess.Popen` of minidsv4/course/kit/worker.py: a fork that runs it, with pipes to it."""
+
+    def __init__(self, _words, *, cwd, env, **_streams):
+        taken, messages = SERVER.Pipe(duplex=False)
+        answers, given = SERVER.Pipe(duplex=False)
+        super().__init__(_answer, (taken, given), env, cwd, [os.devnull, os.devnull])
+        taken.close()
+        given.close()
+        self.stdin = os.fdopen(os.dup(messages.fileno()), "wb")
+        self.stdout = os.fdopen(os.dup(answers.fileno()), "rb")
+
+
+def _answer(taken, given):
+    """What `python -m minidsv4.course.kit.worker` does."""
+    from minidsv4.course.kit import worker
+
+    os.dup2(taken.fileno(), 0)
+    os.dup2(given.fileno(), 1)
+    taken.close()
+    given.close()
+    os.closerange(3, 256)  # a program of its own holds no pipe of the server's, into which a student could write
+    worker.main()
+
+
 # --- kernels ---
 
 

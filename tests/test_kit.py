@@ -8,7 +8,10 @@ import os
 import re
 import runpy
 import secrets
+import subprocess
+import time
 
+import forks
 import nbformat
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from nbformat import v4
 from minidsv4.course import __main__ as command
 from minidsv4.course import notebooks
 from minidsv4.course.kit import exercises, grade, slides, table, track, wire
-from minidsv4.course.kit.pupil import Limits
+from minidsv4.course.kit.pupil import Limits, Pupil
 from minidsv4.course.kit.release import release, without_solutions
 from minidsv4.course.kit.returned import Returned, left_out, nothing_to_grade, returned, without_steps
 
@@ -44,6 +47,12 @@ def settings_as_they_were():
     torch.set_default_dtype(before[0])
     torch.set_num_threads(before[1])
     torch.set_printoptions(profile="default")
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Students' processes begin where the slow imports end: tests/forks.py."""
+    monkeypatch.setattr(subprocess, "Popen", forks.Worker)
 
 
 # --- release ---
@@ -168,8 +177,15 @@ for number in range(3, 30):
         pass"""
 
 
+def test_a_student_s_process_is_a_program_of_its_own_and_holds_nothing_of_the_grader_s():
+    cells = [(3, "import os, sys\n\n\ndef told():\n    return os.getppid(), 'pytest' in sys.modules"), (5, "1 / 0")]
+    with Pupil("", cells, Limits()) as pupil:
+        assert pupil.ask("told", (), time.monotonic() + 60) == ("answer", (os.getpid(), False))
+        assert pupil.faults == {5: "ZeroDivisionError: division by zero"}
+
+
 @pytest.mark.slow
-def test_points_are_for_right_answers_whatever_else_a_notebook_does(tmp_path):
+def test_points_are_for_right_answers_whatever_else_a_notebook_does(tmp_path, forked):
     answers = solved(EASY)
     hand_in(tmp_path, "ada", EASY, answers)
     wrong = {
@@ -178,7 +194,7 @@ def test_points_are_for_right_answers_whatever_else_a_notebook_does(tmp_path):
         "smallest_store": "import nothing_of_this_name\n\n\ndef smallest_store(*given):\n    return 1",
     }
     hand_in(tmp_path, "ben", EASY, answers | wrong, extra=["import sys\nsys.exit()"])
-    hand_in(tmp_path, "eve", EASY, HOSTILE, extra=["%matplotlib inline", "while True:\n    pass", "1 / 0"])
+    hand_in(tmp_path, "eve", EASY, HOSTILE, extra=["%matplotlib inline", "import time\ntime.sleep(60)", "1 / 0"])
     forgotten = "def computed_again(*given):\n    pass"
     hand_in(tmp_path, "mallory", EASY, {"hits": FORGED, "computed_again": forgotten})
     hand_in(tmp_path, "zoe", EASY, {})
@@ -218,7 +234,7 @@ def my_v4(folder, student, *changes):
 
 
 @pytest.mark.slow
-def test_a_step_of_the_track_earns_a_point_and_a_wrong_one_is_told_by_its_mistake(tmp_path):
+def test_a_step_of_the_track_earns_a_point_and_a_wrong_one_is_told_by_its_mistake(tmp_path, forked):
     my_v4(tmp_path, "ada")
     my_v4(
         tmp_path,

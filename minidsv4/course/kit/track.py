@@ -4,21 +4,19 @@ The student's part runs in his process, as a notebook's functions do; the packag
 """
 
 import copy
-from types import SimpleNamespace
 
 import torch
 
 from minidsv4.course import notebooks
 from minidsv4.course.build.compare import close, parts, value_fault
-from minidsv4.course.build.judge import all_close, changed, float64, form, named_mistake
-from minidsv4.course.build.reader import place_of
+from minidsv4.course.build.judge import all_close, float64, form, named_mistake
 from minidsv4.course.build.steps import Draw
 from minidsv4.course.build.track import TRACK
+from minidsv4.course.kit import calls
 from minidsv4.course.kit.exercises import Trial
 
 FILE = notebooks.FOLDER / "build" / "my_v4.py"
-CELL = "cell"  # the file's name in the student's process, worker.py
-SETUP = f"from {__name__} import callers\n\nglobals().update(callers(globals()))"
+SETUP = f"from {calls.__name__} import callers\n\nglobals().update(callers(globals()))"
 
 
 def trials(seed):
@@ -31,43 +29,8 @@ def trials(seed):
         with float64():
             drawn = list(step.draw(Draw(seed)))
             cases = [(arguments, step.right(*copy.deepcopy(arguments))) for arguments in drawn]
-        found.append(Trial(step.name, 1, cases, differing(step), call_of(step.name), step.needs))
+        found.append(Trial(step.name, 1, cases, differing(step), calls.call_of(step.name), step.needs))
     return found
-
-
-def call_of(name):
-    """The name under which the student's process has the call of a step; no function can be called so."""
-    return f"step {name}"
-
-
-def callers(names):
-    """Functions that call the student's parts, by `call_of` their step.
-
-    names  what the student's file has defined by the time of a call
-    """
-    return {call_of(step.name): caller(step, names) for step in TRACK.values()}
-
-
-def caller(step, names):
-    """The function that gives what the student's part gives for the arguments of a step; `...` for a stub.
-
-    raises  ValueError where it changes an argument, and what the student's code raises
-    """
-
-    def call(*arguments):
-        before = copy.deepcopy(arguments)
-        try:
-            with float64():
-                given = step.call(SimpleNamespace(**names), *arguments)
-        except NotImplementedError as error:
-            if place_of(error, CELL) == step.target:
-                return ...
-            raise
-        if name := changed(step, before, arguments):
-            raise ValueError(f"it changes {name} in place")
-        return given
-
-    return call
 
 
 def differing(step):
