@@ -33,7 +33,8 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence."""
 
     def error(self, message: str):
-        self.exit(REFUSED, f"{one_line(f'{self.prog}: {message}; --help lists what there is')}\n")
+        tell(f"{self.prog}: {message}; --help lists what there is")
+        self.exit(REFUSED)
 
 
 @dataclass(frozen=True)

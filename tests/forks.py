@@ -92,6 +92,12 @@ def python(source, *words, cwd=".", env=os.environ):
         return subprocess.CompletedProcess(words, code, *[stream.read_text() for stream in streams])
 
 
+def module(name, *words, before="", **where):
+    """As `python -m NAME WORDS` in a fork, after a line of source that runs before it."""
+    run = f"import runpy; runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
+    return python(f"{before}\n{run}", *words, **where)
+
+
 # --- students' processes ---
 
 

@@ -4,13 +4,11 @@ A reader's file is made here by changing a line of the solution, the way a reade
 """
 
 import copy
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 
+import forks
 import nbformat
 import pytest
 import torch
@@ -839,19 +837,15 @@ def test_the_command_prints_the_table_and_its_code_says_whether_all_is_right(cap
 
 @pytest.mark.slow
 def test_the_command_runs_from_a_shell():
-    words = [sys.executable, "-m", "minidsv4.course.build", "rotate", "--file", str(STUBS)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    done = forks.module("minidsv4.course.build", "rotate", "--file", str(STUBS), cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (1, "rotate: not written yet\n", "")
 
 
 @pytest.mark.slow
 def test_a_reader_of_the_table_who_has_gone_hears_no_complaint():
     """As behind `| head`: stdout is a pipe whose other end is closed."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    words = [sys.executable, "-m", "minidsv4.course.build", "--file", str(STUBS)]
-    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    os.close(writing)
+    gone = "import os; ends = os.pipe(); os.dup2(ends[1], 1); os.close(ends[0])"
+    done = forks.module("minidsv4.course.build", "--file", str(STUBS), before=gone, cwd=ROOT)
     assert (done.returncode, done.stderr) == (READER_GONE, "")
 
 

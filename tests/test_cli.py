@@ -6,10 +6,9 @@ import io
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 
@@ -293,6 +292,5 @@ def test_commands_that_do_not_exist_and_no_command_give_a_sentence(capsys):
 
 
 def test_python_m_minidsv4_runs_the_commands_without_a_traceback():
-    words = ["generate", "x", "--model", "nowhere"]
-    done = subprocess.run([sys.executable, "-m", "minidsv4", *words], capture_output=True, text=True)
+    done = forks.module("minidsv4", "generate", "x", "--model", "nowhere")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr
