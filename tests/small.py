@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import minidsv4 as v4
 from minidsv4.checkpoint import to_released
-from minidsv4.config import LayerKind
+from minidsv4.config import LayerKind, Routing
 from minidsv4.fast import FAST
 from minidsv4.model.cache import LayerMemory, new_layer_memory
 from minidsv4.model.layer import Layer
@@ -15,6 +15,12 @@ from minidsv4.ops import PLAIN, Ops
 from minidsv4.visibility import Visibility
 
 TINY = v4.Config.tiny()
+TWO_LAYERS = TINY.replace(  # a window layer with a hash router, a CSA layer with a learned one
+    num_hidden_layers=2,
+    compress_ratios=(0, 3, 0),
+    layer_types=(LayerKind.WINDOW, LayerKind.CSA, LayerKind.WINDOW),
+    mlp_layer_types=(Routing.HASH, Routing.LEARNED),
+)
 CPU = torch.device("cpu")
 both_tables = pytest.mark.parametrize("table", [PLAIN, FAST], ids=["plain", "fast"])
 EXACT = 1e-10  # float64 rounds at 1e-16; a few layers and sums of some hundred terms make 1e-12 to 1e-13 of it

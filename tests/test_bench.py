@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 
+import forks
 import pytest
 import torch
 from test_cli import refusal
@@ -33,6 +34,12 @@ def small(tmp_path, monkeypatch):
     (tmp_path / "small").mkdir()
     Config.tiny().to_json(tmp_path / "small" / "config.json")
     return str(tmp_path / "small")
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """What is measured alone begins where the slow imports end: tests/forks.py."""
+    monkeypatch.setattr(peak_memory.multiprocessing, "get_context", lambda _kind: forks.SERVER)
 
 
 def bench_of(folder, with_reference=True):
@@ -205,7 +212,7 @@ def test_fresh_pages_are_counted_once_each_when_they_are_first_touched():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fused", [[], ["--fused"]], ids=["eager", "fused"])
-def test_the_curve_is_measured_alone_and_drawn(small, tmp_path, capsys, fused):
+def test_the_curve_is_measured_alone_and_drawn(small, tmp_path, capsys, forked, fused):
     files = [str(tmp_path / name) for name in ("found.json", "found.svg")]
     lengths = "16,32,80"
     options = ["--curve", *fused, "--lengths", lengths, "--json", files[0], "--plot", files[1]]
@@ -242,7 +249,7 @@ def test_what_transformers_cannot_hold_is_left_out_with_the_reason(small, monkey
 def test_plain_operations_are_measured_beside_fast_up_to_a_thousand_tokens(small, monkeypatch):
     use, used = Model.use, []
     monkeypatch.setattr(Model, "use", lambda model, ops: used.append(ops) or use(model, ops))
-    bench = bench_of(small)
+    bench = bench_of(small, with_reference=False)
     for row in (*phases.prefill(bench, 24), *phases.attend(bench, 24)):
         assert len(row.plain) == len(row.ours) and row.plain != row.ours and row.plain_over_fast() > 0
     assert used.count(PLAIN) == 1

@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import replace
 
+import forks
 import pytest
 import torch
 
@@ -160,14 +161,14 @@ def found(point):
     return replace(point, prefill_seconds=0, token_seconds=0, peak_bytes=0)
 
 
-TASK = needle.Task("CSA", 2300, 0)
+TASK = needle.Task("CSA", 1200, 0)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_steps():
-    """Texts are read 512 tokens at a time, and two tokens tell how long one more takes."""
+    """Texts are read 256 tokens at a time, and two tokens tell how long one more takes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(needle, "PREFILL_CHUNK", 512)
+        patch.setattr(needle, "PREFILL_CHUNK", 256)
         patch.setattr(needle.decoding_seconds, "__defaults__", (2,))
         yield
 
@@ -183,7 +184,7 @@ def test_a_run_that_is_stopped_after_any_chunk_goes_on_to_the_same_point(model, 
     while (point := run_of(model, tmp_path).point(TASK, work.append, lambda: True)) is None:
         done += 1
         cache, told = needle_state.kept_prefill(tmp_path, model, {"choice": "CSA"})
-        assert cache.n_tokens == int(told["n_read"]) == 512 * done
+        assert cache.n_tokens == int(told["n_read"]) == 256 * done
     assert done == 4 and found(point) == whole
     assert not (tmp_path / needle_state.PREFILL).exists()
 
@@ -205,7 +206,7 @@ def test_a_point_is_measured_once_and_anew_for_other_weights_or_text(model, whol
 
 def killed(folder, chunks):
     """In a process: a run that is killed after so many chunks, each of them kept."""
-    needle.KEPT_EVERY, needle.PREFILL_CHUNK = 0.0, 512
+    needle.KEPT_EVERY, needle.PREFILL_CHUNK = 0.0, 256
     ticks = iter(range(chunks))
 
     def tick(_work):
@@ -216,13 +217,10 @@ def killed(folder, chunks):
 
 
 def test_a_run_that_is_killed_goes_on_from_what_it_had_kept(model, whole, tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
-    process = context.Process(target=killed, args=(tmp_path, 3))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    cache, _ = needle_state.kept_prefill(tmp_path, model, {"n_read": "1024"})
-    assert cache.n_tokens == 1024
+    process = forks.Fork(killed, (tmp_path, 3), os.environ, tmp_path, [os.devnull, os.devnull])
+    assert process.wait() == -signal.SIGKILL
+    cache, _ = needle_state.kept_prefill(tmp_path, model, {"n_read": "512"})
+    assert cache.n_tokens == 512
     assert found(run_of(model, tmp_path).point(TASK, lambda work: None, lambda: False)) == whole
 
 

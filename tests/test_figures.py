@@ -1,8 +1,9 @@
 """The figures that are kept equal the figures that are drawn, and the map of the model can be read."""
 
+import matplotlib
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Patch
 
 from minidsv4.course import figures, plots
 from minidsv4.course.plots import model_map
@@ -43,11 +44,23 @@ def test_check_fails_on_a_missing_and_on_a_changed_file_and_passes_on_a_drawn_on
     assert "the file is missing" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def maps():
+    """The map of the model with no part lit and with each of them lit, in the course's style."""
+    with matplotlib.rc_context():
+        plots.use_style()
+        return {lit: plots.map_of_model(lit) for lit in (None, *plots.PARTS)}
+
+
+def patches_of(figure, kind):
+    """The patches of this class in a map, in the order of drawing."""
+    return [patch for patch in figure.axes[0].patches if isinstance(patch, kind)]
+
+
 @pytest.mark.parametrize("part", plots.PARTS)
-def test_each_part_of_the_map_can_be_lit(part):
-    colours = [patch.get_facecolor() for patch in plots.map_of_model(part).axes[0].patches]
-    plain = [patch.get_facecolor() for patch in plots.map_of_model().axes[0].patches]
-    changed = sum(lit != unlit for lit, unlit in zip(colours, plain))
+def test_each_part_of_the_map_can_be_lit(part, maps):
+    lit, plain = (patches_of(maps[name], Patch) for name in (part, None))
+    changed = sum(one.get_facecolor() != other.get_facecolor() for one, other in zip(lit, plain, strict=True))
     boxes = model_map.MODEL_BOXES + model_map.BLOCK_BOXES + model_map.ATTENTION_BOXES + model_map.CACHE_BOXES
     assert changed == sum(box[0] == part for box in boxes) > 0
 
@@ -58,18 +71,18 @@ def test_lighting_a_part_that_the_map_does_not_have_is_refused_by_name():
 
 
 @pytest.mark.parametrize("lit", [None, *plots.PARTS])
-def test_the_words_of_a_box_stay_inside_it_and_all_words_inside_the_picture(lit):
-    plots.use_style()
-    figure = plots.map_of_model(lit)
+def test_the_words_of_a_box_stay_inside_it_and_all_words_inside_the_picture(lit, maps):
+    figure = maps[lit]
     renderer = FigureCanvasAgg(figure).get_renderer()
     axes = figure.axes[0]
     words = [text for text in axes.texts if text.get_text()]
+    boxes = [box.get_window_extent(renderer) for box in patches_of(figure, FancyBboxPatch)]
     frame = figure.bbox
     for text in words:
         extent = text.get_window_extent(renderer)
         assert frame.x0 < extent.x0 and extent.x1 < frame.x1 and frame.y0 < extent.y0, text.get_text()
         x, y = axes.transData.transform(text.get_position())
-        for box in (patch.get_window_extent(renderer) for patch in axes.patches if isinstance(patch, FancyBboxPatch)):
+        for box in boxes:
             if box.contains(x, y):
                 assert box.x0 < extent.x0 and extent.x1 < box.x1, text.get_text()
 

@@ -13,23 +13,22 @@ HEAVY = ("tokenizers", "tqdm", "matplotlib", "numba", "transformers", "IPython")
 ROOMS = ("cost", "parallel", "train", "experiments", "bench", "course")  # that a first call does not need
 
 
-def loaded(*lines):
-    """Top-level modules that a fresh interpreter holds after these lines."""
-    lines = [*lines, "import sys", "print(*{name.split('.')[0] for name in sys.modules})"]
+def told(*lines):
+    """The words that a fresh interpreter prints for these lines."""
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return done.stdout.split()
 
 
 @pytest.mark.slow
 def test_the_import_adds_none_of_the_heavy_libraries_to_what_torch_loads():
-    added = loaded("import torch", "import minidsv4") - loaded("import torch")
+    before = "import sys, torch", "before = {*sys.modules}"
+    added = {name.split(".")[0] for name in told(*before, "import minidsv4", "print(*{*sys.modules} - before)")}
     assert "minidsv4" in added and added.intersection(HEAVY) == set()
 
 
 def test_the_import_loads_no_room_that_a_first_call_does_not_need():
-    script = "import sys, minidsv4; print(*[name for name in sys.modules if name.startswith('minidsv4.')])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert {name.split(".")[1] for name in done.stdout.split()}.isdisjoint(ROOMS)
+    names = told("import sys, minidsv4", "print(*[name for name in sys.modules if name.startswith('minidsv4.')])")
+    assert {name.split(".")[1] for name in names}.isdisjoint(ROOMS)
 
 
 def test_a_room_that_is_loaded_later_is_the_module_itself():
@@ -37,9 +36,15 @@ def test_a_room_that_is_loaded_later_is_the_module_itself():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["complete", "load_pretrained", "pretrained_tokenizer"])
-def test_what_needs_the_tokenizers_loads_them_when_it_is_asked_for(name):
-    assert "tokenizers" in loaded(f"from minidsv4 import {name}")
+def test_what_needs_the_tokenizers_loads_them_when_it_is_asked_for():
+    """Each name is asked for in a fork of one interpreter, which has loaded torch and no tokenizers."""
+    ask = """import os, sys, torch, minidsv4
+for name in ("", "complete", "load_pretrained", "pretrained_tokenizer"):
+    if os.fork() == 0:
+        name and getattr(minidsv4, name)
+        os._exit("tokenizers" in sys.modules)
+    print(name, os.waitstatus_to_exitcode(os.wait()[1]))"""
+    assert told(ask) == ["0", "complete", "1", "load_pretrained", "1", "pretrained_tokenizer", "1"]
 
 
 def test_every_promised_name_is_there_and_listed():

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from small import EXACT, TINY, both_tables, normal, off, one_document, small_model, token_ids
+from small import EXACT, TINY, TWO_LAYERS, both_tables, normal, off, one_document, small_model, token_ids
 
 import minidsv4 as v4
 from minidsv4.lowbit import mxfp4, qat
@@ -106,7 +106,7 @@ def test_the_indexers_loss_and_gradients_are_those_at_rounded_queries_and_keys(t
 def test_a_model_learns_its_masters_stay_wide_and_both_tables_learn_the_same(stage):
     ids_BT, after = token_ids(4, 40), {}
     for name, table in {"plain": v4.PLAIN, "fast": v4.FAST}.items():
-        model = small_model(TINY).use(qat.fp4_ops(table))
+        model = small_model(TWO_LAYERS).use(qat.fp4_ops(table))
         start = model.loss(ids_BT).main.item()
         trainer = Trainer(model, lambda step: ids_BT, Recipe(steps=6, rate=0.003, warm_up=1), lambda step: stage)
         assert trainer.train() and trainer.losses[-1] < start
