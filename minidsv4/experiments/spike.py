@@ -64,6 +64,8 @@ def _through_fault(first, anticipation, after, fault, factor):
     for step in range(after + 1):
         with torch.no_grad():
             losses.append(trainer.model.loss(probe).main.item())
+        if step == after:
+            break
         rate = first.recipe.rate * (factor if step < fault else 1)
         trainer.recipe = dataclasses.replace(first.recipe, rate=rate)
         trainer.learn(first.batch_at(trainer.step))
