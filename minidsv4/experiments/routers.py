@@ -49,7 +49,7 @@ class ToyRun(NamedTuple):
     losses: list[float]
 
 
-def batch(step: int, seed: int = 0, n_tokens: int = 512) -> tuple[Tensor, Tensor]:
+def batch(step: int, seed: int = 0, n_tokens: int = 256) -> tuple[Tensor, Tensor]:
     """Tokens and the tokens that follow them, both [1, T]; the partners are the same for every seed."""
     partner_V = torch.randperm(N_TOKENS, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1000 * seed + step)
