@@ -28,6 +28,7 @@ def gradient(model):
     return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
 
 
+@pytest.mark.slow
 @narrow
 @both_tables
 @pytest.mark.parametrize("seed", [0, 1])
@@ -48,6 +49,7 @@ def test_logits_loss_and_gradients_are_near_those_of_the_plain_model_in_float64(
     assert rms(gradient(model), gradient(plain)) < 32 * eps  # as many products again, and experts that change
 
 
+@pytest.mark.slow
 @both_tables
 def test_autocast_is_nearer_to_float64_than_a_model_held_in_bfloat16(table):
     """Kind: islands; the streams and all that is read and written of them stay in float32."""
@@ -101,6 +103,7 @@ def test_products_run_in_16_bits_and_what_is_released_in_float32_does_not(table,
     assert model.ops is model.layers[1].attn.ops is table  # watching within leaves nothing behind
 
 
+@pytest.mark.slow
 @both_tables
 def test_a_backward_within_autocast_and_one_with_recomputation_are_those_without(table):
     ids_BT, found = token_ids(2, 40), []
@@ -132,6 +135,7 @@ def test_chunks_and_generation_run_under_autocast(table):
     assert rms(chunks, whole.double()) < torch.finfo(torch.bfloat16).eps  # sums in another order round to other bits
 
 
+@pytest.mark.slow
 def test_training_under_autocast_learns():
     model, ids_BT = v4.Model(TINY), token_ids(2, 30)
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)

@@ -38,6 +38,7 @@ def skewed_stream(seed: int, speed: float, n_steps: int = 400) -> float:
     return max_violation(total)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_on_a_skewed_stream_the_bias_rule_brings_maxvio_below_a_tenth_and_without_it_stays_above_one(seed):
     assert skewed_stream(seed, speed=0.0) > 1

@@ -137,10 +137,12 @@ def test_a_row_compares_medians_and_rounds():
     assert Row("small", "prefill", 64, "", "s", ours=[1.0]).ratio() is None
 
 
+@pytest.mark.slow
 def test_the_high_water_mark_of_a_fresh_process_sees_what_was_held_and_let_go():
     assert 64 << 20 <= peak_memory.run_alone(_hold, 64 << 20) < 96 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "phase"),
     [("FAST", "prefill"), ("COMPILED", "train"), ("FAST", RECOMPUTED), ("eager", "prefill"), ("eager", "train")],
@@ -292,6 +294,7 @@ def test_calls_are_counted_as_they_reach_the_kernels():
     assert calls.n == 2
 
 
+@pytest.mark.slow
 def test_without_transformers_the_bench_says_what_to_install_and_runs_alone(small, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert main(["bench", "--size", small, "--phases", "prefill,cache", *QUICK]) == 0
@@ -300,6 +303,7 @@ def test_without_transformers_the_bench_says_what_to_install_and_runs_alone(smal
     assert "prefill at 40" in said.out and "  ratio" not in said.out
 
 
+@pytest.mark.slow
 def test_without_numba_the_bench_says_what_to_install_and_has_no_fused_row(small, monkeypatch, capsys):
     for module in (phases, report):
         monkeypatch.setattr(module, "numba_is_here", lambda: False)

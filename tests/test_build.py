@@ -74,6 +74,7 @@ def test_an_untouched_stub_is_not_written_yet(name):
     assert told(STUBS, name) == f"{name}: not written yet"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2, None])
 def test_every_step_of_the_solution_is_right_on_inputs_that_it_never_saw(seed):
     wrong = [str(verdict) for verdict in build.verdicts(SOLUTION, seed=seed) if verdict.state != build.RIGHT]
@@ -89,6 +90,7 @@ def test_the_solution_is_short():
     assert len(statements(SOLUTION.read_text(encoding="utf-8"))) < 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 @torch.no_grad()
 def test_the_solution_gives_the_model_s_logits_on_random_configs(seed):
@@ -102,6 +104,7 @@ def test_the_solution_gives_the_model_s_logits_on_random_configs(seed):
             assert off(mine(ids_BT), model(ids_BT)) < EXACT
 
 
+@pytest.mark.slow
 def test_the_solution_writes_with_the_shipped_weights_what_generate_writes():
     model, tokenizer = v4.load_pretrained(), v4.pretrained_tokenizer()
     my_v4 = build.load(SOLUTION)
@@ -631,12 +634,14 @@ OF_ANOTHER_TYPE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", OF_ANOTHER_TYPE)
 def test_an_answer_of_another_type_is_not_right_though_its_numbers_are(mistake, write):
     name, old, new, words = OF_ANOTHER_TYPE[mistake]
     assert f"{name}: not right yet. {words}" in told(write(solution_with((old, new))), name, seed=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "old", "new", "argument"),
     [
@@ -657,6 +662,7 @@ def test_an_answer_that_looks_ahead_is_told_so(write):
     assert "It looks ahead" in told(path, "window_attention", seed=3)
 
 
+@pytest.mark.slow
 @every_step
 def test_every_known_mistake_differs_from_the_right_answer_and_from_every_other(name):
     step = TRACK[name]
@@ -696,6 +702,7 @@ def test_two_checks_draw_different_inputs_and_a_seed_the_same():
     assert len(seeds) == 8 and torch.equal(one, other)
 
 
+@pytest.mark.slow
 @every_step
 def test_inputs_gives_what_the_check_of_that_seed_drew_and_answer_the_reader_s_answer_to_it(name):
     with float64():
@@ -822,6 +829,7 @@ def test_hints_and_steps_that_do_not_exist_are_refused():
         build.check("rope")
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_its_code_says_whether_all_is_right(capsys, tmp_path):
     assert command.main(["--file", str(SOLUTION)]) == 0
     assert f"{len(TRACK)} of {len(TRACK)} steps are right" in capsys.readouterr().out

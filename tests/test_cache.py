@@ -80,6 +80,7 @@ def same_bits(one, other):
 # ---- one definition ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_any_random_cutting_into_chunks_gives_the_logits_of_one_pass(seed, model, whole):
     assert (in_chunks(model, token_ids(2, N_TOKENS), random_cuts(seed)) - whole).abs().max() < EXACT
@@ -157,6 +158,7 @@ def long_caches(long_model):
     return caches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 127, 128, 129, 1000, 20_000])
 def test_bytes_remembered_equal_the_closed_form_item_by_item(n, long_caches):
     report = long_caches[n].report()
@@ -258,6 +260,7 @@ def assert_every_bit_comes_back(model, cache, at):
     assert torch.equal(in_chunks(model, ids_BT[:, at:], 7, cache), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 1, 11, 12, 20])
 def test_restoring_brings_back_every_bit_as_often_as_wanted(at, model):
     assert_every_bit_comes_back(model, model.new_cache(2), at)
@@ -328,6 +331,7 @@ def test_a_refused_call_leaves_the_cache_as_it_was(mistake, model, whole):
     assert (model(ids_BT[:, 20:], cache) - whole[:, 20:]).abs().max() < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize(
     "where", ["layers.0.ffn", "layers.1.attn.kv_norm", "layers.2.attn.compressor.norm", "layers.3"]

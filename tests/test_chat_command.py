@@ -136,6 +136,7 @@ def test_a_word_that_fits_exactly_is_followed_by_the_next_line_at_its_beginning(
     assert out.getvalue() == "answer:\nabcdefghij\nklm \nnopqrstuvw\n"
 
 
+@pytest.mark.slow
 def test_without_a_terminal_nothing_is_broken_and_nothing_coloured(monkeypatch):
     text = "word " * 20
     shown = talked(monkeypatch, session_of(f"{text}{E}"), "one")

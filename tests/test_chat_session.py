@@ -84,6 +84,7 @@ def test_a_call_runs_and_its_result_is_answered():
     assert session.messages[2] == {"role": "tool", "content": "14", "tool_call_id": "call_0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "result"),
     [
@@ -101,6 +102,7 @@ def test_a_call_that_cannot_run_gets_its_error_as_the_result(call, result):
     assert (shown["result"], shown["content"], ending) == (result, "sorry", "")
 
 
+@pytest.mark.slow
 def test_a_tool_that_is_off_does_not_run_and_calls_without_end_are_ended(monkeypatch):
     monkeypatch.setattr(chat_session, "MOST_ROUNDS", 2)
     session = session_of(f"{CALL.format('1')}{E}", f"a{E}")
@@ -138,6 +140,7 @@ def test_without_tools_what_is_read_again_begins_where_thinking_did():
     assert session.kept.last[1] == len(first) - 1  # all but the opener, <think> then and </think> now
 
 
+@pytest.mark.slow
 def test_a_kept_cache_gives_the_logits_of_a_new_one_in_any_order_of_texts():
     torch.manual_seed(1)
     model = v4.Model(CONFIG).double()

@@ -92,6 +92,7 @@ def without_reasoning(message, mode):
     return message if mode != "none" else {**message, "reasoning": ""}
 
 
+@pytest.mark.slow
 @seed(18)
 @settings(max_examples=ROUND_TRIPS, deadline=None, database=None, suppress_health_check=SLOW)
 @given(conversations())
@@ -104,6 +105,7 @@ def test_every_reply_of_a_random_conversation_comes_back_from_its_text(case):
             assert parse(text.encode(), mode) == without_reasoning(message, mode)
 
 
+@pytest.mark.slow
 @seed(19)
 @settings(max_examples=ROUND_TRIPS, deadline=None, database=None, suppress_health_check=SLOW)
 @given(conversations())
@@ -153,6 +155,7 @@ def read(pieces, mode):
     return joined(deltas), reader.finish()
 
 
+@pytest.mark.slow
 @seed(20)
 @settings(max_examples=CUT, deadline=None, database=None, suppress_health_check=SLOW)
 @given(replies(), st.sampled_from(["none", "low"]), st.randoms())
@@ -354,6 +357,7 @@ def test_any_text_is_a_message_that_can_be_encoded_or_a_sentence(text):
         assert parse(reply_text(messages, 1, None, mode), mode) == message
 
 
+@pytest.mark.slow
 def test_reading_takes_time_that_grows_with_the_text_and_no_faster():
     """A reader that copied what it has read for each piece would take minutes for this."""
     reader = StreamParser("low")

@@ -232,6 +232,7 @@ def test_an_exported_folder_opens_in_transformers_with_every_tensor_in_its_place
         assert off(model(ids_BT), reference(ids_BT).logits) < 1e-5  # rounding of float32, 4 layers deep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "mini", "shipped"])
 def test_transformers_opens_an_export_without_a_warning_and_with_equal_logits(name, tmp_path, caplog, monkeypatch):
     """Kind: a config that transformers takes with a warning of other angles than were trained."""

@@ -44,6 +44,7 @@ def outcome(saved, changed):
     return None
 
 
+@pytest.mark.slow
 @seed(7)
 @settings(max_examples=100, deadline=None, database=None)
 @given(place=st.floats(0, 1), in_header=st.booleans(), count=st.integers(0, 9), other=st.binary(max_size=9))
@@ -54,6 +55,7 @@ def test_any_bytes_changed_load_as_they_were_or_give_a_sentence(saved, place, in
     assert refusal is None or refusal.startswith("checkpoint: "), refusal
 
 
+@pytest.mark.slow
 def test_every_single_flipped_bit_of_a_weight_is_refused_with_the_name_of_its_tensor(saved):
     """Kind: damage that leaves a finite weight, once another model in silence; 100 bits of each format."""
     whole, generator = saved[0], random.Random(3)

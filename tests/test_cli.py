@@ -80,6 +80,7 @@ def refusal(capsys, *words):
 # --- tour ---
 
 
+@pytest.mark.slow
 def test_a_tour_reports_eight_things_and_keeps_a_model_that_opens(tour):
     folder, out = tour
     assert re.findall(r"^(\d)\. ", out, re.MULTILINE) == list("12345678")
@@ -125,6 +126,7 @@ def test_ctrl_c_before_training_says_that_nothing_is_kept(small, tmp_path, capsy
     assert "nothing to keep yet" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_full_disk_gives_a_sentence_and_leaves_the_old_run_whole(small, toured, capsys, monkeypatch):
     def kept():
         return {path.name: path.read_bytes() for path in toured.iterdir() if path.name != "log.jsonl"}
@@ -195,6 +197,7 @@ def test_the_cache_table_adds_up_and_gives_each_share():
 # --- generate ---
 
 
+@pytest.mark.slow
 def test_generate_goes_on_from_the_prompt_and_the_same_seed_writes_the_same(toured, capsys):
     words = ["generate", "--model", str(toured), "x = 1", "--tokens", "12", "--seed", "3"]
     assert main(words) == 0
@@ -221,6 +224,7 @@ def test_text_is_printed_piece_by_piece_and_ends_its_line_even_after_an_error(to
 # --- the operations that a model runs ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [True, False])
 def test_every_command_that_runs_a_model_runs_it_on_the_operations_asked_for(small, tmp_path, monkeypatch, plain):
     ran = set()

@@ -82,6 +82,7 @@ NUMBERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "option", "values"), NUMBERS, ids=lambda value: str(value)[:12])
 def test_a_number_that_cannot_be_is_named_with_its_option_and_nothing_is_made(
     command, option, values, tmp_path, monkeypatch, capsys
@@ -248,6 +249,7 @@ def test_a_prompt_that_is_no_utf_8_is_a_sentence(capsys):
     assert "a byte that is no UTF-8" in refusal(capsys, "generate", os.fsdecode(b"x\xff"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["torch", "tokenizers"])
 def test_ctrl_c_while_a_command_is_loaded_is_a_sentence(module, tmp_path):
     """Kind: a stop at any moment; before, one within the imports was a traceback."""
@@ -322,6 +324,7 @@ def line_of_words(generator):
     return words
 
 
+@pytest.mark.slow
 def test_200_lines_of_any_words_are_done_or_refused_in_a_sentence(tmp_path, monkeypatch, capsys):
     """The work itself is left out: what is tested is all that comes before it."""
     monkeypatch.chdir(tmp_path)

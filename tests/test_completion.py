@@ -46,6 +46,7 @@ def write(monkeypatch, ids, **options):
 # --- text in, text out ---
 
 
+@pytest.mark.slow
 def test_without_a_model_the_shipped_one_completes_with_its_own_tokenizer():
     model, tokenizer = v4.load_pretrained(), v4.pretrained_tokenizer()
     ids = [tokenizer.bos_id, *tokenizer.encode("def fib(n):")]
@@ -98,6 +99,7 @@ def test_half_a_character_in_the_middle_becomes_one_mark_and_cuts_nothing(monkey
     assert text == "\ufffdbc" == "".join(pieces)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(st.lists(st.integers(0, 2050), max_size=40))
 def test_all_pieces_together_are_the_decoded_text_but_for_an_unfinished_end(ids):

@@ -33,6 +33,7 @@ def changed(fields: dict, draw) -> dict:
     return fields
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @seed(5)
 @settings(max_examples=100, deadline=None, database=None)

@@ -140,6 +140,7 @@ def counted(n_tokens):
     return found | {"attend": sum(attended)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_tokens", [1, 5, 35, 36, 131, 252])
 def test_flops_counted_on_a_real_model_agree_with_the_formula_to_one_percent(n_tokens):
     """Decoding: a query meets exactly the entries it attends to. In a prefill the model multiplies whole blocks and
@@ -151,6 +152,7 @@ def test_flops_counted_on_a_real_model_agree_with_the_formula_to_one_percent(n_t
     assert wanted <= found < 1.01 * wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_tokens", [1, 5, 36, 252])
 def test_attention_flops_counted_on_a_real_model_equal_the_formula(n_tokens):
     found = counted(n_tokens)

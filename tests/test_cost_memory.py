@@ -104,6 +104,7 @@ def test_the_tail_never_needs_more_than_the_room_that_the_released_code_keeps():
     assert max(tail_state(FLASH, n) for n in range(1, 300)) <= tail_room(FLASH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_tokens", [1, 2, 3, 6, 7, 8, 11, 12, 13, 35, 36, 200])
 @pytest.mark.parametrize(("dtype", "item"), [(torch.float32, "fp32"), (torch.float64, "fp64")])
 def test_the_formula_equals_the_bytes_of_a_real_cache_kind_by_kind(n_tokens, dtype, item):

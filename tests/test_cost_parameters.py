@@ -66,6 +66,7 @@ def real_tensors(config):
     return Counter((re.sub(r"experts\.\d+\.", "experts.", name), tuple(t.shape)) for name, t in state.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [Config.tiny, Config.mini, Config.flash, Config.pro])
 def test_the_list_of_weights_is_that_of_the_whole_model_though_one_layer_of_each_combination_is_built(make):
     assert real_tensors(make()) == {(row.name, row.shape): row.copies for row in weights(make())}

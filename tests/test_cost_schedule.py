@@ -92,6 +92,7 @@ def test_comet_gains_exactly_one_and_a_half_from_rho_a_half_to_2_and_less_outsid
     assert comet_speedup(Fraction(49, 100)) < Fraction(3, 2) > comet_speedup(Fraction(201, 100))
 
 
+@pytest.mark.slow
 @REPEATABLE
 @given(st.floats(0.05, 5), st.floats(0, 0.5))
 def test_many_small_tiles_reach_the_closed_forms(rho, activation):

@@ -42,6 +42,7 @@ def counts(name):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "part"), [(name, part) for name, table in TABLE.items() for part in table])
 def test_the_parameters_of_a_part_are_those_of_the_table(name, part):
     assert round(counts(name)[part] / 1e9, 3) == TABLE[name][part]

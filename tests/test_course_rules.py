@@ -281,6 +281,7 @@ def test_the_index_names_each_notebook_with_its_question_its_minutes_its_needs_a
     assert len(re.findall(r"(?m)^- Week \d", text)) == len(index.WEEKS) and "An afternoon" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", paper.EQUATIONS)
 def test_the_notebook_that_the_index_names_for_an_equation_shows_its_loop_or_its_pytorch_form(number):
     loop, operation, _ = paper.EQUATIONS[number]

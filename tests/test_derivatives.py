@@ -71,6 +71,7 @@ differentiable = pytest.mark.parametrize("name", [name for name in Ops._fields i
 # ---- second derivatives ----
 
 
+@pytest.mark.slow
 @differentiable
 def test_first_and_second_derivatives_of_plain_are_right(name):
     call, tensors = small_case(name)
@@ -275,6 +276,7 @@ TRACED = TINY.replace(
 )
 
 
+@pytest.mark.slow
 def test_a_plain_model_on_the_meta_device_has_shapes_with_a_cache_and_without():
     """Kind: runs; the product in float32 asked torch for the autocast of a device that has none."""
     with torch.device("meta"):
@@ -294,6 +296,7 @@ def test_a_plain_model_is_exported_and_runs_on_unharmed():
         assert off(exported.module()(ids), model(ids)) < 1e-5  # float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [False, True], ids=["fresh", "kept"])
 @pytest.mark.parametrize("stand_in", ["fake", "functional"])
 def test_a_model_runs_on_stand_ins_and_on_numbers_after_one_another(stand_in, before):

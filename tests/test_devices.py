@@ -76,6 +76,7 @@ def same(here, there):
     return here == there
 
 
+@pytest.mark.slow
 @both_tables
 def test_losses_and_gradients_are_those_of_the_cpu(models, table):
     for rows in batches():
@@ -88,6 +89,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(models, table):
         assert all(map(same, *results)) and len(results[0]) > 50
 
 
+@pytest.mark.slow
 @both_tables
 def test_chunks_with_a_cache_and_snapshots_are_those_of_the_cpu(models, table):
     ids_BT = torch.randint(300, (2, 40))
@@ -103,6 +105,7 @@ def test_chunks_with_a_cache_and_snapshots_are_those_of_the_cpu(models, table):
     assert same(*results)
 
 
+@pytest.mark.slow
 @both_tables
 @pytest.mark.parametrize("how", [{"temperature": 0}, {"top_p": 0.8}])
 def test_generated_tokens_are_those_of_the_cpu(models, table, how):
@@ -137,6 +140,7 @@ def test_what_is_recorded_is_that_of_the_cpu(models, table):
     assert found > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "stage"), [("adamw", "dense"), ("muon", "sparse")])
 def test_a_run_goes_on_as_it_does_on_the_cpu(models, optimizer, stage):
     """One step, resumed from the state of another trainer that made one."""
@@ -154,6 +158,7 @@ def test_a_run_goes_on_as_it_does_on_the_cpu(models, optimizer, stage):
     assert same(*results) and len(results[1]) == 2
 
 
+@pytest.mark.slow
 def test_bits_per_byte_and_the_choice_of_threads_are_those_of_the_cpu(models):
     tokenizer, bits = Tokenizer.train(TEXTS, vocab_size=300), []
     for model in models:
@@ -176,6 +181,7 @@ def test_what_is_counted_is_what_is_counted_on_the_cpu(models):
     assert same(*results)
 
 
+@pytest.mark.slow
 def test_a_model_is_saved_from_its_device(models, tmp_path):
     for name, model in zip("ab", models):
         v4.save(model, tmp_path / name)

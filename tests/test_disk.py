@@ -108,6 +108,7 @@ def test_either_table_of_operations_runs_from_disk(table, folder):
         assert torch.equal(there(ids_BT), whole(ids_BT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speculate", [False, 2])
 def test_it_writes_what_the_model_writes(speculate, folder):
     options = dict(temperature=0.8, seed=3, speculate=speculate)
@@ -132,6 +133,7 @@ def test_a_head_in_tiles_is_the_head(folder, monkeypatch):
 # ---- bytes -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_layers", [2, 3])
 def test_a_token_touches_and_reads_the_bytes_of_the_formula(n_layers, tmp_path):
     """Its windows close with it: norms and biases of compressors are touched then, and only then."""
@@ -163,6 +165,7 @@ def visited(heavy_folder):
         return ids_BT, whole(ids_BT), sum(piece.n_bytes for piece in there.source.store.pieces.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [2, 4, 10])
 def test_a_budget_is_kept_while_a_prompt_visits_every_expert(share, heavy_folder, visited):
     ids_BT, expected, n_bytes = visited
@@ -298,6 +301,7 @@ ASKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ASKED)
 def test_what_needs_weights_in_memory_is_refused_with_the_way_out(asked, folder):
     with pytest.raises(
@@ -341,6 +345,7 @@ def written(capsys, *words):
     return code, out, err
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_same_text_and_tells_how_it_goes(shipped, capsys):
     expected = written(capsys, "--model", shipped)
     code, text, told = written(capsys, "--model", shipped, "--weights", "disk", "--memory", "2MB")

@@ -46,6 +46,7 @@ def engine(n_blocks=30, texts=4, **options):
 LENGTHS = (1, 2, 5, 12, 35)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0, 1.0])
 @pytest.mark.parametrize("options", [{}, {"fused": True}, {"speculate": 2}], ids=["plain", "fused", "drafts"])
 def test_several_prompts_write_what_each_writes_alone(temperature, options):
@@ -77,6 +78,7 @@ def test_stream_is_called_with_the_number_of_the_prompt_and_the_token(speculate)
     assert v4.generate(model(), [prompt(5), prompt(9)], 7, stream=show, speculate=speculate) == seen
 
 
+@pytest.mark.slow
 def test_each_text_ends_at_its_own_stop_token():
     prompts = [prompt(n, n) for n in LENGTHS]
     whole = [v4.generate(model(), ids, 20, seed=1) for ids in prompts]
@@ -86,6 +88,7 @@ def test_each_text_ends_at_its_own_stop_token():
     assert texts == [text[:end] for text, end in zip(whole, ends)] and len(set(ends)) > 2
 
 
+@pytest.mark.slow
 def test_texts_beside_each_other_in_a_packed_cache_are_those_of_each_alone():
     prompts = [prompt(n, n) for n in LENGTHS]
     packed = dict(cache_precision="released", temperature=0)
@@ -144,6 +147,7 @@ def test_what_cannot_be_written_of_several_prompts_is_refused_with_a_sentence(wr
 # ---- texts that come and go ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_texts_that_come_at_any_step_and_are_cancelled_at_any_are_those_of_each_alone(seed, fused):
@@ -213,6 +217,7 @@ def poisoned(pool, cache, right=Pool.take_back):
     right(pool, cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 def test_nothing_is_read_of_what_another_text_left_in_its_blocks(monkeypatch, fused):
     monkeypatch.setattr(Pool, "take_back", poisoned)

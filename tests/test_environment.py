@@ -123,6 +123,7 @@ def foreign(source, *extras):
     return imported(source) - set(sys.stdlib_module_names) - {"minidsv4"} - brought(*extras)
 
 
+@pytest.mark.slow
 def test_each_room_imports_only_what_its_extra_brings():
     found = {}
     for path in sorted((ROOT / "minidsv4").rglob("*.py")):

@@ -19,6 +19,7 @@ def test_the_planted_entries_are_the_signs_of_the_marked_and_of_the_last_token()
             assert wanted_CK[c].tolist() == marked[0][1:] + window[-1][1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_without_gates_the_marked_token_is_lost_and_without_bias_the_last(seed):
     whole, no_gates, no_bias = (gates.learn(without, seed) for without in (None, "gates", "bias"))

@@ -179,6 +179,7 @@ def whole(model, tmp_path_factory):
     return found(run_of(model, tmp_path_factory.mktemp("whole")).point(TASK, lambda work: None, lambda: False))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_after_any_chunk_goes_on_to_the_same_point(model, whole, tmp_path):
     done, work = 0, []
     while (point := run_of(model, tmp_path).point(TASK, work.append, lambda: True)) is None:
@@ -195,6 +196,7 @@ def test_the_work_of_a_text_is_that_of_its_parts(model, tmp_path):
     assert sum(work) == pytest.approx(TASK.work()) and work[0] == 0 and work[-2] < work[1] < work[-1]
 
 
+@pytest.mark.slow
 def test_a_point_is_measured_once_and_anew_for_other_weights_or_text(model, whole, tmp_path):
     run_of(model, tmp_path).point(TASK, lambda work: None, lambda: False)
     assert found(run_of(model, tmp_path).known(TASK)) == whole
@@ -216,6 +218,7 @@ def killed(folder, chunks):
     run_of(needle_recipe.new_model(0), folder).point(TASK, tick, lambda: False)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_from_what_it_had_kept(model, whole, tmp_path):
     process = forks.Fork(killed, (tmp_path, 3), os.environ, tmp_path, [os.devnull, os.devnull])
     assert process.wait() == -signal.SIGKILL
@@ -224,6 +227,7 @@ def test_a_run_that_is_killed_goes_on_from_what_it_had_kept(model, whole, tmp_pa
     assert found(run_of(model, tmp_path).point(TASK, lambda work: None, lambda: False)) == whole
 
 
+@pytest.mark.slow
 def test_a_kept_text_of_another_task_is_read_anew_and_a_damaged_one_is_refused(model, whole, tmp_path):
     assert run_of(model, tmp_path).point(TASK, lambda work: None, lambda: True) is None
     other = replace(TASK, n_tokens=1100)
@@ -272,6 +276,7 @@ def test_lengths_of_a_curve_end_at_the_longest():
     assert needle.lengths(5000) == [1024, 4096, 5000] and needle.lengths(1024) == [1024]
 
 
+@pytest.mark.slow
 def test_the_rank_of_a_needle_counts_the_entries_of_other_text_above_its_own(model):
     """The score of each entry is computed from the whole model's calls in one pass."""
     model.use(v4.PLAIN)

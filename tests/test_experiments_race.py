@@ -14,6 +14,7 @@ def test_steps_to_reach_are_read_between_the_points():
     assert race.steps_to_reach([5.0, 3.0], wanted=6.0) == 0
 
 
+@pytest.mark.slow
 def test_both_runners_learn_from_the_same_start_and_repeat_themselves():
     curves = {kind: race.learn(seed=0, kind=kind, n_steps=4, every=2) for kind in race.RATES}
     assert curves["Muon"][0] == curves["AdamW"][0] and curves["Muon"][1] != curves["AdamW"][1]

@@ -60,6 +60,7 @@ def test_answers_are_counted_by_distance(monkeypatch):
     assert recall.by_distance(None, 64, n=100, edges=(1, 10, 21, 64)) == [1, 1, 0]
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_everything_make_a_complete_record_that_can_be_kept(monkeypatch, tmp_path):
     short = recall.run
     monkeypatch.setattr(recall, "by_distance", lambda model, length, n=50: [0.12345] * 6)

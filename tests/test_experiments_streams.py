@@ -133,6 +133,7 @@ def test_the_measured_gradient_is_the_derivative_of_the_loss():
     assert torch.equal(streams, x[:, :, None].expand_as(streams))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_over_64_layers_the_gain_of_moved_hc_grows_by_orders_of_magnitude_and_that_of_mhc_stays_under_two(seed):
     x = draw(1, 2, D, seed=seed)

@@ -54,6 +54,7 @@ def test_every_operation_of_the_table_has_random_cases():
     assert set(CASES) == set(Ops._fields)
 
 
+@pytest.mark.slow
 @case
 @pytest.mark.parametrize(("table", "name"), [pair for pair in EVERY if pair.values[1] not in CHOICES])
 def test_outputs_and_gradients_are_those_of_plain(table, name, seed):
@@ -62,6 +63,7 @@ def test_outputs_and_gradients_are_those_of_plain(table, name, seed):
     assert off_all(fast, plain) < EXACT
 
 
+@pytest.mark.slow
 @case
 @pytest.mark.parametrize(("table", "name"), [pair for pair in EVERY if pair.values[1] == "top_entries"])
 def test_the_entries_picked_are_those_of_plain(table, name, seed):

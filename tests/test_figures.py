@@ -9,6 +9,7 @@ from minidsv4.course import figures, plots
 from minidsv4.course.plots import model_map
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_a_kept_figure_equals_the_drawn_one(name):
     stored = (figures.FOLDER / f"{name}.svg").read_text(encoding="utf-8")

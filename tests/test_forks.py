@@ -18,6 +18,7 @@ sys.exit(int(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_a_script_has_the_words_the_folder_the_environment_the_streams_and_the_exit_code_of_an_interpreter(tmp_path):
     settings = {"cwd": tmp_path, "env": {"A_WORD": "1"}}
     ours = forks.python(SCRIPT, "a", "3", **settings)
@@ -46,6 +47,7 @@ def test_what_is_to_be_done_at_the_end_of_an_interpreter_is_done():
     assert forks.python("import atexit; atexit.register(print, 'the end')").stdout == "the end\n"
 
 
+@pytest.mark.slow
 def test_a_kernel_is_a_fork_with_a_process_group_of_its_own_and_draws_as_kernels_do(tmp_path):
     source = "import os, matplotlib.pyplot as plt\nos.getpgrp() == os.getpid(), os.getppid(), plt.get_backend()"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])

@@ -158,6 +158,7 @@ def test_logits_of_which_none_is_the_likeliest_are_refused(broken, temperature):
 EVERY_WEIGHT = [name for name, weight in Model(Config.tiny()).state_dict().items() if weight.is_floating_point()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("speculate", [False, 2])
 def test_a_model_with_one_number_that_is_not_finite_writes_nothing_and_is_told_where(model, broken, speculate):

@@ -121,6 +121,7 @@ def result_misfits(assign):
             yield f"line {assign.lineno}: {ast.unparse(assign.targets[0])} is made with {len(made)} axes"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_axis_letter_is_in_the_glossary_and_every_rank_fits_its_pattern(path):
     assert list(glossary_faults(path.read_text(encoding="utf-8"))) == []
@@ -196,6 +197,7 @@ def upward_imports(source, module):
     return [f"{module} imports {room}, a room that lies above it" for room in sorted(rooms)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_imports_only_from_rooms_that_lie_below_it(path):
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -243,6 +245,7 @@ def long_functions(source, most=45):
             yield f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_function_has_more_than_45_lines(path):
     assert list(long_functions(path.read_text(encoding="utf-8"))) == []
@@ -340,6 +343,7 @@ def locale_calls(source):
             yield f"line {call.lineno}: {ast.unparse(call)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_file_of_text_is_read_and_written_as_utf_8(path):
     """Kind: a file written on one machine that another one, of another locale, reads as other letters or not at all."""

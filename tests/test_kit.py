@@ -177,6 +177,7 @@ for number in range(3, 30):
         pass"""
 
 
+@pytest.mark.slow
 def test_a_student_s_process_is_a_program_of_its_own_and_holds_nothing_of_the_grader_s():
     cells = [(3, "import os, sys\n\n\ndef told():\n    return os.getppid(), 'pytest' in sys.modules"), (5, "1 / 0")]
     with Pupil("", cells, Limits()) as pupil:

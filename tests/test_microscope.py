@@ -68,6 +68,7 @@ def dense(found, n_tokens, n_entries):
     return token_THS, entry_THC
 
 
+@pytest.mark.slow
 def test_the_window_and_the_entries_have_the_weights_of_the_model(seen):
     for found, layer in layers(seen):
         token_THS, entry_THC = (weight[0].numpy() for weight in layer.weights())
@@ -204,6 +205,7 @@ def test_the_bug_is_one_word_and_a_program_that_fails():
         exec(texts["bug"], {"__name__": "sample"})
 
 
+@pytest.mark.slow
 def test_the_page_has_every_file_that_it_names_and_links_to_notebooks_that_exist(tmp_path):
     short = [sample for sample in SAMPLES if sample.name == "noise"]
     index = microscope.write_site(tmp_path / "page", samples=short)

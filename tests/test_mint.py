@@ -61,6 +61,7 @@ def test_the_bytes_written_are_those_that_are_told_and_those_of_the_bill(minted)
     assert whole < planned.on_disk() < 2 * whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("like", "n_layers", "gigabytes"), [("flash", 43, 159.6), ("pro", 61, 864.7)])
 def test_a_whole_release_would_have_the_bytes_that_are_quoted_of_it(like, n_layers, gigabytes):
     planned = mint.plan(mint.config_like(like, n_layers, "real", mtp=True))

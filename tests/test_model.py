@@ -38,6 +38,7 @@ def drafted(ids_BT, net=None):
 # ---- the definition ----
 
 
+@pytest.mark.slow
 @both_tables
 @pytest.mark.parametrize("n_tokens", [1, 12, 26])
 def test_logits_agree_with_the_loops_of_the_paper(n_tokens, table):
@@ -47,6 +48,7 @@ def test_logits_agree_with_the_loops_of_the_paper(n_tokens, table):
         assert off(ours[b], paper.model_logits(params, TINY, ids_BT[b].tolist())) < EXACT
 
 
+@pytest.mark.slow
 @both_tables
 @pytest.mark.parametrize("n_tokens", [2, 12, 19])
 def test_mtp_logits_agree_with_the_loops_of_the_paper(n_tokens, table):

@@ -104,6 +104,7 @@ def same(one, other):
     return one is other is None or (one[0] == other[0] and all(torch.equal(*pair) for pair in zip(one[1], other[1])))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.data())
 def test_any_call_of_a_model_gives_its_numbers_or_ends_in_a_sentence(data):

@@ -294,6 +294,7 @@ def test_a_closure_is_run_with_gradients_and_its_loss_returned():
     assert loss.requires_grad and parameter.grad is not None
 
 
+@pytest.mark.slow
 def test_a_model_learns_with_muon():
     model = small_model(seed=1)
     ids_BT, optimizer = token_ids(2, 17), muon(model, rate=1e-2)

@@ -135,6 +135,7 @@ def test_the_solution_finds_every_suspect_in_the_models_of_the_check(kind):
         assert secret == SOLUTIONS[kind](case) == trap
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", suspects.LINEUPS)
 def test_fresh_exams_bring_every_trap_before_any_comes_twice_and_are_drawn_anew(kind):
     """The same trap first in all ten drawings has a probability of at most 1 in 7^9."""

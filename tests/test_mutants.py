@@ -113,11 +113,13 @@ def in_place(name: str) -> list:
 # ---- the tests ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 def test_every_check_passes_on_the_model_as_it_is(check):
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_is_caught_by_the_checks_on_its_label_and_by_no_others(name):
     before = in_place(name)
@@ -132,6 +134,7 @@ def test_a_mutant_lives_where_the_checks_on_its_label_are_removed_and_dies_of_ea
     assert all(caught_by(name) & {check} for check in MUTANTS[name].killed_by)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["high_half_first", "carry_transposed"])
 def test_a_check_that_calls_no_place_of_a_mutant_sees_nothing_where_it_is_asked_all_the_same(name):
     """The first is of a file, which no check of the model reads; the second of the model, which none of talk does."""

@@ -64,6 +64,7 @@ def test_the_points_are_of_the_weights_that_ship(runs, shipped):
     assert runs.of["weights"] == digest("weights", flat)[:16]
 
 
+@pytest.mark.slow
 def test_a_rerun_at_short_length_gives_what_is_stored(runs, shipped):
     """On another Python the standard library is another text, of which as good as all needles are found as well."""
     source = facts.source_ids()
@@ -77,6 +78,7 @@ def test_a_rerun_at_short_length_gives_what_is_stored(runs, shipped):
 # ---- keys of earlier chunks ----
 
 
+@pytest.mark.slow
 def test_needles_of_earlier_chunks_are_lost_with_their_keys(shipped):
     """Kind: an engine that hands the indexer the keys of the present call alone; one short prompt is right."""
     texts = pretrained_tokenizer().encode_all(document(program) for program in programs(3, 40))

@@ -173,6 +173,7 @@ def has_ink_at_its_sides(png):
     return bool(sides.min() < 250)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_no_stored_picture_is_cut_off_at_its_sides(path):
     for cell in nbformat.read(path, as_version=4).cells:

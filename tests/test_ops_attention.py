@@ -68,6 +68,7 @@ def test_lengths_around_a_block_agree_with_the_loops(n_tokens, table):
     assert (table.attend(*case) - attend_by_hand(*case)).abs().max() < EXACT
 
 
+@pytest.mark.slow
 @both_tables
 @pytest.mark.parametrize("seed", range(12))
 def test_random_shapes_windows_and_documents_agree_with_the_loops(seed, table):
@@ -162,6 +163,7 @@ def test_picking_every_entry_is_reading_all_of_them(table):
     assert difference.abs().max() < EXACT
 
 
+@pytest.mark.slow
 @both_tables
 @pytest.mark.parametrize("n_picked", [None, 2], ids=["all entries", "picked entries"])
 def test_the_gradient_of_attention_is_right(n_picked, table):
@@ -248,6 +250,7 @@ def test_the_index_loss_teaches_the_indexer_and_not_the_attention(table):
     assert all(gradient is None for gradient in gradients[3:])
 
 
+@pytest.mark.slow
 @both_tables
 @pytest.mark.parametrize("n_picked", [None, 2], ids=["all entries", "picked entries"])
 def test_the_gradient_of_the_index_loss_is_right(n_picked, table):

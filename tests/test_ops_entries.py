@@ -163,6 +163,7 @@ def test_a_row_of_nan_beside_a_row_of_zeros_leaves_it_its_first_places(table):
 # ---- the choice ----
 
 
+@pytest.mark.slow
 @both_tables
 @pytest.mark.parametrize("seed", range(10))
 def test_the_picks_of_each_query_are_those_of_the_paper_in_ascending_order(seed, table):

@@ -120,6 +120,7 @@ def test_the_logits_differ_from_those_of_exact_entries_by_what_eight_bits_cost(m
     assert 1e-3 < ((whole - exact).norm() / exact.norm()).item() < 0.2  # 2^-4 a number at most, and other picks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", [v4.PLAIN, v4.FAST], ids=["plain", "fast"])
 @pytest.mark.parametrize("cuts", [1, 5, *range(100, 104)])
 def test_any_cutting_into_chunks_gives_the_logits_of_one_pass(cuts, table, model, whole):
@@ -135,6 +136,7 @@ def test_sequences_of_a_batch_do_not_see_each_other(model, whole):
         assert (alone[0] - whole[b]).abs().max() < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 1, 11, 12, 20])
 def test_restoring_brings_back_every_bit(at, model):
     assert_every_bit_comes_back(model, packed_cache(model), at)
@@ -194,6 +196,7 @@ def test_another_precision_is_refused(model):
         model.new_cache(precision="fp8")
 
 
+@pytest.mark.slow
 def test_compiled_decoding_refuses_it_and_leaves_it_alone():
     pytest.importorskip("numba")
     from minidsv4.fast.compiled.step import FusedStep

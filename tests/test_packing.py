@@ -44,6 +44,7 @@ def test_rows_of_a_batch_may_be_packed_differently():
             assert off(both[b : b + 1], alone) < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [2, 13])
 def test_a_packed_row_in_chunks_equals_one_pass(chunk):
     model, (ids_BT, document_BT, _) = small_model(TINY), pack((17, 2, 29, 20))
@@ -166,6 +167,7 @@ def test_later_chunks_are_checked_at_their_own_positions():
     assert cache.n_tokens == 48
 
 
+@pytest.mark.slow
 @both_tables
 def test_what_the_check_lets_through_has_finite_losses_and_gradients(table):
     """Kind: random packings, of one-token documents alone as well, whose losses are 0: nothing has a target there."""

@@ -158,6 +158,7 @@ def maxvios(n_experts: int, n_ranks: int, n_ids: int = 20_000, seed: int = 0) ->
     return [max_violation(ranks) for ranks in (rank_loads(load, n_ranks), *placed)]
 
 
+@pytest.mark.slow
 def test_on_64_ranks_packing_halves_a_hash_layers_overload_and_copies_end_it():
     # Seeds of the table scatter: 1.2 to 1.8, 0.5 to 0.8 here; 1.16, 0.57 and 0.01 at the released vocabulary elsewhere.
     for plain, packed, copied in (maxvios(384, 64, seed=seed) for seed in range(3)):

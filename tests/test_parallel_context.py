@@ -244,6 +244,7 @@ def expected(n_ranks):
 N_RANKS = pytest.mark.parametrize("n_ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 
 
+@pytest.mark.slow
 @N_RANKS
 def test_logits_are_those_of_one_process_for_all_packings_and_cuts(n_ranks):
     for number, (logits, _) in enumerate(expected(n_ranks)):

@@ -261,6 +261,7 @@ def of_training(model, ids_BT, part):
     return model.loss(ids_BT[part]).total * len(ids_BT[part])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [of_logits, of_training])
 @pytest.mark.parametrize("strategy", ["waves", "allgather", "allreduce"])
 def test_a_spread_model_gives_every_parameter_the_gradient_of_the_whole_one(strategy, loss):
@@ -290,6 +291,7 @@ def gradients(model):
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["waves", "allgather", "allreduce"])
 def test_a_spread_model_gives_the_logits_of_the_whole_one(strategy):
     ids_BT = token_ids(2, 17)

@@ -95,6 +95,7 @@ def test_the_sentence_has_the_first_line_of_a_long_error_and_blames_nobody_for_w
     assert "says this function" in trace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waiting", [True, False], ids=["others wait", "others are done"])
 def test_a_rank_that_does_not_come_is_named_with_the_place_where_it_is(waiting):
     def linger(group):
@@ -149,6 +150,7 @@ def wait_for_the_end(parent, ranks):
     assert not any(map(alive, ranks))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_no_rank_outlives_a_killed_parent_and_no_folder_stays(end, tmp_path):
     """Kind: nothing is left behind; before, `ranks-*` stayed in the temporary directory."""
@@ -158,6 +160,7 @@ def test_no_rank_outlives_a_killed_parent_and_no_folder_stays(end, tmp_path):
     assert not list(tmp_path.glob("ranks-*"))
 
 
+@pytest.mark.slow
 def test_what_a_killed_group_of_processes_left_is_removed_by_the_next_run_and_nothing_that_is_in_use(
     tmp_path, monkeypatch
 ):

@@ -107,6 +107,7 @@ def emulated():
     return {rho: benchmark.measure_waves(2, rho, (1, 2, 3, 4, 6), seconds=1.0, rounds=0) for rho in (1.0, 1.22)}
 
 
+@pytest.mark.slow
 def test_w_waves_take_1_and_rho_over_w_times_the_products_until_the_link_is_never_idle(emulated):
     for rho, runs in emulated.items():
         for run in runs:

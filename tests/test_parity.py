@@ -53,11 +53,13 @@ def assert_agrees(seed: int, dtype: torch.dtype, table: str, of_logits: float, o
         assert (ours - theirs).abs().max() < of_gradients * largest, name
 
 
+@pytest.mark.slow
 @on_every_config
 def test_logits_and_gradients_equal_those_of_transformers_in_float64(table, seed):
     assert_agrees(seed, torch.float64, table, of_logits=1e-10, of_gradients=1e-10)
 
 
+@pytest.mark.slow
 @on_every_config
 def test_logits_and_gradients_equal_those_of_transformers_in_float32(table, seed):
     assert_agrees(seed, torch.float32, table, of_logits=1e-5, of_gradients=1e-4)  # rounding, a few layers deep
@@ -120,6 +122,7 @@ def rms(error: torch.Tensor) -> float:
     return error.square().mean().sqrt().item()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("seed", SEEDS[:10])
@@ -134,6 +137,7 @@ def test_in_16_bits_logits_are_those_of_transformers_but_for_rounding(narrow, se
         assert rms(errors(ours.use(table)(ids), expected)) < ROUNDED
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", NARROW)
 def test_in_16_bits_logits_agree_at_the_borders_of_windows_and_blocks(narrow, dtype):
@@ -145,6 +149,7 @@ def test_in_16_bits_logits_agree_at_the_borders_of_windows_and_blocks(narrow, dt
             assert rms(errors(ours.use(table)(ids), expected)) < ROUNDED, n_tokens
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("seed", SEEDS[:10])
@@ -158,6 +163,7 @@ def test_in_16_bits_with_choices_most_tokens_agree_and_the_others_picked_otherwi
     assert (error > 8).double().mean() < 0.2
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("seed", SEEDS[:4])
 def test_an_exported_folder_in_16_bits_opens_in_transformers_with_logits_that_differ_by_rounding(seed, tmp_path):

@@ -86,6 +86,7 @@ def distance(one, other):
     return max(float((a - b).abs().max()) for a, b in pairs if a.numel())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_prompt", SHARE)
 def test_any_number_of_drafts_kept_leaves_the_text_and_the_caches_of_plain_decoding(n_prompt):
     for depth, kept in CASES if ALL else random.Random(n_prompt).sample(CASES, 5):

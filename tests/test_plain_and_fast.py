@@ -65,6 +65,7 @@ def assert_same(plain, fast):
             assert (ours - expected).abs().max() < EXACT * largest
 
 
+@pytest.mark.slow
 @each_config
 def test_logits_are_the_same(seed):
     model, ids_BT = case(seed)
@@ -72,12 +73,14 @@ def test_logits_are_the_same(seed):
     assert off(fast, plain) < EXACT
 
 
+@pytest.mark.slow
 @each_config
 def test_five_losses_and_all_gradients_are_the_same(seed):
     model, ids_BT = case(seed)
     assert_same(*with_each(model, lambda model: losses_and_gradients(model, ids_BT)))
 
 
+@pytest.mark.slow
 @each_config
 def test_five_losses_and_all_gradients_of_packed_rows_are_the_same(seed):
     model, ids_BT = case(seed)
@@ -85,6 +88,7 @@ def test_five_losses_and_all_gradients_of_packed_rows_are_the_same(seed):
     assert_same(*with_each(model, lambda model: losses_and_gradients(model, ids_BT, document_BT)))
 
 
+@pytest.mark.slow
 @each_config
 def test_streams_of_packed_rows_are_the_same(seed):
     model, ids_BT = case(seed)
@@ -94,6 +98,7 @@ def test_streams_of_packed_rows_are_the_same(seed):
     assert off(fast, plain) < EXACT
 
 
+@pytest.mark.slow
 @each_config
 def test_random_chunks_with_a_cache_give_the_same_and_leave_the_same_behind(seed):
     model, ids_BT = case(seed)
@@ -111,6 +116,7 @@ def test_random_chunks_with_a_cache_give_the_same_and_leave_the_same_behind(seed
     assert off(fast[0], model(ids_BT).detach()) < EXACT
 
 
+@pytest.mark.slow
 @each_config
 def test_one_cache_is_gone_on_from_by_either(seed):
     """In small steps at the start of a text and at its end; the middle of a long one is one step."""
@@ -161,6 +167,7 @@ def test_two_models_run_two_tables_side_by_side():
     assert len(calls) == len(model.layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN._fields)
 def test_every_operation_of_the_table_is_run_by_the_model_and_not_passed_by(name):
     calls, model = [], small_model()

@@ -16,6 +16,7 @@ WORK = {  # tokens = 10^9 FLOPs by form, as the notebook prints them
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_tokens", WORK)
 def test_no_name_covers_another(n_tokens):
     plots.use_style()

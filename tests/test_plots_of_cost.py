@@ -45,6 +45,7 @@ def words_cut_off(figure):
     return [words for words, span in spans.items() if span.x0 < -1 or span.x1 > figure.bbox.width + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "batch"), [(2.5, 256), (16, 1)])
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_words_fit_the_picture_of_every_device_at_the_ends_of_the_sliders(device, bits, batch):

@@ -78,6 +78,7 @@ def straight(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_fails_at_any_step_goes_on_to_the_same_weights_and_log(kind, straight, tmp_path, monkeypatch):
     for fails_at in (1, 2):  # within a round, before a checkpoint; and after one
@@ -100,6 +101,7 @@ def test_a_run_that_fails_at_any_step_goes_on_to_the_same_weights_and_log(kind, 
         assert torch.equal(weights(again), straight[kind][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_killed_at_random_ends_with_the_same_weights(kind, straight, tmp_path):
     rng = random.Random(kind)
@@ -120,6 +122,7 @@ def test_a_run_that_is_killed_at_random_ends_with_the_same_weights(kind, straigh
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_ended_learns_nothing_more_when_it_is_called_again(kind, straight, tmp_path):
     for _ in range(2):

@@ -28,6 +28,7 @@ def test_the_four_take_at_most_six_megabytes():
     assert sum(path.stat().st_size for path in files) <= LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["sum", "run"])
 def test_the_specialist_and_the_chat_model_answer_more_than_the_base(task):
     base, specialist, student = (right(name, task) for name in ("chat-base", f"chat-{task}", "chat"))

@@ -107,6 +107,7 @@ def check(folder, numbers, limit):
         assert off(model().prefill(ids_BT[:, n:], cache), model()(ids_BT)[:, -1]) < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [None, 40_000])
 def test_killed_writers_and_readers_lose_nothing_and_leave_nothing_half_written(limit, tmp_path):
     draw, n_kills = random.Random(5), int(os.environ.get("PREFIX_KILLS", 12))

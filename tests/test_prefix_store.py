@@ -139,6 +139,7 @@ def assert_no_holes(store):
 # ---- a hit is a cold run ----
 
 
+@pytest.mark.slow
 @each_way
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_hit_at_any_length_is_a_cold_run(mix, strategy, tmp_path):
@@ -182,6 +183,7 @@ def test_the_cone_is_that_of_the_released_models():
     assert prefix_store.block_tokens(v4.Config.flash()) == 128
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", [v4.PLAIN, v4.FAST, v4.COMPILED], ids=["plain", "fast", "compiled"])
 def test_what_one_table_of_operations_stored_serves_all(table, tmp_path):
     stored(opened(tmp_path, model()), text(60))
@@ -213,6 +215,7 @@ def test_other_types_are_stored_in_their_bytes(dtype, tmp_path):
         assert torch.equal(ours.main.entries.contents(), other.main.entries.contents())  # what was stored, bit for bit
 
 
+@pytest.mark.slow
 @each_way
 def test_a_long_prompt_is_stored_chunk_by_chunk(strategy, tmp_path, monkeypatch):
     monkeypatch.setattr(prefix_store, "PREFILL_CHUNK", 31)  # whole blocks of 12 below it
@@ -236,6 +239,7 @@ def test_what_is_computed_again_is_what_the_strategy_says(strategy, tmp_path):
     assert store.counts.new == 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", WAYS)
 @each_way
 def test_what_any_strategy_stored_serves_all(written, strategy, tmp_path):
@@ -280,6 +284,7 @@ def test_a_hit_in_inference_mode_goes_on_outside(tmp_path):
     assert off(model()(text(9, seed=1), cache), model()(whole)[:, 40:]) < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 def test_generation_writes_the_same_with_stored_prefixes(fused, tmp_path):
     store, net = opened(tmp_path, model()), model()
@@ -316,6 +321,7 @@ def pairs(n_pairs, seed=0):
         yield draw.choice([*WAYS]), first, second
 
 
+@pytest.mark.slow
 def test_random_pairs_of_texts_do_not_influence_each_other(tmp_path):
     net = model("HCA first")
     for number, (strategy, first, second) in enumerate(pairs(int(os.environ.get("PREFIX_PAIRS", 40)))):
@@ -411,6 +417,7 @@ def test_a_model_that_changes_its_type_finds_what_the_new_type_stored(to, strate
 # ---- bytes ----
 
 
+@pytest.mark.slow
 @each_way
 @pytest.mark.parametrize("mix", MIXES)
 def test_bytes_are_those_of_the_formula(mix, strategy, tmp_path):
@@ -434,6 +441,7 @@ def test_the_formula_gives_the_numbers_of_the_report_for_the_released_models():
         assert full["window"] / full["entries"] == pytest.approx(ratio, rel=2e-3)
 
 
+@pytest.mark.slow
 @each_way
 def test_the_limit_holds_and_what_was_not_used_for_longest_goes_first(strategy, tmp_path):
     one = opened(tmp_path / "one", model(), strategy)
@@ -502,6 +510,7 @@ def files_read(store, ids_BT, monkeypatch):
     return names
 
 
+@pytest.mark.slow
 @each_way
 def test_every_flipped_bit_is_noticed_and_its_answer_is_computed_again(strategy, tmp_path, monkeypatch):
     draw, net = random.Random(3), model("HCA first")
@@ -543,6 +552,7 @@ def test_a_file_under_the_name_of_another_is_a_miss(tmp_path):
     assert_a_cold_run(store, text(40))
 
 
+@pytest.mark.slow
 @each_way
 def test_a_file_that_goes_while_a_hit_is_read_is_a_miss(strategy, tmp_path, monkeypatch):
     """Whichever file of a hit an other process evicts first."""

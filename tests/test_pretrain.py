@@ -83,6 +83,7 @@ def assert_same_end(folder, straight):
 # --- what a run leaves ---
 
 
+@pytest.mark.slow
 def test_the_log_has_one_line_for_the_run_and_one_a_step_with_all_parts_of_the_loss(straight):
     header, *steps = read_log(straight.folder / "log.jsonl")
     assert header["recipe"] == SMALL and header["parameters"] > 10_000
@@ -150,6 +151,7 @@ main(["train", "--recipe", sys.argv[1], "--out", sys.argv[2]])
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_learned_and_resume_ends_where_the_straight_run_did(
     recipe, straight, tmp_path, capsys, monkeypatch
 ):
@@ -341,6 +343,7 @@ def sixteenths(monkeypatch):
     monkeypatch.setattr(loop, "time", clock)
 
 
+@pytest.mark.slow
 def test_a_plan_in_seconds_ends_after_them_and_a_resumed_run_may_have_more(tmp_path, sixteenths):
     run = Run(Plan.from_dict(IN_SECONDS), tmp_path)
     assert run.plan.recipe.steps is None and run.train()
@@ -370,6 +373,7 @@ def test_stages_keep_their_proportions_when_a_run_is_made_longer_or_shorter():
     ]
 
 
+@pytest.mark.slow
 def test_minutes_are_turned_into_steps_by_a_rehearsal_that_leaves_the_model_alone(tmp_path, monkeypatch):
     run = Run(Plan.from_dict(SMALL), tmp_path)
     before = [parameter.clone() for parameter in run.model.parameters()]
@@ -396,6 +400,7 @@ def test_the_package_has_a_recipe_for_the_mini_model():
 FP4 = SMALL | {"stages": [{"attention": "sparse, FP4", "steps": 3, "length": 36, "batch_size": 2}]}
 
 
+@pytest.mark.slow
 def test_a_run_learns_on_from_a_finished_model_and_goes_on_bit_for_bit(straight, tmp_path):
     (tmp_path / "fp4.json").write_text(json.dumps(FP4))
     words = ["train", "--recipe", str(tmp_path / "fp4.json"), "--model", str(straight.folder)]

@@ -102,6 +102,7 @@ def test_the_indexers_loss_and_gradients_are_those_at_rounded_queries_and_keys(t
         assert torch.equal(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["dense", "sparse"])
 def test_a_model_learns_its_masters_stay_wide_and_both_tables_learn_the_same(stage):
     ids_BT, after = token_ids(4, 40), {}

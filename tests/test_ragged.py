@@ -108,6 +108,7 @@ def test_texts_cut_anyhow_and_taken_in_side_by_side_leave_the_logits_and_caches_
         same_caches(cache, fresh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(BATCHES))
 def test_greedy_texts_of_unequal_prompts_are_those_of_each_alone(seed):
     texts = prompts(seed)
@@ -115,6 +116,7 @@ def test_greedy_texts_of_unequal_prompts_are_those_of_each_alone(seed):
     assert v4.generate(model(), texts, 6, temperature=0) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", range(1, 142) if BATCHES > 100 else [1, 3, 4, 5, 127, 128, 129, 131])
 def test_index_keys_and_entries_are_equal_in_number_at_every_chunk_size(chunk):
     texts = [prompts(3)[0].new_tensor(range(n)) % CONFIG.vocab_size for n in (1, 5, 128, 141)]

@@ -45,6 +45,7 @@ def test_a_routing_that_is_fixed_stays_so_in_the_second_run_also_where_it_ended_
     assert all(map(torch.equal, *results)) and len(results[0]) > 50
 
 
+@pytest.mark.slow
 def test_anticipation_learns_the_same_with_recomputation():
     """Kind: a run that equals the plain one bit for bit; before, its second step ran out of picks."""
     trained = []

@@ -172,6 +172,7 @@ FORMATS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", FORMATS)
 @pytest.mark.parametrize("opening", [v4.load, open_released])
 def test_a_config_that_tells_other_formats_is_refused(opening, field, released, tmp_path):

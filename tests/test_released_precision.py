@@ -88,6 +88,7 @@ def test_another_table_does_not_take_it_back_and_what_would_lose_it_refuses(mode
 # ---- generation ----
 
 
+@pytest.mark.slow
 def test_generation_with_a_packed_cache_takes_the_likeliest_token_of_a_pass_with_one(model):
     ids = token_ids(1, 9)[0].tolist()
     written = v4.generate(model, ids, 12, temperature=0, cache_precision="released")
@@ -98,6 +99,7 @@ def test_generation_with_a_packed_cache_takes_the_likeliest_token_of_a_pass_with
     assert drawn[0] != drawn[1]  # the same numbers are drawn, from other probabilities
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 3])
 def test_speculation_with_packed_caches_writes_what_the_model_writes_without(depth):
     model = small_model(TINY).requires_grad_(False)
@@ -114,6 +116,7 @@ def test_speculation_with_packed_caches_writes_what_the_model_writes_without(dep
 # ---- the shipped model ----
 
 
+@pytest.mark.slow
 def test_the_shipped_model_comes_in_three_precisions():
     kinds = {precision: load_pretrained(precision) for precision in ("fp32", "bf16", "released")}
     assert [model.embed.weight.dtype for model in kinds.values()] == [torch.float32, torch.bfloat16, torch.bfloat16]
@@ -125,6 +128,7 @@ def test_the_shipped_model_comes_in_three_precisions():
         load_pretrained("fp4")
 
 
+@pytest.mark.slow
 def test_the_command_writes_in_every_precision_and_refuses_two_that_exclude_each_other(capsys):
     from minidsv4.__main__ import main
 

@@ -70,6 +70,7 @@ def test_a_run_that_ended_is_not_computed_again(tmp_path, monkeypatch):
     assert rollouts(model, prompts, N_TOKENS, tmp_path / "log", **options) == alone()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_every_place_of_its_log(tmp_path):
     model, prompts, options = setting()
     path = tmp_path / "log"
@@ -80,6 +81,7 @@ def test_a_run_goes_on_from_every_place_of_its_log(tmp_path):
         assert rollouts(model, prompts, N_TOKENS, path, **options) == right
 
 
+@pytest.mark.slow
 def test_runs_that_are_killed_at_random_write_every_token_of_an_uninterrupted_one(tmp_path):
     model, prompts, options = setting()
     right = alone()

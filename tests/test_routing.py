@@ -87,12 +87,14 @@ def test_picks_that_do_not_fit_are_refused_with_a_sentence():
 # --- anticipation ---
 
 
+@pytest.mark.slow
 def test_without_a_delay_training_is_the_same_to_the_last_bit(plain):
     anticipated = new_trainer()
     anticipated.anticipation = Anticipation(0)
     assert same(plain[5], weights(learn(anticipated, 5)))
 
 
+@pytest.mark.slow
 def test_a_step_uses_the_picks_that_the_parameters_of_delay_steps_ago_make():
     trainer, used = new_trainer(), []
     trainer.anticipation = Anticipation(3)
@@ -139,6 +141,7 @@ def shaken(trainer, at):
 GUARD = Guard(jump=0.5, span=4, every=4, delay=2, lasts=6)
 
 
+@pytest.mark.slow
 def test_a_spike_takes_the_run_back_to_a_kept_state_and_anticipates_for_a_while():
     trainer = shaken(new_trainer(GuardedTrainer, guard=GUARD), at=10)
     records, modes = [], []
@@ -151,6 +154,7 @@ def test_a_spike_takes_the_run_back_to_a_kept_state_and_anticipates_for_a_while(
     assert len(trainer.losses) == 16 and max(trainer.losses) < records[10]["main"]
 
 
+@pytest.mark.slow
 def test_going_back_restores_the_state_to_the_bit(plain):
     trainer = shaken(new_trainer(GuardedTrainer, guard=Guard(jump=0.5, span=4, every=4, lasts=0)), at=10)
     learn(trainer, 11)
@@ -158,10 +162,12 @@ def test_going_back_restores_the_state_to_the_bit(plain):
     assert same(weights(learn(trainer, 3)), plain[7])  # without anticipation: as if unshaken
 
 
+@pytest.mark.slow
 def test_a_guard_that_sees_no_spike_changes_nothing(plain):
     assert same(weights(learn(new_trainer(GuardedTrainer), 20)), plain[20])
 
 
+@pytest.mark.slow
 def test_a_guarded_run_goes_on_to_the_bit_in_the_middle_of_anticipation():
     straight = shaken(new_trainer(GuardedTrainer, guard=GUARD), at=10)
     learn(straight, 13)

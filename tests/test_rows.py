@@ -24,6 +24,7 @@ def prompts(model):
     return torch.randint(model.config.vocab_size, (7, 13), generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_rows_are_the_texts_that_generate_writes(model, prompts, temperature):
     texts = generate(model, list(prompts), 20, temperature, seed=SEEDS, stop=STOP)

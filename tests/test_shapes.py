@@ -54,6 +54,7 @@ def style():
     plots.use_style()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_a_drawing_of_a_mechanism_can_be_read(name):
     assert list(faults(DRAWINGS[name]())) == []

@@ -78,6 +78,7 @@ def site(course):
     return course.parent / "site"
 
 
+@pytest.mark.slow
 def test_every_link_of_the_site_leads_somewhere_and_nothing_comes_from_elsewhere(site):
     assert links.faults(site) == []
     made = {path.relative_to(site).as_posix() for path in site.rglob("*.html")}

@@ -65,6 +65,7 @@ def plain(loud, seed, n_prompt, n_tokens=N_TOKENS):
     return v4.generate(model(seed=seed, loud=loud), prompt(n_prompt, seed), n_tokens, temperature=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_greedy_drafting_writes_the_tokens_of_plain_decoding(depth):
     counts = Speculation(depth)
@@ -76,12 +77,14 @@ def test_greedy_drafting_writes_the_tokens_of_plain_decoding(depth):
     assert counts.kept == sorted(counts.kept, reverse=True)
 
 
+@pytest.mark.slow
 def test_greedy_drafting_writes_the_tokens_of_plain_decoding_where_four_layers_choose_among_entries():
     net, ids = model("tiny"), prompt(11, size="tiny")
     wanted = v4.generate(net, ids, 40, temperature=0)  # 51 tokens: 17 entries, of which 6 are picked
     assert len(set(wanted)) > 12 and v4.generate(net, ids, 40, temperature=0, speculate=2) == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["window_left_stale", "overlap_not_rolled_back"])
 def test_a_cache_that_is_not_rolled_back_writes_another_text(name):
     with mutant(name):
@@ -170,6 +173,7 @@ def test_drafting_twice_from_the_same_place_guesses_the_same():
 # ---- no trace ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "loud"), [(1, 0.6), (3, 0.6), (4, 1.0)])
 def test_after_catching_up_both_caches_are_those_of_a_text_that_was_never_guessed(depth, loud):
     net, ids = model(loud=loud), prompt(8)
@@ -218,6 +222,7 @@ def calls_of_a_round(writer, interrupt_at=None):
     return len(calls)
 
 
+@pytest.mark.slow
 def test_ctrl_c_anywhere_in_a_round_leaves_everything_as_it_was():
     writer, twin = (speculator(model(loud=0.6), 2, temperature=1.0, seed=3) for _ in range(2))
     assert writer.begin(prompt(14)) == twin.begin(prompt(14))
@@ -285,6 +290,7 @@ def test_kept_and_replaced_guesses_have_the_wanted_probabilities():
     assert misfit(verify) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", WRONG)
 def test_a_wrong_rule_of_keeping_is_told_by_its_probabilities(rule):
     assert misfit(rule) > 1
@@ -317,12 +323,14 @@ def pair_shares(writer):
     return first_V[:, None] * torch.stack(second)
 
 
+@pytest.mark.slow
 def test_tokens_written_with_drafts_have_the_distribution_of_the_model():
     writer, counts = written_pairs(depth=2, n_draws=400, temperature=0.8)
     assert chi_square(counts, pair_shares(writer)) < 1
     assert 0.1 < writer.speculation.kept[1] / writer.speculation.rounds < 0.9  # both ways are taken
 
 
+@pytest.mark.slow
 def test_top_p_is_kept_with_drafts():
     writer, counts = written_pairs(depth=2, n_draws=200, temperature=1.0, top_p=0.7)
     shares = pair_shares(writer)

@@ -59,6 +59,7 @@ def notes_of(data, function):
     return [step.get("note", "") for step in data["steps"] if data["calls"][step["call"]]["function"] == function]
 
 
+@pytest.mark.slow
 def test_the_last_value_of_the_walk_is_the_logits_of_the_model(data, recorded):
     assert np.allclose(array(data, data["steps"][-1]["result"]), recorded[1], rtol=FOUR_DIGITS, atol=0)
 
@@ -176,6 +177,7 @@ def test_tracing_leaves_the_trace_function_of_before_in_place_even_after_an_erro
         sys.settrace(before)
 
 
+@pytest.mark.slow
 def test_two_writings_are_the_same_bytes_and_small(tmp_path):
     first, second = (stepper.write_site(tmp_path / name) for name in ("first", "second"))
     files = sorted(path.name for path in first.parent.iterdir())

@@ -126,6 +126,7 @@ def test_logits_of_a_16_bit_model_are_float32_with_and_without_a_cache(dtype, ta
     assert model.prefill(ids_BT, model.new_cache(2)).dtype == torch.float32
 
 
+@pytest.mark.slow
 @both_tables
 @narrow
 def test_a_16_bit_model_trains_and_every_gradient_has_the_dtype_of_its_parameter(dtype, table):

@@ -78,6 +78,7 @@ def loss_by_hand(call, teach=lambda weight_HC: weight_HC):
     return sum(nats) / len(nats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_tokens", [3, 4, 38, 70])  # 70: more than a block of queries, 23 entries for 6 picks
 @pytest.mark.parametrize("mode", MODES)
 def test_the_loss_is_the_sum_over_csa_layers_of_the_divergence_in_the_papers_loops(mode, n_tokens):
@@ -246,6 +247,7 @@ def warmed_up(n_steps):
     return ours, frozen, losses, before, after
 
 
+@pytest.mark.slow
 def test_a_warm_up_teaches_the_indexers_and_moves_nothing_else():
     ours, frozen, losses, before, after = warmed_up(30)
     assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in frozen.items())

@@ -64,6 +64,7 @@ class Uniform(torch.nn.Module):
 # --- learning ---
 
 
+@pytest.mark.slow
 def test_a_model_learns_programs(batches):
     trainer = new_trainer(batches, steps=20)
     assert trainer.train() and trainer.step == len(trainer.losses) == 20
@@ -71,6 +72,7 @@ def test_a_model_learns_programs(batches):
     assert trainer.losses[0] == pytest.approx(math.log(300), abs=0.3) and sum(trainer.losses[-5:]) / 5 < 5.2
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_and_went_on_equals_one_that_never_stopped(batches):
     straight = new_trainer(batches, steps=6)
     straight.train()
@@ -188,6 +190,7 @@ def test_a_budget_of_seconds_ends_the_run_and_counts_only_time_spent_learning(ba
     assert trainer.recipe.progress(0, 0.15) == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stderr", ["none", "closed", "full", "reader gone"])
 def test_a_stderr_that_takes_no_words_ends_no_training(stderr, batches, monkeypatch):
     """Kind: what a run can do without does not end it; before, the bar's first error did."""
@@ -266,6 +269,7 @@ def test_bits_per_byte_of_even_odds_are_tokens_times_log2_of_the_choices_over_by
         assert measured == pytest.approx(n_tokens * math.log2(298) / n_bytes, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_bits_per_byte_equal_the_sum_over_tokens_one_at_a_time(tokenizer):
     model, text, length = new_model(), SOURCES[0] + SOURCES[1], 16
     tokens, nats = [0, *tokenizer.encode(text)], 0.0

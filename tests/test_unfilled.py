@@ -45,6 +45,7 @@ def test_the_released_model_has_its_shapes_at_once():
     assert sum(parameter.numel() for parameter in model.parameters()) > 1.5e12
 
 
+@pytest.mark.slow
 def test_loading_a_model_does_not_load_torchs_compiler():
     """Kind: an operation on the meta device that torch runs in Python, which cost every command a second."""
     script = "import sys, minidsv4; minidsv4.load_pretrained(); print('torch._dynamo' in sys.modules)"

@@ -59,6 +59,7 @@ def compared(folder, theirs, name, values):
     return result
 
 
+@pytest.mark.slow
 def test_there_are_30_cases_each_named_after_another_trap_of_the_museum(folder):
     assert len(CASES) == len(set(NAMES)) == 30 and set(NAMES) <= set(MUTANTS)
     assert {path.stem for path in (folder / "cases").iterdir()} == set(NAMES)
@@ -66,6 +67,7 @@ def test_there_are_30_cases_each_named_after_another_trap_of_the_museum(folder):
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 15_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_folders_model_in_float32_agrees_with_every_stored_value_and_with_the_mistake_it_does_not(
     name, folder, right, tmp_path
@@ -79,6 +81,7 @@ def test_the_folders_model_in_float32_agrees_with_every_stored_value_and_with_th
     assert wrong.first == case.begins and not wrong.agrees
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["carry_transposed", "norm_after_the_turn", "one_choice_for_all_queries"])
 def test_transformers_gives_the_stored_logits(name, folder, right, tmp_path):
     case, ids_BT, _ = told(folder, name)
@@ -89,6 +92,7 @@ def test_transformers_gives_the_stored_logits(name, folder, right, tmp_path):
     assert compared(folder, tmp_path / "theirs", name, {"logits": logits_BTV}).agrees
 
 
+@pytest.mark.slow
 def test_no_choice_in_a_text_is_near_a_tie_but_where_all_scores_are_equal(folder):
     right = load(folder / "model").use(PLAIN).double()
     for name in set(NAMES) - {"padding_hidden_by_a_mask", "ties_broken_anyhow"}:

@@ -38,6 +38,7 @@ def map_by_hand(sees, n_batch=2):
     return seen
 
 
+@pytest.mark.slow
 @many
 def test_the_map_is_that_of_the_loops_whatever_window_past_picks_and_documents(seed):
     sees = drawn(seed)

@@ -70,6 +70,7 @@ def alone(n_ranks, rounded):
     return weights(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_ranks", "rounded", "cap"), [(1, True, None), (2, False, None), (4, True, None), (4, True, 2)]
 )

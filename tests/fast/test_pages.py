@@ -95,6 +95,7 @@ print(sum(int(kilobytes) for _, kilobytes, _ in held) / 1e3)
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not THP.exists() or "[never]" in THP.read_text(), reason="this kernel has no large pages")
 def test_what_is_kept_lies_in_large_pages():
     done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)

@@ -25,6 +25,7 @@ def example(n_heads=3, n_entries=9, n_picked=None, n_past=6, width=K):
     return query_BTHK, window_BSK, normal(B, n_entries, width, seed=2), sees, normal(n_heads, seed=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_picked", [None, 5], ids=["all entries", "picked entries"])
 @pytest.mark.parametrize("n_heads", [1, 4, 5, 9])
 def test_any_number_of_heads_attends_as_the_page_says(n_heads, n_picked):
@@ -32,6 +33,7 @@ def test_any_number_of_heads_attends_as_the_page_says(n_heads, n_picked):
     assert off_all(*(output_and_gradients(attend, given) for attend in (compiled.attend, PLAIN.attend))) < EXACT
 
 
+@pytest.mark.slow
 def test_dense_entries_and_picks_of_the_same_arrays_are_read_by_their_own_loops():
     """The two loops take arguments of the same types, and one of them looks at no picks."""
     dense, picked = example(n_entries=300, n_past=1200), example(n_entries=300, n_past=1200, n_picked=5)
@@ -52,6 +54,7 @@ def output_and_gradients_of_squares(attend, given, dtype):
     return output, *torch.autograd.grad(output.square().sum(), [x for x in given if torch.is_tensor(x)])
 
 
+@pytest.mark.slow
 def test_float32_is_as_near_to_float64_as_the_page_is():
     wanted, ours, page = (
         output_and_gradients_of_squares(attend, example(n_picked=5), dtype)
@@ -142,6 +145,7 @@ def test_a_largest_score_that_comes_late_keeps_its_weight(scale, together):
     assert off(compiled.attend(*given), PLAIN.attend(*given)) < EXACT
 
 
+@pytest.mark.slow
 def test_many_entries_in_float32_are_as_near_to_float64_as_the_page_is(together):
     given = many()
     rounded = tuple(x.float() if isinstance(x, torch.Tensor) else x for x in given)

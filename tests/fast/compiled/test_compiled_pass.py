@@ -69,6 +69,7 @@ def same_bits_in_any_batch(model, forward_each, seed):
 # --- the same bits ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(N_BATCHES))
 def test_a_token_has_the_same_bits_alone_and_in_any_batch_however_its_text_is_cut(model, compiled, seed, monkeypatch):
     monkeypatch.setattr(step_module, "TOKENS", random.Random(-seed).choice([1, 7, 30, 256]))
@@ -109,6 +110,7 @@ def digest():
     return hashlib.sha256(torch.cat(logits).numpy().tobytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_two_processes_with_one_thread_and_two_give_the_same_bits():
     found = [digest()]
     for threads in (1, 2):
@@ -122,6 +124,7 @@ def test_two_processes_with_one_thread_and_two_give_the_same_bits():
 # --- the right bits ---
 
 
+@pytest.mark.slow
 def test_float64_logits_are_those_of_the_model():
     model = small_model()
     for seed in range(4):
@@ -155,6 +158,7 @@ def test_only_the_last_logits_are_given_and_they_are_the_same(model, compiled):
 # --- writing ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.0, "seed": 5}])
 def test_invariant_texts_are_those_of_each_prompt_alone_and_those_of_the_model(model, sampling):
     prompts = [token_ids(1, n, seed=n)[0].tolist() for n in (1, 4, 13)]

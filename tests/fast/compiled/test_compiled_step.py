@@ -58,12 +58,14 @@ def agree(model, step, ids_BT, cache, fused):
 # --- the same numbers ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_70_tokens_from_an_empty_cache_are_decoded_as_by_the_model(name):
     model = small_model(CONFIGS[name])  # 70 passes every window and entry border, and buffers grow several times
     agree(model, FusedStep(model), token_ids(1, 70), model.new_cache(), model.new_cache())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_prompt", [1, 2, 3, 6, 11, 12, 13, 35, 36, 64])
 def test_a_prompt_of_any_length_is_gone_on_from(model, step, n_prompt):
     ids_BT, caches = token_ids(1, n_prompt + 13, seed=n_prompt), [model.new_cache(), model.new_cache()]
@@ -116,6 +118,7 @@ REPLACED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", REPLACED)
 def test_what_is_put_in_anothers_place_counts_at_the_next_step(what):
     """Kind: the same logits as the model; before, the step went on with the weights that it was made with."""
@@ -148,6 +151,7 @@ def test_the_loops_are_compiled_once_for_a_dtype(step, model):
 # --- the same cache ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turns", [(1, 1), (3, 5), (13, 2), (7, 12)])
 def test_both_steps_take_turns_in_one_cache(model, step, turns):
     ids_BT, mixed = token_ids(1, 66), model.new_cache()
@@ -279,6 +283,7 @@ def test_fused_and_speculate_together_are_refused(model):
         v4.generate(model, [1], 2, fused=True, speculate=True)
 
 
+@pytest.mark.slow
 def test_without_numba_everything_else_works_and_the_fused_step_says_what_to_install():
     script = """
 import sys

@@ -61,6 +61,7 @@ print(thrice(1j))
 """
 
 
+@pytest.mark.slow
 def test_a_command_says_once_that_it_compiles_and_nothing_where_the_code_is_kept(tmp_path, monkeypatch):
     """Kind: a wait is announced, on stderr, and only where that was asked for; before, it was silent."""
     monkeypatch.setitem(globals(), "PROGRAM", TOLD)
@@ -70,6 +71,7 @@ def test_a_command_says_once_that_it_compiles_and_nothing_where_the_code_is_kept
     assert (done.stdout, done.stderr) == ("4.5 5.0\n3j\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_commands_that_decode_in_compiled_loops_announce_it(fused, monkeypatch, capsys):
     """Kind: a wait is announced; `generate --fused` and `bench --curve --fused` ask for it."""
@@ -88,6 +90,7 @@ def damaged(file):
     file.write_bytes(kept[:40] + b"\0" * (len(kept) - 40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["nbi", "nbc"])
 def test_damaged_machine_code_is_dropped_and_compiled_anew(tmp_path, ending):
     """Kind: a cache of numba that cannot be read; it ended in an unpickling traceback."""
@@ -100,6 +103,7 @@ def test_damaged_machine_code_is_dropped_and_compiled_anew(tmp_path, ending):
     assert (done.stdout, done.stderr) == ("3.5\n", "")
 
 
+@pytest.mark.slow
 def test_machine_code_of_a_type_that_has_another_name_now_is_dropped(tmp_path):
     assert run(tmp_path).stdout == "3.5\n"
     done = run(tmp_path, "Couple")
@@ -125,6 +129,7 @@ print(caller(10))
 """
 
 
+@pytest.mark.slow
 def test_a_caller_is_compiled_anew_where_a_file_that_it_calls_into_has_changed(tmp_path, monkeypatch):
     """Kind: machine code holds that of what it calls; it went on with the old one."""
     monkeypatch.setitem(globals(), "PROGRAM", CALLER)
