@@ -166,6 +166,7 @@ def test_bytes_remembered_equal_the_closed_form_item_by_item(n, long_caches):
     assert long_caches[n].n_bytes() == sum(formula(LONG, n).values()) and long_caches[n].n_tokens == n
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 127, 128, 129, 1000, 20_000])
 def test_room_held_in_advance_is_bounded_and_is_all_that_is_held_besides(n, long_caches):
     cache = long_caches[n]

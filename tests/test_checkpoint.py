@@ -852,6 +852,7 @@ def test_a_checksum_is_that_of_the_name_the_type_the_shape_and_the_bytes_of_a_te
     assert sums["layers.1.attn_norm.weight"] == hashlib.sha256(text).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [None, "fp8"])
 def test_two_processes_write_the_same_bytes(weights, tmp_path):
     """Kind: a file whose metadata stand in another order in every process; one in 2^5 runs would not show it."""

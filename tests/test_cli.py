@@ -150,6 +150,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path, capsy
     assert "cannot be written to" in refusal(capsys, "tour", "--out", str(tmp_path / "file" / "tour"))
 
 
+@pytest.mark.slow
 def test_resuming_where_nothing_is_or_where_the_state_is_cut_off_is_refused(toured, tmp_path, capsys):
     assert "holds no training.pt" in refusal(capsys, "tour", "--resume", "--out", str(tmp_path))
     (tmp_path / "training.pt").write_bytes((toured / "training.pt").read_bytes()[:500])

@@ -48,6 +48,7 @@ def test_the_parameters_of_a_part_are_those_of_the_table(name, part):
     assert round(counts(name)[part] / 1e9, 3) == TABLE[name][part]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "digits", "without_mtp", "with_mtp", "mtp"),
     [("flash", 2, 284.33, 290.94, 6.61), ("pro", 1, 1573.0, 1598.8, 25.8)],

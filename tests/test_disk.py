@@ -355,6 +355,7 @@ def test_the_command_writes_the_same_text_and_tells_how_it_goes(shipped, capsys)
     assert lines[0].startswith("pass 1, ") and "of the bytes touched were in memory" in lines[5]
 
 
+@pytest.mark.slow
 def test_on_a_terminal_every_layer_is_told_in_one_line_that_is_gone_at_the_end(shipped, capsys, monkeypatch):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
     _, _, told = written(capsys, "--model", shipped, "--weights", "disk")

@@ -123,6 +123,7 @@ def test_a_choice_picks_as_many_different_visible_entries_as_the_indexer(model, 
     assert (sees.picks_BTP.diff(dim=-1) > 0).all()
 
 
+@pytest.mark.slow
 def test_random_entries_lie_everywhere_and_newest_at_the_end(model):
     at_random, newest = (picks(model, name, SOURCE[None, :1603]).picks_BTP[0, -1] for name in ("random", "newest"))
     assert newest.tolist() == list(range(392, 400))

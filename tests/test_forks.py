@@ -27,6 +27,7 @@ def test_a_script_has_the_words_the_folder_the_environment_the_streams_and_the_e
     assert (ours.returncode, ours.stdout, ours.stderr) == (due.returncode, due.stdout, due.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "code"),
     [("1 / 0", 1), ("raise SystemExit('no')", 1), ("import os; os.kill(os.getpid(), 9)", -signal.SIGKILL)],

@@ -32,6 +32,7 @@ def test_greedy_decoding_with_a_cache_equals_passes_over_the_whole_text(model):
     assert generate(model, PROMPT, 30, temperature=0) == ids[len(PROMPT) :]
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_and_another_seed_writes_otherwise(model):
     assert generate(model, PROMPT, 20, seed=3) == generate(model, PROMPT, 20, seed=3)
     assert generate(model, PROMPT, 20, seed=3) != generate(model, PROMPT, 20, seed=4)

@@ -127,6 +127,7 @@ def test_a_mutant_is_caught_by_the_checks_on_its_label_and_by_no_others(name):
     assert in_place(name) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_lives_where_the_checks_on_its_label_are_removed_and_dies_of_each_of_them_alone(name):
     others = CHECKS.keys() - set(MUTANTS[name].killed_by)

@@ -252,6 +252,7 @@ def test_logits_are_those_of_one_process_for_all_packings_and_cuts(n_ranks):
         assert off(ours, logits) < EXACT, (number, all_cases(n_ranks)[number][3])
 
 
+@pytest.mark.slow
 @N_RANKS
 def test_gradients_summed_over_ranks_are_those_of_one_process_for_every_parameter(n_ranks):
     """Kind: parameters without a gradient on some ranks, where ranks would wait for each other or disagree."""

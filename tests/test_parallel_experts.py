@@ -118,6 +118,7 @@ def test_alltoall_and_waves_give_one_process_bit_for_bit_gradients_included(comp
                 assert torch.equal(a, b), (kind, strategy, waves, rest, name)
 
 
+@pytest.mark.slow
 def test_allreduce_and_allgather_do_so_up_to_the_order_of_sums_and_exactly_where_a_token_has_two_experts(compared):
     for (kind, strategy, _, n_active, *_), ours, expected in compared:
         if strategy in ("allreduce", "allgather"):

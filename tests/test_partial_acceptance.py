@@ -93,6 +93,7 @@ def test_any_number_of_drafts_kept_leaves_the_text_and_the_caches_of_plain_decod
         assert trace(n_prompt, depth, kept) < EXACT, (depth, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["raw_series_of_drafts_kept", "overlap_not_rolled_back", "window_left_stale"])
 def test_what_is_not_rolled_back_is_seen(name):
     text()

@@ -130,6 +130,7 @@ def test_one_cache_is_gone_on_from_by_either(seed):
     assert off(torch.cat(found, dim=1), model.use(FAST)(ids_BT).detach()) < EXACT
 
 
+@pytest.mark.slow
 def test_a_text_longer_than_a_few_blocks_gives_the_same():
     model, ids_BT = small_model(), token_ids(2, 201)
     assert_same(*with_each(model, lambda model: losses_and_gradients(model, ids_BT)))

@@ -397,6 +397,7 @@ def test_a_change_that_torch_does_not_count_is_seen(change, inference, tmp_path)
         assert_a_cold_run(store, text(40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["zero", "full"])
 @pytest.mark.parametrize("to", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_model_that_changes_its_type_finds_what_the_new_type_stored(to, strategy, tmp_path):

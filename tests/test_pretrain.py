@@ -98,6 +98,7 @@ def test_the_log_has_one_line_for_the_run_and_one_a_step_with_all_parts_of_the_l
     assert [record["step"] for record in steps if "held_out" in record] == [10, 20]
 
 
+@pytest.mark.slow
 def test_the_indexer_learns_from_the_warm_up_on_and_not_in_the_dense_stage(straight):
     _, *steps = read_log(straight.folder / "log.jsonl")
     assert all(record["indexer"] == 0 for record in steps[:8]) and all(record["indexer"] > 0 for record in steps[8:])

@@ -80,6 +80,7 @@ def chunks_of(texts, draw):
 # ---- each is what it is alone ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(BATCHES))
 @torch.no_grad()
 def test_every_text_of_a_padded_batch_has_the_logits_that_it_has_alone(seed):

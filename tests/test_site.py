@@ -124,6 +124,7 @@ def explored(site):
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', text)[1]), text
 
 
+@pytest.mark.slow
 def test_a_slider_of_the_site_has_all_pictures_and_a_page_without_script_the_stored_one(site):
     told, text = explored(site)
     assert [control["labels"] for control in told["controls"]] == [

@@ -91,6 +91,7 @@ def test_a_cache_that_is_not_rolled_back_writes_another_text(name):
         assert v4.generate(model(), prompt(37), N_TOKENS, temperature=0, speculate=3) != plain(1.0, 0, 37)
 
 
+@pytest.mark.slow
 def test_rejected_drafts_that_are_not_rolled_back_write_another_text(monkeypatch):
     monkeypatch.setattr(v4.model.cache.Cache, "go_back", lambda cache, n_tokens, ends: None)
     assert v4.generate(model(), prompt(37), N_TOKENS, temperature=0, speculate=2) != plain(1.0, 0, 37)

@@ -64,6 +64,7 @@ def test_the_last_value_of_the_walk_is_the_logits_of_the_model(data, recorded):
     assert np.allclose(array(data, data["steps"][-1]["result"]), recorded[1], rtol=FOUR_DIGITS, atol=0)
 
 
+@pytest.mark.slow
 def test_replaying_every_change_gives_the_logits_of_the_model(data, recorded):
     names = {}
     for step in data["steps"]:
