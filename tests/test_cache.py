@@ -200,6 +200,7 @@ def test_the_state_that_does_not_grow_has_the_same_size_at_every_multiple_of_the
     assert len(set(sizes)) == 1
 
 
+@pytest.mark.slow
 def test_bytes_grow_by_the_same_slope_everywhere(long_caches):
     def growing(n):
         report = long_caches[n].report()

@@ -157,6 +157,7 @@ def test_resuming_where_nothing_is_or_where_the_state_is_cut_off_is_refused(tour
     assert "cannot be read" in refusal(capsys, "tour", "--resume", "--out", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_state_of_another_version_and_a_run_that_ends_after_steps_are_no_tours(small, toured, tmp_path, capsys):
     state = torch.load(toured / "training.pt", weights_only=True)
     again = ["tour", "--resume", "--out", str(tmp_path)]
@@ -296,6 +297,7 @@ def test_commands_that_do_not_exist_and_no_command_give_a_sentence(capsys):
     assert "required: command" in refusal(capsys)
 
 
+@pytest.mark.slow
 def test_python_m_minidsv4_runs_the_commands_without_a_traceback():
     done = forks.module("minidsv4", "generate", "x", "--model", "nowhere")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr

@@ -59,6 +59,7 @@ def test_all_parameters_with_and_without_mtp_are_those_of_the_report(name, digit
     assert [round(n, digits) for n in (total - block, total, block)] == [without_mtp, with_mtp, mtp]
 
 
+@pytest.mark.slow
 def test_norms_sinks_and_position_biases_are_not_in_the_table_and_are_few():
     for name in ("flash", "pro"):
         assert counts(name)["vectors"] < 4e6  # most of it: 128 biases of 512 channels in each HCA layer

@@ -36,6 +36,7 @@ def test_an_end_that_was_not_planned_has_the_exit_code_of_an_interpreter(source,
     assert forks.python(source).returncode == code
 
 
+@pytest.mark.slow
 def test_a_fork_leaves_nothing_to_the_next_one_and_comes_with_the_slow_imports():
     change = "import torch, minidsv4; torch.set_default_dtype(torch.float64); minidsv4.ops.pool = None"
     look = "import sys; n = len(sys.modules); import torch, minidsv4, matplotlib.pyplot; print(n == len(sys.modules))"

@@ -144,6 +144,7 @@ def test_a_check_that_calls_no_place_of_a_mutant_sees_nothing_where_it_is_asked_
         assert not {check for check in blind(name) if checkups.fails(CHECKS[check])}
 
 
+@pytest.mark.slow
 def test_without_one_check_some_mutant_would_live_but_for_those_that_see_what_another_sees():
     """Kind: a check that could be removed, and every mutant would still be caught."""
     needed = {check for name in MUTANTS for check in caught_by(name) if len(caught_by(name)) == 1}

@@ -272,6 +272,7 @@ def test_the_cases_hold_what_is_hard():
     assert any(min(lengths) < 3 for *_, lengths in cases) and any(sum(lengths) % 12 for *_, lengths in cases)
 
 
+@pytest.mark.slow
 @N_RANKS
 def test_the_mtp_block_is_cut_like_the_model_and_takes_the_next_ranks_first_token(n_ranks):
     config, ids_BT, document_BT, _ = mtp_case(n_ranks)

@@ -104,6 +104,7 @@ def test_the_indexer_learns_from_the_warm_up_on_and_not_in_the_dense_stage(strai
     assert all(record["indexer"] == 0 for record in steps[:8]) and all(record["indexer"] > 0 for record in steps[8:])
 
 
+@pytest.mark.slow
 def test_the_rate_is_constant_between_warm_up_and_decay(straight):
     rates = [record["rate"] for record in read_log(straight.folder / "log.jsonl")[1:]]
     assert rates[0] == 0.005 and set(rates[1:15]) == {0.01} and rates[15:] == sorted(rates[15:], reverse=True)

@@ -140,6 +140,7 @@ def test_a_slider_of_the_site_has_all_pictures_and_a_page_without_script_the_sto
     assert static.groups() == (told["frames"][2]["file"], "A thin line of height 2.")
 
 
+@pytest.mark.slow
 def test_a_second_build_runs_no_notebook(site, course):
     said = []
     build.build(course, course.parent / "again", course.parent / "work", tools={}, say=said.append)
@@ -170,6 +171,7 @@ def test_the_first_page_has_the_map_of_the_courses_own_index():
     assert "image/png" in drawn.outputs[0].data and "remove-input" in drawn.metadata["tags"]
 
 
+@pytest.mark.slow
 def test_a_notebook_is_drawn_again_where_a_file_that_it_imported_has_changed(site, course):
     (uses,) = (course.parent / "work").rglob(frames.USES)
     told = uses.read_text(encoding="utf-8")
@@ -201,6 +203,7 @@ def test_a_notebook_that_cannot_be_drawn_is_a_fault_and_its_pictures_stand_still
     assert found == ({}, [f"07_x: its pictures stand still. {fault}"])
 
 
+@pytest.mark.slow
 def test_a_question_of_the_site_says_what_is_right_and_does_not_show_its_source(site):
     text = (site / "00_tour.html").read_text(encoding="utf-8")
     assert '<div class="predict" data-right="1">' in text and "<summary>Answer</summary>" in text

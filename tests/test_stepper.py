@@ -73,6 +73,7 @@ def test_replaying_every_change_gives_the_logits_of_the_model(data, recorded):
     assert np.allclose(array(data, names[head]["logits"]), recorded[1], rtol=FOUR_DIGITS, atol=0)
 
 
+@pytest.mark.slow
 def test_the_streams_after_each_block_are_those_of_the_model(data, recorded):
     blocks = calls_of(data, "block")
     assert len(blocks) == len(recorded[0]) == 3
