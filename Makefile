@@ -13,11 +13,10 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-
 ANOTHER_CPU = ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 \
 	NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX2 FMA3"
 
-# The tests in three parts, so that two cores end at about the same time. What begins otherwise than the second and
-# the third belongs to the first, which compiles the loops for all.
-SECOND = tests/test_[f-m]*.py
-THIRD = tests/test_[n-z]*.py
-PARTS = test-code test-code-f-m test-code-n-z
+# The tests in two parts, so that two cores end at about the same time. What begins otherwise than the second belongs to
+# the first, which compiles the loops for both.
+SECOND = tests/test_[f-z]*.py
+PARTS = test-code test-code-f-z
 NOTEBOOKS = test-notebooks test-notebooks-elsewhere
 TWO_AT_A_TIME = --no-print-directory --keep-going --jobs=2 --output-sync=target
 
@@ -39,7 +38,7 @@ tour: .venv/ready
 
 # Two jobs at a time; each shows what it printed when it ends.
 test: .venv/ready
-	@echo "ruff, mypy, tests, notebooks: two at a time, each printed when it ends; fifteen to thirty minutes on two cores"
+	@echo "ruff, mypy, tests, notebooks: two at a time, each printed when it ends; fifteen to twenty-five minutes on two cores"
 	@$(MAKE) $(TWO_AT_A_TIME) $(PARTS) test-notebooks-elsewhere test-notebooks lint
 
 lint: .venv/ready
@@ -48,13 +47,10 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 test-code: .venv/ready
-	$(BIN)/python -m pytest tests $(FAST) --ignore-glob='$(SECOND)' --ignore-glob='$(THIRD)'
+	$(BIN)/python -m pytest tests $(FAST) --ignore-glob='$(SECOND)'
 
-test-code-f-m: .venv/ready
+test-code-f-z: .venv/ready
 	$(BIN)/python -m pytest $(SECOND) $(FAST)
-
-test-code-n-z: .venv/ready
-	$(BIN)/python -m pytest $(THIRD) $(FAST)
 
 test-notebooks: .venv/ready
 	$(BIN)/python -m pytest notebooks

@@ -253,7 +253,15 @@ figure, stream = Figure(figsize=(3, 2)), io.BytesIO()
 figure.add_subplot().plot([1, 2, {last}])
 figure.savefig(stream)
 Image(stream.getvalue())"""
-REPORT_TIMEOUT = "def pytest_runtest_setup(item):\n    print('timeout', item.output_timeout)\n"
+INNER_CONFTEST = """
+import forks
+
+forks.SERVER.set_forkserver_preload(["ipykernel.kernelapp", "matplotlib.figure"])  # all that the cells need
+
+
+def pytest_runtest_setup(item):
+    print("timeout", item.output_timeout)
+"""
 
 
 @pytest.mark.slow
@@ -281,7 +289,7 @@ def test_pytest_compares_pictures_by_their_pixels(tmp_path):
     for file in ("conftest.py", "tests/forks.py"):
         shutil.copy(ROOT / file, tmp_path)
     (tmp_path / "inner").mkdir()
-    (tmp_path / "inner" / "conftest.py").write_text(REPORT_TIMEOUT)
+    (tmp_path / "inner" / "conftest.py").write_text(INNER_CONFTEST)
     same, other = tmp_path / "inner" / "same.ipynb", tmp_path / "other.ipynb"
     notebooks.write(same, [("code", DRAW.format(last=3))])
     notebooks.write(other, [("code", DRAW.format(last=4))])
