@@ -178,6 +178,7 @@ def test_a_budget_is_kept_while_a_prompt_visits_every_expert(share, heavy_folder
 
 # Bytes by which a process grows in which a model runs from disk, its libraries there and its loops compiled.
 PROCESS_PEAK = """
+import gc
 import sys
 import minidsv4 as v4
 from minidsv4.bench.peak_memory import peak_bytes, reset_peak
@@ -186,6 +187,7 @@ folder, memory = sys.argv[1], int(sys.argv[2])
 small = v4.load(folder, weights="disk", memory=memory)
 small(token_ids(1, 40, config=small.config))
 del small
+gc.collect()
 before = reset_peak()
 there = v4.load(folder, weights="disk", memory=memory)
 for seed in range(4):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from small import TINY, TWO_LAYERS, normal, one_document, small_model, token_ids
+from small import TINY, normal, one_document, small_model, token_ids
 from torch.nn import functional as F
 
 import minidsv4 as v4
@@ -28,15 +28,10 @@ def tokenizer():
     return Tokenizer.train(TEXTS * 3, 300)
 
 
-def wider(config, tokenizer):
-    """A model of this config for the tokenizer's texts, wide enough to learn something of them."""
-    shape = dict(vocab_size=len(tokenizer), hidden_size=64, moe_intermediate_size=32, max_position_embeddings=4096)
-    return small_model(config.replace(**shape), dtype=torch.float32)
-
-
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return wider(TINY, tokenizer)
+    shape = dict(vocab_size=len(tokenizer), hidden_size=64, moe_intermediate_size=32, max_position_embeddings=4096)
+    return small_model(TINY.replace(**shape), dtype=torch.float32)
 
 
 def test_bits_per_byte_are_those_of_each_precision_and_the_model_is_left_alone(model, tokenizer):
@@ -128,12 +123,11 @@ def test_a_text_in_which_no_query_chooses_is_refused():
 
 
 @pytest.mark.slow
-def test_training_for_few_bits_beats_rounding_afterwards_where_bits_are_few(tokenizer):
+def test_training_for_few_bits_beats_rounding_afterwards_where_bits_are_few(model, tokenizer):
     """At 2.5 bits rounding hurts a small model that has learned; the same steps with the rounding in view mend it."""
     ids_BT = torch.tensor([(tokenizer.encode(text) * 9)[:48] for text in TEXTS])
-    model = wider(TWO_LAYERS, tokenizer)
-    trained = precision.trained_on(model, lambda step: ids_BT, Recipe(steps=12, rate=0.01, optimizer="muon"), None)
-    recipe = Recipe(steps=4, rate=0.003, warm_up=1, optimizer="muon")
+    trained = precision.trained_on(model, lambda step: ids_BT, Recipe(steps=20, rate=0.01, optimizer="muon"), None)
+    recipe = Recipe(steps=6, rate=0.003, warm_up=1, optimizer="muon")
     held_out = {"programs": TEXTS[:2]}
     rows = precision.qat_beside_rounding(trained, tokenizer, held_out, lambda step: ids_BT, recipe, bits=2.5)
     bits = {row: kinds["programs"] for row, kinds in rows.items()}

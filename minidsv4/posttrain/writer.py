@@ -1,17 +1,13 @@
 """Replies to many prompts, by the cached generator that serves; in a folder, each token is logged before it counts."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from minidsv4.fast.compiled.numba_loops import numba_is_here
 from minidsv4.files import writable_folder
 from minidsv4.model.model import Model
 from minidsv4.serve.generation import generate
 from minidsv4.serve.rollouts import rollouts
-from minidsv4.serve.rows import write_rows
 from minidsv4.train.tokenizer import Tokenizer
 
 
@@ -39,31 +35,8 @@ class Writer:
         """The replies of round `number`, one a prompt, each with random numbers of its own seed."""
         stop = Tokenizer.eos_id
         loops = {"fused": self.fused, "invariant": self.fused}
-        if self.folder is None and not self.fused:
-            return in_rows(model, prompts, n_tokens, seeds, temperature)
         if self.folder is None:
             return generate(model, prompts, n_tokens, temperature, seed=[*seeds], stop=stop, **loops)
         log = self.folder / f"round-{number:05}.log"
         how = loops | {"texts": len(prompts), "chunk": 2048}
         return rollouts(model, prompts, n_tokens, log, temperature=temperature, seeds=seeds, stop=stop, **how)
-
-
-def in_rows(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    n_tokens: int,
-    seeds: Sequence[int],
-    temperature: float,
-) -> list[list[int]]:
-    """The replies to prompts, each up to EOS; those of one length are the rows of one batch."""
-    places = defaultdict(list)
-    for place, prompt in enumerate(prompts):
-        places[len(prompt)].append(place)
-    replies: list[list[int]] = [[] for _ in prompts]
-    for alike in places.values():
-        ids_BT = torch.tensor([prompts[place] for place in alike])
-        own = [seeds[place] for place in alike]
-        found = write_rows(model, ids_BT, n_tokens, own, Tokenizer.eos_id, temperature)
-        for place, reply in zip(alike, found):
-            replies[place] = reply
-    return replies

@@ -1,6 +1,6 @@
 """What a student's process has of the track `build`: the call of each step.
 
-Every student's process loads this anew, so it imports nothing that only the grader needs.
+Every student's process loads this anew, so it leaves out what reads notebooks and draws, which the grader needs alone.
 """
 
 import copy

@@ -80,9 +80,9 @@ def lane_sums(builder: ir.IRBuilder, width, weights: list, rows: list) -> list:
 
 
 def fetch_next(builder: ir.IRBuilder, weights: list, width, place) -> None:
-    """Have the processor fetch the numbers at `place` of the rows after these, as many: a token alone waits for them.
+    """Fetch ahead the numbers at `place` of the rows that are taken next: with one token the loop waits for memory.
 
-    It guesses by itself what follows in a row, and not which row is next. Beyond the matrix nothing happens.
+    A processor guesses what follows in a row, and not which row is next. An address beyond the matrix does no harm.
     """
     byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])

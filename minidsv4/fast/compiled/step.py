@@ -106,7 +106,8 @@ class FusedPass:
         token_T = ids_T.long().numpy()
         position_T = np.arange(cache.n_tokens, cache.n_tokens + len(token_T))
         streams_TND = self.embedded(token_T)
-        # of all layers before and after: a block's weights drive what Python works on out of the processor's caches
+        # Python's work for all layers comes before the first block and after the last: the weights of a block push what
+        # Python works on out of the processor's caches.
         held = [self.layer_cache(memory, len(token_T)) for memory in cache.layers]
         for layer, of_layer in zip(self.layers, held):
             self.blocks.block(streams_TND, position_T, token_T, layer, of_layer, self.sizes)
