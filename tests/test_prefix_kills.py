@@ -29,6 +29,7 @@ CONFIG = TINY.replace(
     hc_mult=2,
 )
 N_TOKENS = 40  # 6 blocks of 6 and 4 over
+N_TEXTS = 1000  # of a server: more than it serves before it is killed, however long the other takes to begin
 WAYS = [("zero", None), ("periodic", 12), ("full", None)]
 
 
@@ -65,12 +66,15 @@ def serve(folder, log, numbers, limit):
 
 def kill_while_serving(folder, draw, n_kills, limit, pause):
     """Two servers at a time in one folder, killed after some texts; the numbers of the texts served."""
-    served, texts = [], draw.sample(range(100_000), 40 * n_kills)
+    served, texts = [], draw.sample(range(1_000_000), N_TEXTS * n_kills)
     for n in range(0, n_kills, 2):
         logs = [Path(f"{folder}-{n}-{which}.log") for which in range(2)]
         servers = []
         for which, log in enumerate(logs):
-            numbers = [*draw.sample(served, min(2, len(served))), *texts[40 * (n + which) : 40 * (n + which + 1)]]
+            numbers = [
+                *draw.sample(served, min(2, len(served))),
+                *texts[N_TEXTS * (n + which) : N_TEXTS * (n + which + 1)],
+            ]
             arguments = str(folder), str(log), numbers, limit
             servers.append(Fork(serve, arguments, os.environ, folder.parent, [os.devnull, f"{log}.errors"]))
         moment = draw.randrange(1, 7)  # texts; and a pause, so that the kill meets a text in the middle
