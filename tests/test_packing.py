@@ -171,7 +171,7 @@ def test_later_chunks_are_checked_at_their_own_positions():
 @both_tables
 def test_what_the_check_lets_through_has_finite_losses_and_gradients(table):
     """Kind: random packings, of one-token documents alone as well, whose losses are 0: nothing has a target there."""
-    for seed in range(8):
+    for seed in range(20):
         draw = torch.Generator().manual_seed(seed)
         lengths = torch.randint(1, 2 if seed % 4 == 0 else 30, (5,), generator=draw).tolist()
         ids_BT, document_BT, _ = pack(lengths, seed=seed)
